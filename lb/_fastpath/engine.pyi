@@ -1,0 +1,128 @@
+"""The whole Python surface of the data plane. Every call comes from the control plane's thread."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+REASONS: tuple[str, ...]
+"""Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log field,
+metric label and `explain` text. The index is the value in C."""
+HISTOGRAM_BOUNDS_SECONDS: tuple[float, ...]
+"""Upper bounds of the latency histograms, as Prometheus' `le`; one more, open bucket follows."""
+LOG_FIELDS: tuple[str, ...]
+"""Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
+protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host, route,
+upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation."""
+
+class Traffic(TypedDict):
+    """Counters since start, summed over threads."""
+
+    responses: list[int]
+    """By status class: 1xx, 2xx, 3xx, 4xx, 5xx."""
+    bytes_in: int
+    """From the client (listener, route) or sent to endpoints (upstream), bodies and heads."""
+    bytes_out: int
+    buckets: list[int]
+    """Not cumulative; len(HISTOGRAM_BOUNDS_SECONDS) + 1. Listener and route: whole exchange. Upstream: to first byte."""
+    seconds: float
+    """Sum of what the buckets count."""
+
+class ListenerStats(Traffic):
+    accepted: int
+    active: int
+    rejected: int
+    requests: int
+
+class UpstreamStats(Traffic):
+    active: int
+    queued: int
+    attempts: int
+    retries: int
+    connects: int
+    connect_failures: int
+    reused: int
+    idle: int
+
+class EndpointStats(TypedDict):
+    key: str
+    state: str
+    """What balancing sees: `ready`, `draining`, `ejected` (after connect failures), `drain`, `down` (by an operator)."""
+    weight: int
+    active: int
+    idle: int
+    requests: int
+    failures: int
+    ejected_for_ms: int
+
+class Table:
+    """Everything a request needs, as one immutable value. Made by lb.compile.table."""
+
+    generation: int
+    host_count: int
+    route_count: int
+    size_bytes: int
+    def match(
+        self,
+        listener: str,
+        host: bytes,
+        path: bytes,
+        method: bytes = b"GET",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        query: bytes | None = None,
+    ) -> tuple[str | None, str | None]:
+        """(hostname of the virtual host, name of the route) that serve the request. `path` must be normalised."""
+
+class Engine:
+    """N reactor threads and what they share."""
+
+    generation: int
+    """Of the table that serves; 0 before the first one."""
+    def __init__(
+        self,
+        *,
+        threads: int,
+        max_connections: int = 0,
+        max_buffer_bytes: int = 0,
+        log_ring_bytes: int = 1 << 20,
+    ) -> None: ...
+    def start(self) -> None:
+        """Start the threads. They accept nothing before a table is published and a listener opened."""
+    def publish(self, table: Table) -> None:
+        """Make `table` the one every request uses that starts from now on."""
+    def collect(self) -> int:
+        """Free what no thread uses any more; returns how many old tables are still pinned. Call it about once a second."""
+    def open_listener(self, name: str, sockets: Sequence[int]) -> None:
+        """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The engine
+        duplicates them; the caller closes its own."""
+    def close_listener(self, name: str) -> None:
+        """Take what waits in the accept queues, then close the sockets. Connections go on."""
+    def stop_accepting(self) -> None: ...
+    def drain(self) -> None:
+        """Answer what is under way with `Connection: close`, close idle connections."""
+    def active(self) -> tuple[int, int]:
+        """(exchanges and tunnels under way, client connections open)."""
+    def stop(self) -> None:
+        """End the threads now; open connections are closed."""
+    def heartbeat_ages_ms(self) -> list[int]:
+        """Since each reactor last turned; it turns at least every 500 ms."""
+    def set_error_answer(self, status: int, content_type: str, body: bytes) -> None:
+        """The body for lb's own answers with this status (0: for all others). `%(status)`, `%(title)`, `%(reason)` and
+        `%(request_id)` are filled in. Call before start."""
+    def open_log(self, fd: int, program: Sequence[bytes | tuple[str, str]]) -> None:
+        """Write access log records to `fd` (duplicated), also to replace the file after a rotation. `program` is one record:
+        literal bytes and (field, escape) pairs with escape `raw`, `json` (the inside of a JSON string) or `clf`. An empty
+        program ends logging."""
+    def flush_log(self) -> None:
+        """Wait until all records made so far are written (at most 1 s)."""
+    def counters(self) -> dict[str, int]:
+        """Process-wide: connections, log_dropped, accept_paused, tables_pinned, buffer_bytes, wakeups, …"""
+    def reasons(self) -> dict[str, int]:
+        """How many exchanges and connections ended for each reason."""
+    def listener_stats(self) -> dict[str, ListenerStats]: ...
+    def route_stats(self) -> dict[str, Traffic]:
+        """Only routes that had traffic."""
+    def upstream_stats(self) -> dict[str, UpstreamStats]: ...
+    def endpoint_stats(self, upstream: str) -> list[EndpointStats]:
+        """Of the endpoints in the current table."""
+    def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
+        """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed); weight -1 returns
+        to the model's. Survives reloads. KeyError when there is no such endpoint."""

@@ -1,0 +1,1 @@
+"""From the model to the table that the data plane reads."""

@@ -1,0 +1,1 @@
+"""The routing model: what lb serves, as plain values. Read config.py first."""

@@ -1,0 +1,55 @@
+"""Listeners: the addresses and ports lb accepts on, and the rules for the bytes that arrive there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from lb.problems import Origin
+
+
+class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Timeouts, limits and trust of an HTTP listener. Times in milliseconds, sizes in bytes; 0 means no limit."""
+
+    head_timeout_ms: int = 10_000
+    """From the first byte of a request to the end of its head (408)."""
+    keepalive_timeout_ms: int = 75_000
+    """How long a connection may wait for its next request, and for its first one."""
+    idle_timeout_ms: int = 60_000
+    """How long a request body, or a client that is not reading, may stand still."""
+    linger_timeout_ms: int = 2_000
+    """How long unread bytes are drained after an early answer, so that the client can read it."""
+    max_requests_per_connection: int = 0
+    max_head_bytes: int = 32_768
+    max_headers: int = 100
+    max_target_bytes: int = 8_192
+    max_body_bytes: int = 0
+    max_connections: int = 0
+    max_connections_per_client: int = 0
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose X-Forwarded-* and Forwarded headers are believed and extended; everybody else's are replaced."""
+    forwarded_header: bool = False
+    """Also send RFC 7239 `Forwarded`."""
+    merge_slashes: bool = True
+    """Match and forward `//` as `/`."""
+    escaped_slashes: Literal["reject", "keep"] = "reject"
+    """What to do with %2F and %5C in a path. %00 is always rejected."""
+    bare_lf: Literal["accept", "reject"] = "accept"
+    """Whether a lone LF may end a line of a request head. Always sent on as CRLF."""
+    absolute_form_mismatch: Literal["reject", "accept"] = "reject"
+    """A request target `http://a/` with `Host: b`: 400, or the target wins (RFC 9112 3.2.2)."""
+
+
+class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One address and port."""
+
+    name: str
+    port: int = 0
+    address: str = ""
+    """IPv4 or IPv6 address, `unix:/path`, or empty for all addresses of both families."""
+    protocol: Literal["http"] = "http"
+    host_set: str = "default"
+    """Which entry of Config.hosts it serves."""
+    http: HttpOptions = HttpOptions()
+    origin: Origin = Origin()

@@ -1,0 +1,63 @@
+"""Upstreams and endpoints: who serves the requests, and the policy of choosing and connecting."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from lb.problems import Origin
+
+Balance = Literal["round-robin", "least-connections"]
+
+
+class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An address that serves requests. Weight 0 gets nothing new, but finishes what it has."""
+
+    address: str
+    """IPv4, IPv6 without brackets, or `unix:/path`."""
+    port: int = 0
+    weight: int = 1
+    draining: bool = False
+    """Terminating in the cluster: gets nothing new while another endpoint can serve."""
+    target: str = ""
+    """What stands behind it: `pod/web-7f9c` or `node/worker-1`."""
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> str:
+        """`10.0.0.1:8080`, `[fd00::1]:8080` or `unix:/path`: the endpoint's identity within its upstream."""
+        if self.address.startswith("unix:"):
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Connection policy. Times in milliseconds; 0 means no limit."""
+
+    connect_timeout_ms: int = 5_000
+    idle_timeout_ms: int = 55_000
+    """How long an unused connection is kept. A server's `Keep-Alive: timeout=` shortens it."""
+    max_requests_per_connection: int = 0
+    max_connections: int = 0
+    """Requests under way in the whole upstream; what is over it waits in the queue."""
+    max_connections_per_endpoint: int = 0
+    max_queue: int = 1_024
+    """How many requests may wait when a limit is reached; the next one is answered 503."""
+    queue_timeout_ms: int = 10_000
+
+
+class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A named set of endpoints with one policy."""
+
+    name: str
+    balance: Balance = "round-robin"
+    endpoints: tuple[Endpoint, ...] = ()
+    affinity: Literal["none", "client-ip"] = "none"
+    """client-ip keeps a client on its endpoint while that endpoint can serve (Service `sessionAffinity: ClientIP`)."""
+    options: UpstreamOptions = UpstreamOptions()
+    unavailable: str = ""
+    """Why there are no endpoints, when the reason is known: `Service shop/web does not exist`."""
+    resolve: str = ""
+    """External name whose addresses are the endpoints (Service type ExternalName)."""
+    origin: Origin = Origin()

@@ -1,0 +1,134 @@
+"""v1: Service, Endpoints, Secret, ConfigMap, Node, Namespace. Source: kubernetes/api core/v1/types.go."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lb.objects.meta import Object
+
+
+class ServicePort(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+    target_port: int | str | None = None
+    node_port: int = 0
+    app_protocol: str | None = None
+
+
+class ClientIPConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(msgspec.Struct, frozen=True, rename={"client_ip": "clientIP"}, omit_defaults=True):
+    client_ip: ClientIPConfig | None = None
+
+
+class ServiceSpec(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={
+        "cluster_ip": "clusterIP",
+        "external_name": "externalName",
+        "external_traffic_policy": "externalTrafficPolicy",
+        "publish_not_ready_addresses": "publishNotReadyAddresses",
+        "session_affinity": "sessionAffinity",
+        "session_affinity_config": "sessionAffinityConfig",
+        "health_check_node_port": "healthCheckNodePort",
+    },
+):
+    type: str = "ClusterIP"
+    ports: tuple[ServicePort, ...] = ()
+    selector: dict[str, str] | None = None
+    cluster_ip: str = ""
+    external_name: str = ""
+    external_traffic_policy: str = "Cluster"
+    publish_not_ready_addresses: bool = False
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    health_check_node_port: int = 0
+
+
+class Service(Object, frozen=True, omit_defaults=True):
+    spec: ServiceSpec = ServiceSpec()
+
+
+class ObjectReference(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    kind: str = ""
+    name: str = ""
+
+
+class EndpointAddress(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    ip: str
+    node_name: str | None = None
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class EndpointSubset(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    addresses: tuple[EndpointAddress, ...] = ()
+    not_ready_addresses: tuple[EndpointAddress, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
+
+
+class Endpoints(Object, frozen=True, omit_defaults=True):
+    """The legacy form; ignored for a Service that has EndpointSlices."""
+
+    subsets: tuple[EndpointSubset, ...] = ()
+
+
+
+
+class Secret(Object, frozen=True, rename="camel", omit_defaults=True):
+    """`data` values stay base64 until used; they never appear in logs, dumps or `repr`."""
+
+    type: str = "Opaque"
+    data: dict[str, str] | None = None
+    string_data: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Secret({self.metadata.namespace}/{self.metadata.name}, {len(self.data or ())} keys)"
+
+
+class ConfigMap(Object, frozen=True, omit_defaults=True):
+    data: dict[str, str] | None = None
+
+
+class NodeAddress(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    type: str
+    address: str
+
+
+class NodeCondition(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    type: str
+    status: str
+
+
+class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    addresses: tuple[NodeAddress, ...] = ()
+    conditions: tuple[NodeCondition, ...] = ()
+
+
+class Taint(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    key: str
+    effect: str = ""
+
+
+class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    taints: tuple[Taint, ...] | None = None
+    unschedulable: bool = False
+
+
+class Node(Object, frozen=True, omit_defaults=True):
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+class Namespace(Object, frozen=True, omit_defaults=True):
+    pass

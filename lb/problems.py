@@ -1,0 +1,136 @@
+"""Problems: what is wrong with the input, said so that somebody can fix it.
+
+Owns the Problem value, the list of all problem codes, and the collector. A problem never stops a build: the object
+it names is the only thing that it costs. This file knows nothing of Kubernetes, of files or of the data plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import msgspec
+
+Severity = Literal["error", "warning", "note"]
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where something in the model came from.
+
+    `line` and `column` count from 1; 0 says that they are not known yet. For JSON `line` is 0 and `item` names the
+    object's place in its file (`items[12]`), from which the line is found when somebody asks.
+    """
+
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    item: str = ""
+
+    @property
+    def object(self) -> str:
+        """`Ingress shop/web`, or the file's name for what belongs to no object."""
+        if not self.kind:
+            return self.file
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+    @property
+    def place(self) -> str:
+        """`web.yaml:12:3`, `export.json items[12]`, or `` for what has no file."""
+        if self.line:
+            return f"{self.file}:{self.line}:{self.column}" if self.column else f"{self.file}:{self.line}"
+        return f"{self.file} {self.item}".rstrip()
+
+
+class Problem(msgspec.Struct, frozen=True, gc=False):
+    """One thing that is wrong: which object, where in it, what, why it matters, and how to fix it."""
+
+    code: str
+    origin: Origin
+    what: str
+    why: str = ""
+    fix: str = ""
+    field: str = ""
+    """Path inside the object, such as `spec.rules[0].http.paths[1].backend`."""
+
+    @property
+    def severity(self) -> Severity:
+        return CODES[self.code].severity
+
+
+class Code(msgspec.Struct, frozen=True, gc=False):
+    """A stable problem code: users search for it, suppress it and alert on it."""
+
+    severity: Severity
+    title: str
+
+
+CODES: dict[str, Code] = {
+    # Reading files
+    "LB1001": Code("error", "file cannot be read"),
+    "LB1002": Code("error", "syntax error"),
+    "LB1003": Code("error", "field has the wrong type or is missing"),
+    "LB1004": Code("warning", "object stands more than once in the input"),
+    "LB1005": Code("note", "nothing in the input is of a kind lb serves"),
+    "LB1006": Code("error", "file ends in the middle; the last good content stays in use"),
+    # Which objects are ours
+    "LB2001": Code("note", "no object names lb: every Ingress is served"),
+    "LB2002": Code("note", "Ingress belongs to another controller"),
+    "LB2003": Code("warning", "IngressClass does not exist"),
+    "LB2004": Code("warning", "more than one default IngressClass"),
+    # Ingress
+    "LB3001": Code("error", "path is not valid"),
+    "LB3002": Code("error", "host is not valid"),
+    "LB3003": Code("error", "pathType is missing or unknown"),
+    "LB3004": Code("warning", "another object already serves this host and path"),
+    "LB3005": Code("error", "backend is neither a service nor a resource, or is both"),
+    "LB3006": Code("warning", "resource backends are not served"),
+    "LB3007": Code("warning", "rule is shadowed and never matches"),
+    "LB3008": Code("note", "age of conflicting objects is unknown or equal: ordered by namespace and name"),
+    "LB3009": Code("warning", "TLS section is not served yet"),
+    # Services, endpoints, nodes
+    "LB4001": Code("error", "Service does not exist"),
+    "LB4002": Code("error", "Service has no such port"),
+    "LB4003": Code("warning", "Service has no ready endpoint"),
+    "LB4004": Code("error", "external name is not valid"),
+    "LB4005": Code("warning", "name cannot be resolved"),
+    "LB4006": Code("warning", "Service has no nodePort"),
+    "LB4007": Code("warning", "no node can serve as target"),
+    # Annotations and the native file
+    "LB5001": Code("error", "annotation has a value lb does not know"),
+    "LB5002": Code("warning", "annotation is not known"),
+    "LB5003": Code("error", "native file is not valid"),
+    "LB5004": Code("error", "reference names nothing in the native file"),
+    # Serving
+    "LB6001": Code("error", "listener cannot be opened"),
+}
+
+
+class Problems:
+    """Collects problems in the order they are found, each once."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, problems: Iterable[Problem] = ()) -> None:
+        self._seen: dict[Problem, None] = dict.fromkeys(problems)
+
+    def add(self, code: str, origin: Origin, what: str, *, why: str = "", fix: str = "", field: str = "") -> None:
+        if code not in CODES:
+            raise KeyError(f"problem code {code} is not in lb/problems.py")
+        self._seen[Problem(code, origin, what, why, fix, field)] = None
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        self._seen.update(dict.fromkeys(problems))
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._seen)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def count(self, severity: Severity) -> int:
+        return sum(1 for problem in self._seen if problem.severity == severity)
