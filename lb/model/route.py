@@ -20,7 +20,8 @@ class PathMatch(msgspec.Struct, frozen=True, gc=False):
 
     exact          the whole path
     prefix         element-wise (Ingress `Prefix`, Gateway API `PathPrefix`): `/foo` and `/foo/` both match `/foo`,
-                   `/foo/` and `/foo/bar`, never `/foobar`; `/` matches everything
+                   `/foo/` and `/foo/bar`, never `/foobar`; `/` matches everything. One trailing slash of the value
+                   does not count
     string-prefix  the path begins with these bytes (Ingress `ImplementationSpecific` as ingress-nginx reads it)
     """
 
