@@ -1,0 +1,365 @@
+"""Metrics: the one list of all names, and the collector that fills them from the engine's counters at scrape time.
+
+Everything else is derived from METRICS: the exposition, the table in the documentation (`python -m lb.observe.metrics`)
+and the test that both agree. Labels are bounded: routes, upstreams and endpoints beyond a limit are summed as `_other`.
+Conventions: prometheus.io/docs/practices/naming. This file knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import nlargest
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+import msgspec
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from lb import __version__
+from lb.pipeline import OUTCOMES, Build, Outcome
+from lb.settings import Metrics as MetricsSettings
+
+if TYPE_CHECKING:
+    from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
+    from lb.pipeline import Pipeline
+    from lb.sockets import Listeners
+
+StatsT = TypeVar("StatsT", bound="Traffic")
+
+OTHER = "_other"
+CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A metric as users see it. Counters are named without their `_total`, as the client library wants it."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram", "info"]
+    labels: tuple[str, ...]
+    help: str
+
+
+def _metrics(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+METRICS = _metrics(
+    Metric("lb_build", "info", (), "Version of lb and of the Python it runs on."),
+    Metric("lb_ready", "gauge", (), "1 while lb takes new requests, 0 before the first table and while it drains."),
+    # Configuration
+    Metric("lb_config_generation", "gauge", (), "Generation of the table that serves."),
+    Metric("lb_config_last_build_success", "gauge", (), "1 when the newest build serves, 0 when it was refused."),
+    Metric("lb_config_last_success_timestamp_seconds", "gauge", (), "When the newest successful build ended."),
+    Metric("lb_config_builds", "counter", ("outcome",), "Builds: published, unchanged or refused."),
+    Metric("lb_config_stage_seconds", "gauge", ("stage",), "How long each stage of the newest build took."),
+    Metric("lb_config_problems", "gauge", ("severity",), "Problems of the newest input."),
+    Metric("lb_objects", "gauge", ("kind",), "Objects in the input."),
+    # Listeners
+    Metric("lb_listener_up", "gauge", ("listener",), "1 when the listener is open, 0 when it cannot be opened."),
+    Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted."),
+    Metric("lb_listener_connections_active", "gauge", ("listener",), "Client connections open."),
+    Metric("lb_listener_connections_rejected", "counter", ("listener",), "Client connections over a limit."),
+    Metric("lb_listener_requests", "counter", ("listener",), "Requests whose head was read."),
+    Metric("lb_listener_responses", "counter", ("listener", "code_class"), "Responses sent."),
+    Metric("lb_listener_received_bytes", "counter", ("listener",), "Bytes from clients."),
+    Metric("lb_listener_sent_bytes", "counter", ("listener",), "Bytes to clients."),
+    Metric("lb_listener_request_duration_seconds", "histogram", ("listener",), "Whole exchanges."),
+    # Routes
+    Metric("lb_route_responses", "counter", ("route", "code_class"), "Responses sent."),
+    Metric("lb_route_received_bytes", "counter", ("route",), "Bytes from clients."),
+    Metric("lb_route_sent_bytes", "counter", ("route",), "Bytes to clients."),
+    Metric("lb_route_request_duration_seconds", "histogram", ("route",), "Whole exchanges."),
+    # Upstreams
+    Metric("lb_upstream_responses", "counter", ("upstream", "code_class"), "Responses received from endpoints."),
+    Metric("lb_upstream_sent_bytes", "counter", ("upstream",), "Bytes to endpoints."),
+    Metric("lb_upstream_received_bytes", "counter", ("upstream",), "Bytes from endpoints."),
+    Metric(
+        "lb_upstream_first_byte_seconds", "histogram", ("upstream",), "From the attempt to the response's first byte."
+    ),
+    Metric("lb_upstream_requests_active", "gauge", ("upstream",), "Requests under way."),
+    Metric("lb_upstream_requests_queued", "gauge", ("upstream",), "Requests that wait because a limit is reached."),
+    Metric("lb_upstream_attempts", "counter", ("upstream",), "Tries on an endpoint, first ones and retries."),
+    Metric("lb_upstream_retries", "counter", ("upstream",), "Tries after the first one of a request."),
+    Metric("lb_upstream_connects", "counter", ("upstream",), "New connections to endpoints."),
+    Metric("lb_upstream_connect_failures", "counter", ("upstream",), "New connections that failed."),
+    Metric("lb_upstream_connections_reused", "counter", ("upstream",), "Attempts on a connection that was kept."),
+    Metric("lb_upstream_connections_idle", "gauge", ("upstream",), "Connections kept for the next request."),
+    # Endpoints
+    Metric("lb_endpoint_up", "gauge", ("upstream", "endpoint"), "1 when the endpoint takes new requests."),
+    Metric("lb_endpoint_weight", "gauge", ("upstream", "endpoint"), "Weight in force."),
+    Metric("lb_endpoint_requests_active", "gauge", ("upstream", "endpoint"), "Requests under way."),
+    Metric("lb_endpoint_connections_idle", "gauge", ("upstream", "endpoint"), "Connections kept for the next request."),
+    Metric("lb_endpoint_requests", "counter", ("upstream", "endpoint"), "Requests sent."),
+    Metric("lb_endpoint_failures", "counter", ("upstream", "endpoint"), "Failed connects and broken exchanges."),
+    # Data plane
+    Metric("lb_exchange_end", "counter", ("reason",), "Exchanges and connections by why they ended."),
+    Metric("lb_connections_active", "gauge", (), "Client connections open."),
+    Metric("lb_buffer_bytes", "gauge", (), "Memory that holds bytes which wait to be sent."),
+    Metric("lb_tables_pinned", "gauge", (), "Old tables that requests under way still use."),
+    Metric("lb_accept_pauses", "counter", (), "Times accepting stopped because descriptors or memory ran short."),
+    Metric("lb_access_log_dropped", "counter", (), "Access log records lost because the writer could not follow."),
+    Metric("lb_reactor_wakeups", "counter", (), "Turns of all reactor threads."),
+    Metric("lb_reactor_heartbeat_age_seconds", "gauge", ("thread",), "Since the reactor thread last turned."),
+)
+
+ENGINE_COUNTERS = {
+    "connections": "lb_connections_active",
+    "buffer_bytes": "lb_buffer_bytes",
+    "tables_pinned": "lb_tables_pinned",
+    "accept_paused": "lb_accept_pauses",
+    "log_dropped": "lb_access_log_dropped",
+    "wakeups": "lb_reactor_wakeups",
+}
+"""Key of Engine.counters() -> metric."""
+
+
+class Scrape(msgspec.Struct, frozen=True):
+    """All numbers of one moment, taken on the control plane's thread; turned into text elsewhere."""
+
+    ready: bool
+    generation: int
+    newest: Build | None
+    last_good: Build | None
+    outcomes: Mapping[Outcome, int]
+    listeners_up: Mapping[str, bool]
+    bounds: Sequence[float]
+    listeners: Mapping[str, ListenerStats]
+    routes: Mapping[str, Traffic]
+    upstreams: Mapping[str, UpstreamStats]
+    endpoints: Mapping[str, Sequence[EndpointStats]]
+    reasons: Mapping[str, int]
+    counters: Mapping[str, int]
+    heartbeat_ages_ms: Sequence[int]
+
+
+class Names:
+    """Which names have series of their own: the busiest when they were chosen. A chosen name stays until it is gone,
+    so that no counter, not even that of `_other`, goes down while the configuration stands still."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chosen: set[str] = set()
+
+    def choose(self, busy: Mapping[str, int]) -> set[str]:
+        """The names to show, out of all there are with how busy each is."""
+        self._chosen &= busy.keys()
+        if room := self._limit - len(self._chosen):
+            rest = (name for name in busy if name not in self._chosen)
+            self._chosen.update(nlargest(room, rest, key=busy.__getitem__))
+        return self._chosen
+
+
+class Exposition(Collector):
+    """One scrape as metric families."""
+
+    def __init__(self, scrape: Scrape) -> None:
+        self._scrape = scrape
+        self._families: dict[str, Family] = {}
+
+    def collect(self) -> Iterator[Family]:
+        self._families = {name: _family(metric) for name, metric in METRICS.items()}
+        self._add_process()
+        self._add_config()
+        self._add_listeners()
+        for route, traffic in self._scrape.routes.items():
+            self._add_traffic("lb_route", "request_duration_seconds", (route,), traffic)
+        self._add_upstreams()
+        self._add_endpoints()
+        return iter(self._families.values())
+
+    def _add(self, name: str, value: float | dict[str, str], *labels: str) -> None:
+        self._families[name].add_metric(labels, value)  # type: ignore[attr-defined]  # all kinds but the base have it
+
+    def _add_process(self) -> None:
+        scrape = self._scrape
+        self._add("lb_build", {"version": __version__, "python": platform.python_version()})
+        self._add("lb_ready", scrape.ready)
+        for reason, count in scrape.reasons.items():
+            self._add("lb_exchange_end", count, reason)
+        for key, name in ENGINE_COUNTERS.items():
+            self._add(name, scrape.counters[key])
+        for thread, age_ms in enumerate(scrape.heartbeat_ages_ms):
+            self._add("lb_reactor_heartbeat_age_seconds", age_ms / 1000, str(thread))
+
+    def _add_config(self) -> None:
+        scrape = self._scrape
+        self._add("lb_config_generation", scrape.generation)
+        for outcome in OUTCOMES:
+            self._add("lb_config_builds", scrape.outcomes.get(outcome, 0), outcome)
+        if scrape.last_good is not None:
+            self._add("lb_config_last_success_timestamp_seconds", scrape.last_good.time)
+        if (newest := scrape.newest) is not None:
+            self._add("lb_config_last_build_success", newest.outcome != "refused")
+            for stage, seconds in newest.seconds.items():
+                self._add("lb_config_stage_seconds", seconds, stage)
+            for severity, count in newest.problems.items():
+                self._add("lb_config_problems", count, severity)
+            for kind, count in newest.objects.items():
+                self._add("lb_objects", count, kind)
+
+    def _add_listeners(self) -> None:
+        for name, up in self._scrape.listeners_up.items():
+            self._add("lb_listener_up", up, name)
+        for name, stats in self._scrape.listeners.items():
+            self._add("lb_listener_connections", stats["accepted"], name)
+            self._add("lb_listener_connections_active", stats["active"], name)
+            self._add("lb_listener_connections_rejected", stats["rejected"], name)
+            self._add("lb_listener_requests", stats["requests"], name)
+            self._add_traffic("lb_listener", "request_duration_seconds", (name,), stats)
+
+    def _add_upstreams(self) -> None:
+        for name, stats in self._scrape.upstreams.items():
+            self._add("lb_upstream_requests_active", stats["active"], name)
+            self._add("lb_upstream_requests_queued", stats["queued"], name)
+            self._add("lb_upstream_attempts", stats["attempts"], name)
+            self._add("lb_upstream_retries", stats["retries"], name)
+            self._add("lb_upstream_connects", stats["connects"], name)
+            self._add("lb_upstream_connect_failures", stats["connect_failures"], name)
+            self._add("lb_upstream_connections_reused", stats["reused"], name)
+            self._add("lb_upstream_connections_idle", stats["idle"], name)
+            self._add_traffic("lb_upstream", "first_byte_seconds", (name,), stats)
+
+    def _add_endpoints(self) -> None:
+        for upstream, endpoints in self._scrape.endpoints.items():
+            for stats in endpoints:
+                labels = (upstream, stats["key"])
+                self._add("lb_endpoint_up", stats["state"] == "ready", *labels)
+                self._add("lb_endpoint_weight", stats["weight"], *labels)
+                self._add("lb_endpoint_requests_active", stats["active"], *labels)
+                self._add("lb_endpoint_connections_idle", stats["idle"], *labels)
+                self._add("lb_endpoint_requests", stats["requests"], *labels)
+                self._add("lb_endpoint_failures", stats["failures"], *labels)
+
+    def _add_traffic(self, prefix: str, histogram: str, labels: tuple[str, ...], traffic: Traffic) -> None:
+        for code_class, count in zip(CLASSES, traffic["responses"], strict=True):
+            self._add(f"{prefix}_responses", count, *labels, code_class)
+        # `in` comes from the client and goes to the endpoint.
+        inward, outward = ("sent", "received") if prefix == "lb_upstream" else ("received", "sent")
+        self._add(f"{prefix}_{inward}_bytes", traffic["bytes_in"], *labels)
+        self._add(f"{prefix}_{outward}_bytes", traffic["bytes_out"], *labels)
+        bounds = (*(str(bound) for bound in self._scrape.bounds), "+Inf")
+        buckets = list(zip(bounds, accumulate(map(float, traffic["buckets"])), strict=True))
+        self._families[f"{prefix}_{histogram}"].add_metric(labels, buckets, traffic["seconds"])  # type: ignore[attr-defined]
+
+
+def fold(stats: Mapping[str, StatsT], shown: set[str]) -> dict[str, StatsT]:
+    """What is shown as it is, and the sum of the rest as `_other`."""
+    kept = {name: stats[name] for name in stats if name in shown}
+    rest = [stats[name] for name in stats if name not in shown]
+    if rest:
+        kept[OTHER] = cast(StatsT, {key: _sum([one[key] for one in rest]) for key in rest[0]})  # type: ignore[literal-required]
+    return kept
+
+
+def requests_of(traffic: Traffic) -> int:
+    """How many exchanges a traffic block counted."""
+    return sum(traffic["responses"])
+
+
+def _sum(values: Sequence[float | list[int]]) -> float | list[int]:
+    """Sum of numbers, or of lists place by place."""
+    lists = [value for value in values if isinstance(value, list)]
+    if lists:
+        return [sum(column) for column in zip(*lists, strict=True)]
+    return sum(value for value in values if not isinstance(value, list))
+
+
+def _family(metric: Metric) -> Family:
+    families = {
+        "counter": CounterMetricFamily,
+        "gauge": GaugeMetricFamily,
+        "histogram": HistogramMetricFamily,
+        "info": InfoMetricFamily,
+    }
+    family: Family = families[metric.type](metric.name, metric.help, labels=metric.labels)
+    return family
+
+
+class Metrics:
+    """Takes scrapes and renders them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        bounds: Sequence[float],
+        pipeline: Pipeline,
+        listeners: Listeners,
+        settings: MetricsSettings,
+    ) -> None:
+        self._engine = engine
+        self._bounds = bounds
+        self._pipeline = pipeline
+        self._listeners = listeners
+        self._routes = Names(settings.max_routes)
+        self._upstreams = Names(settings.max_upstreams)
+        self._max_endpoints = settings.max_endpoints
+        self._process = ProcessCollector(registry=CollectorRegistry())
+
+    async def render(self, accept: str, *, ready: bool) -> tuple[bytes, str]:
+        """(text, content type) as Prometheus or OpenMetrics, whichever the Accept header asks for."""
+        encode, content_type = choose_encoder(accept)
+        # Many series take a while to write: not on the loop.
+        return await asyncio.to_thread(encode, _Chain(Exposition(self.take(ready=ready)), self._process)), content_type
+
+    def take(self, *, ready: bool) -> Scrape:
+        """The numbers of this moment."""
+        engine, pipeline = self._engine, self._pipeline
+        routes = engine.route_stats()
+        upstreams = engine.upstream_stats()
+        shown_routes = self._routes.choose({name: requests_of(traffic) for name, traffic in routes.items()})
+        shown_upstreams = self._upstreams.choose({name: stats["attempts"] for name, stats in upstreams.items()})
+        return Scrape(
+            ready=ready,
+            generation=pipeline.generation,
+            newest=pipeline.newest,
+            last_good=pipeline.last_good,
+            outcomes=pipeline.outcomes,
+            listeners_up={name: name in self._listeners.opened for name in pipeline.config.listeners},
+            bounds=self._bounds,
+            listeners=engine.listener_stats(),
+            routes=fold(routes, shown_routes),
+            upstreams=fold(upstreams, shown_upstreams),
+            endpoints=self._endpoints(shown_upstreams),
+            reasons=engine.reasons(),
+            counters=engine.counters(),
+            heartbeat_ages_ms=engine.heartbeat_ages_ms(),
+        )
+
+    def _endpoints(self, upstreams: Iterable[str]) -> dict[str, list[EndpointStats]]:
+        """By upstream, as many as the limit allows. A sum of the rest would only repeat its upstreams."""
+        endpoints: dict[str, list[EndpointStats]] = {}
+        room = self._max_endpoints
+        for upstream in sorted(upstreams):
+            if upstream in self._pipeline.config.upstreams and room > 0:
+                endpoints[upstream] = self._engine.endpoint_stats(upstream)[:room]
+                room -= len(endpoints[upstream])
+        return endpoints
+
+
+class _Chain(Collector):
+    def __init__(self, *collectors: Collector) -> None:
+        self._collectors = collectors
+
+    def collect(self) -> Iterator[Family]:
+        for collector in self._collectors:
+            yield from collector.collect()
+
+
+def table() -> str:
+    """METRICS as a Markdown table, with the names as they are scraped."""
+    suffix = {"counter": "_total", "info": "_info"}
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}{suffix.get(metric.type, '')}` | {metric.type} | {labels} | {metric.help} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,150 @@
+"""The one idea: objects come in, one value comes out, threads read it.
+
+    store ──> translate ──> model ──> compile ──> publish
+    objects   what they     Config    one table   one pointer swap
+    by key    mean                    of C data   in the engine
+
+Read this file first. It owns the order of the stages, the generation counter and the rule that a build that fails
+never replaces one that works: until its last step a build changes nothing that serves, so whatever goes wrong before
+costs only the change itself. It knows nothing of files, sockets or Kubernetes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import structlog
+
+from lb.model.config import Config
+from lb.objects.view import Changes
+from lb.problems import SEVERITIES, Problem, Problems
+from lb.translate.translation import Options, Translation, translate
+
+if TYPE_CHECKING:
+    from lb._fastpath.engine import Engine, Table
+    from lb.compile.table import Compiler
+    from lb.sources.store import Store
+
+log = structlog.stdlib.get_logger(__name__)
+
+Outcome = Literal["published", "unchanged", "refused"]
+OUTCOMES: tuple[Outcome, ...] = ("published", "unchanged", "refused")
+STAGES = ("read", "translate", "compile", "publish")
+
+
+class Build(msgspec.Struct, frozen=True):
+    """What one run through the line did."""
+
+    generation: int
+    """Of the table that serves after it; 0 before the first one."""
+    outcome: Outcome
+    time: float
+    """When it ended, in seconds since the epoch."""
+    seconds: dict[str, float]
+    """How long each stage that was reached took."""
+    objects: dict[str, int]
+    """By kind."""
+    problems: dict[str, int]
+    """By severity."""
+    error: str = ""
+    """Why it was refused."""
+
+
+class Pipeline:
+    """Runs builds one after the other, and remembers what serves and what was refused."""
+
+    def __init__(self, store: Store, options: Options, compiler: Compiler, engine: Engine) -> None:
+        self.store = store
+        self.options = options
+        self.compiler = compiler
+        self.engine = engine
+        self.config = Config()
+        """What serves now."""
+        self.generation = 0
+        self.problems: tuple[Problem, ...] = ()
+        """Of the newest input, also when it does not serve."""
+        self.newest: Build | None = None
+        self.last_good: Build | None = None
+        self.last_refused: Build | None = None
+        self.outcomes: Counter[Outcome] = Counter()
+        self._translation: Translation | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def apply(self, read: Callable[[], object] | None = None) -> Build:
+        """Let `read` bring the store up to date, then serve what the store holds. Never raises for what is in it.
+
+        Reading and building run in a worker thread, so that the loop goes on answering meanwhile; nothing else touches
+        the store while they do.
+        """
+        async with self._one_at_a_time:
+            seconds: dict[str, float] = {}
+            try:
+                config, table = await asyncio.to_thread(self._build, read, seconds)
+                if table is not None:
+                    self._publish(config, table, seconds)
+            except Exception as error:
+                log.exception("build refused; what served before goes on", generation=self.generation)
+                return self._finish("refused", seconds, f"{type(error).__name__}: {error}")
+            return self._finish("published" if table is not None else "unchanged", seconds)
+
+    def _build(self, read: Callable[[], object] | None, seconds: dict[str, float]) -> tuple[Config, Table | None]:
+        """Store to table; no table when nothing changed."""
+        with _timed("read", seconds):
+            if read is not None:
+                read()
+        with _timed("translate", seconds):
+            translation = self._translate()
+        if self.generation and translation.config == self.config:
+            return self.config, None
+        with _timed("compile", seconds):
+            return translation.config, self.compiler.compile(translation.config, self.generation + 1)
+
+    def _translate(self) -> Translation:
+        changes = self.store.take_changes()
+        # The store has now forgotten its changes: should translation fail, the next one starts from nothing.
+        previous, self._translation = self._translation, None
+        if previous is None:
+            changes = Changes(everything=True)
+        self._translation = translation = translate(self.store, self.options, changes, previous)
+        self.problems = tuple(Problems((*self.store.problems(), *translation.problems)))
+        return translation
+
+    def _publish(self, config: Config, table: Table, seconds: dict[str, float]) -> None:
+        with _timed("publish", seconds):
+            self.engine.publish(table)
+        self.config = config
+        self.generation += 1
+
+    def _finish(self, outcome: Outcome, seconds: dict[str, float], error: str = "") -> Build:
+        severities = Counter(problem.severity for problem in self.problems)
+        build = Build(
+            generation=self.generation,
+            outcome=outcome,
+            time=time.time(),
+            seconds=seconds,
+            objects=dict(self.store.counts()),
+            problems={severity: severities[severity] for severity in SEVERITIES},
+            error=error,
+        )
+        self.outcomes[outcome] += 1
+        self.newest = build
+        if outcome == "refused":
+            self.last_refused = build
+        else:
+            self.last_good = build
+        return build
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = time.monotonic() - started

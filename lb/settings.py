@@ -1,0 +1,307 @@
+"""Settings of the daemon: what is not routing, with a good default for everything.
+
+Owns the Settings value, its place in the native file (the `settings:` section, read only from the file that `-c` names)
+and the checks of what stands there. Command line options override the file. Settings are read once, at start: what may
+change while lb runs is routing, and that is not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta
+from msgspec.structs import fields
+
+from lb.model.listener import HttpOptions
+from lb.model.route import RouteOptions
+from lb.model.upstream import Balance, UpstreamOptions
+
+Targets = Literal["endpoints", "nodeports"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+Count = Annotated[int, Meta(ge=0)]
+Milliseconds = Annotated[int, Meta(ge=0)]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. The text names the place and says how to fix it."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all sections."""
+
+
+class Admin(Section, frozen=True):
+    """The admin API."""
+
+    socket: str = ""
+    """Path of its Unix socket. Empty: /run/lb/admin.sock, or a place of the user's own when that cannot be written."""
+    socket_mode: Annotated[str, Meta(pattern="^0?[0-7]{3}$")] = "0660"
+    """Who may connect, in octal: everybody who can may change the daemon's state."""
+    address: str = ""
+    """Also serve it on this ADDRESS:PORT. Only reading is allowed there."""
+
+
+class AccessLog(Section, frozen=True):
+    """The access log."""
+
+    path: str = ""
+    """File, `-` for standard output, or empty for none. Reopened on SIGUSR1."""
+    format: str = "json"
+    """`json`, `combined`, or a template such as `%{client} %{status} %{duration}`."""
+
+
+class Log(Section, frozen=True):
+    """What lb says about itself, on standard error."""
+
+    level: LogLevel = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, else JSON."""
+
+
+class Limits(Section, frozen=True):
+    """Limits of the whole process. 0 means none but the system's."""
+
+    max_connections: Count = 0
+    """Client connections open at the same time; more wait in the kernel's accept queue."""
+    max_buffer_bytes: Count = 0
+    """Memory for bytes that wait to be sent."""
+
+
+class ErrorAnswer(Section, frozen=True):
+    """The body of lb's own answers with one status."""
+
+    status: Annotated[int, Meta(ge=0, le=599)]
+    """0 stands for all that have no answer of their own."""
+    body: str
+    """`%(status)`, `%(title)`, `%(reason)` and `%(request_id)` are filled in."""
+    content_type: str = "text/html; charset=utf-8"
+
+
+class Metrics(Section, frozen=True):
+    """How many series /metrics may have. The busiest get their own; the rest is summed under `_other`."""
+
+    max_routes: Count = 1_000
+    max_upstreams: Count = 1_000
+    max_endpoints: Count = 1_000
+
+
+class Defaults(Section, frozen=True):
+    """What objects get that say nothing themselves."""
+
+    balance: Balance = "round-robin"
+    http: HttpOptions = HttpOptions()
+    route: RouteOptions = RouteOptions()
+    upstream: UpstreamOptions = UpstreamOptions()
+
+
+class Kubernetes(Section, frozen=True):
+    """How Kubernetes objects are read."""
+
+    classes: tuple[str, ...] = ()
+    """Ingress classes to serve besides those whose controller is lb's."""
+    take_over: tuple[str, ...] = ()
+    """Controllers whose classes are served as if they were lb's, such as `k8s.io/ingress-nginx`."""
+    targets: Targets = "endpoints"
+    """Send requests to pods, or to node ports. `lb/targets` on a Service overrides it."""
+    node_selector: dict[str, str] = {}
+    """Labels that a node must have to be a target."""
+    node_address: Literal["InternalIP", "ExternalIP"] = "InternalIP"
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 80
+    """Port of the listener that serves Ingresses."""
+
+
+class Settings(Section, frozen=True):
+    """Settings of the daemon."""
+
+    threads: Count = 0
+    """Threads that carry traffic. 0: one for each core that lb may use."""
+    drain_timeout_ms: Milliseconds = 30_000
+    """How long requests under way may take to finish when lb is told to stop."""
+    core_dumps: bool = False
+    """Allow core dumps and debuggers. They would see keys and credentials."""
+    publish: tuple[str, ...] = ()
+    """Where listeners bind instead of their own port: `80=127.0.0.1:8080`, as with `--publish`."""
+    admin: Admin = Admin()
+    access_log: AccessLog = AccessLog()
+    log: Log = Log()
+    limits: Limits = Limits()
+    error_answers: tuple[ErrorAnswer, ...] = ()
+    metrics: Metrics = Metrics()
+    defaults: Defaults = Defaults()
+    kubernetes: Kubernetes = Kubernetes()
+
+    @property
+    def thread_count(self) -> int:
+        """Reactor threads to start."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """Where a listener really binds."""
+
+    address: str = ""
+    """IPv4, IPv6 without brackets, `unix:/path`, or empty for all addresses of both families."""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.address.startswith("unix:"):
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address or '*'}:{self.port}"
+
+
+def parse_bind(text: str) -> Bind:
+    """`8080`, `:8080`, `127.0.0.1:8080`, `[::1]:8080` or `unix:/path`. SettingsError when it is none of these."""
+    if text.startswith("unix:"):
+        if len(text) == len("unix:"):
+            raise SettingsError(f"`{text}` has no path: write `unix:/run/lb/http.sock`")
+        return Bind(text)
+    address, _, port = text.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise SettingsError(f"`{text}` does not end in a port: write ADDRESS:PORT, such as `127.0.0.1:8080`")
+    try:
+        return Bind(str(ipaddress.ip_address(address)) if address not in ("", "*") else "", int(port))
+    except ValueError:
+        fix = "an IPv6 address stands in brackets, `[::1]:8080`" if ":" in address else "names are not resolved"
+        raise SettingsError(f"`{text}`: `{address}` is not an IP address ({fix})") from None
+
+
+def parse_publish(texts: Sequence[str]) -> dict[int, Bind]:
+    """`PORT=ADDRESS:PORT` mappings by the listener's port; the last one for a port counts."""
+    mappings = {}
+    for text in texts:
+        port, equals, bind = text.partition("=")
+        if not equals or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise SettingsError(f"`{text}` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080`")
+        mappings[int(port)] = parse_bind(bind)
+    return mappings
+
+
+def default_admin_socket() -> str:
+    """Where the admin socket is when nobody says: daemon and `lb ctl` come to the same answer for the same user."""
+    system = Path(os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or "/run/lb")
+    parent = system if system.exists() else system.parent
+    if os.access(parent, os.W_OK):
+        return str(system / "admin.sock")
+    user = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{user}/lb/admin.sock" if user else f"/tmp/lb-{os.getuid()}/admin.sock"  # noqa: S108
+
+
+def load_settings(path: str | Path) -> Settings:
+    """The `settings:` section of a native file; all defaults when it has none. SettingsError, OSError."""
+    try:
+        found = _find_section(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {_one_line(error)}") from None
+    if found is None:
+        return Settings()
+    content, node = found
+    try:
+        return parse_settings(content)
+    except _FieldError as error:
+        raise SettingsError(f"{path}:{_line_of(node, error.path)}: {error}") from None
+
+
+def parse_settings(content: object) -> Settings:
+    """Decoded content as Settings. SettingsError with the field's path and, for a wrong name, the likely right one."""
+    if not isinstance(content, Mapping):
+        raise _FieldError((), "`settings` must be a mapping")
+    for path, message in _unknown_fields(content, Settings, ()):
+        raise _FieldError(path, message)
+    try:
+        settings = msgspec.convert(content, Settings)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        raise _FieldError(_split_path(place.rstrip("`")), message) from None
+    _check(settings)
+    return settings
+
+
+class _FieldError(SettingsError):
+    """A SettingsError that knows the path of its field."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        self.path = path
+        super().__init__(f"settings{''.join(_step(step) for step in path)}: {message}" if path else message)
+
+
+def _check(settings: Settings) -> None:
+    """What types alone cannot say."""
+    try:
+        parse_publish(settings.publish)
+    except SettingsError as error:
+        raise _FieldError(("publish",), str(error)) from None
+    try:
+        if settings.admin.address and parse_bind(settings.admin.address).address.startswith("unix:"):
+            raise SettingsError("this is for TCP; a Unix socket is `socket`")
+    except SettingsError as error:
+        raise _FieldError(("admin", "address"), str(error)) from None
+
+
+def _unknown_fields(
+    content: Mapping[Any, Any], struct: type[msgspec.Struct], path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Fields that `struct` does not have, with the likely right name."""
+    known = {field.encode_name: field.type for field in fields(struct)}
+    for name, value in content.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            yield (*path, str(name)), f"unknown field{f'; did you mean `{near[0]}`?' if near else ''}"
+        elif isinstance(value, Mapping) and isinstance(kind := known[name], type) and issubclass(kind, msgspec.Struct):
+            yield from _unknown_fields(value, kind, (*path, name))
+
+
+def _find_section(text: str) -> tuple[object, yaml.Node] | None:
+    """(content, node) of the `settings:` of the first native document that has one."""
+    loader = yaml.CSafeLoader(text)
+    try:
+        while loader.check_node():
+            document = loader.get_node()
+            if not isinstance(document, yaml.MappingNode):
+                continue
+            top = {key.value: value for key, value in document.value if isinstance(key, yaml.ScalarNode)}
+            version = top.get("apiVersion")
+            if version is not None and str(version.value).startswith("lb/") and "settings" in top:
+                return loader.construct_object(top["settings"], deep=True), top["settings"]
+    finally:
+        loader.dispose()
+    return None
+
+
+def _line_of(node: yaml.Node, path: tuple[str | int, ...]) -> int:
+    """Line of the field at `path`, or of the nearest one around it that there is."""
+    line = node.start_mark.line + 1
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(step)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            found = [(value, value) for value in node.value[step : step + 1]]
+        else:
+            found = []
+        if not found:
+            break
+        key, node = found[0]
+        line = key.start_mark.line + 1
+    return line
+
+
+def _split_path(path: str) -> tuple[str | int, ...]:
+    """msgspec's `.error_answers[0].status` as steps."""
+    return tuple(int(index) if index else name for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path))
+
+
+def _step(step: str | int) -> str:
+    return f"[{step}]" if isinstance(step, int) else f".{step}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

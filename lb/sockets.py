@@ -1,0 +1,275 @@
+"""Listening sockets: opens them for the model's listeners and hands them to the engine.
+
+Owns where a listener really binds (its own address, a published one, a socket that systemd opened), dual stack, Unix
+socket files, and the problem LB6001 for what cannot be opened: the other listeners serve nevertheless. It knows nothing
+of requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from lb.model.listener import Listener
+from lb.problems import Problem
+from lb.settings import Bind
+
+log = structlog.stdlib.get_logger(__name__)
+
+# The kernel takes the smaller of this and net.core.somaxconn, so the administrator's limit is the one that counts.
+BACKLOG = 65_535
+# Whoever may write to a Unix listener may send requests; a proxy in front of lb usually shares its group.
+UNIX_MODE = 0o660
+
+
+class Acceptor(Protocol):
+    """Whoever accepts on the sockets: the engine."""
+
+    def open_listener(self, name: str, sockets: Sequence[int]) -> None: ...
+    def close_listener(self, name: str) -> None: ...
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A listener that accepts."""
+
+    name: str
+    wanted: Bind
+    address: str
+    """Where it really is, as `127.0.0.1:8080`."""
+    activated: bool = False
+    """systemd opened it."""
+
+
+class Listeners:
+    """Keeps the open sockets equal to the model's listeners."""
+
+    def __init__(
+        self,
+        engine: Acceptor,
+        threads: int,
+        publish: Mapping[int, Bind],
+        activated: Sequence[tuple[str, socket.socket]] = (),
+    ) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._publish = publish
+        self._activated = list(activated)
+        self.opened: dict[str, Opened] = {}
+        self.problems: tuple[Problem, ...] = ()
+
+    def sync(self, listeners: Mapping[str, Listener]) -> None:
+        """Open what is new, close what is gone, try again what could not be opened before."""
+        wanted = {name: self.bind_of(listener) for name, listener in listeners.items()}
+        freed = set()
+        for name, opened in list(self.opened.items()):
+            if wanted.get(name) != opened.wanted:
+                self._close(name)
+                freed.add(opened.wanted)
+        problems = []
+        for name, bind in wanted.items():
+            if name not in self.opened:
+                try:
+                    self._open(name, bind, ours_before=bind in freed)
+                except OSError as error:
+                    problems.append(_problem(listeners[name], bind, error))
+        for problem in problems:
+            if problem not in self.problems:
+                log.error(problem.what, why=problem.why, fix=problem.fix)
+        self.problems = tuple(problems)
+
+    def bind_of(self, listener: Listener) -> Bind:
+        """Where a listener is to bind."""
+        return self._publish.get(listener.port) or Bind(listener.address, listener.port)
+
+    def close(self) -> None:
+        """Close all; removes the socket files that are ours."""
+        for name in list(self.opened):
+            self._close(name)
+
+    def _open(self, name: str, bind: Bind, *, ours_before: bool) -> None:
+        with ExitStack() as close_ours:  # the engine has its own duplicates
+            activated = self._find_activated(name, bind)
+            # The engine takes a moment to close a socket, which must not look like somebody else's.
+            sockets = [activated] if activated else open_sockets(bind, self._threads, share=ours_before)
+            if activated is None:
+                for opened in sockets:
+                    close_ours.callback(opened.close)
+            self._engine.open_listener(name, [opened.fileno() for opened in sockets])
+            where = _address_of(sockets[0])
+        self.opened[name] = Opened(name, bind, where, activated is not None)
+        log.info("listening", listener=name, address=where)
+
+    def _close(self, name: str) -> None:
+        self._engine.close_listener(name)
+        opened = self.opened.pop(name)
+        if opened.address.startswith("unix:") and not opened.activated:
+            with suppress(FileNotFoundError):
+                Path(opened.address.removeprefix("unix:")).unlink()
+        log.info("stopped listening", listener=name, address=opened.address)
+
+    def _find_activated(self, name: str, bind: Bind) -> socket.socket | None:
+        """systemd's socket with the listener's name, else one at the listener's place."""
+        for given, candidate in self._activated:
+            if given == name:
+                return candidate
+        for _, candidate in self._activated:
+            if _is_at(candidate, bind):
+                return candidate
+        return None
+
+
+def open_sockets(bind: Bind, count: int, *, share: bool = False) -> list[socket.socket]:
+    """Listening, non-blocking sockets: `count` that share a port, or one for a Unix path. OSError.
+
+    `share` allows that this user already has listening sockets at the same place.
+    """
+    if bind.address.startswith("unix:"):
+        return [_open_unix(bind.address.removeprefix("unix:"))]
+    family = socket.AF_INET6 if ":" in bind.address or (not bind.address and _has_ipv6()) else socket.AF_INET
+    address = bind.address or ("::" if family == socket.AF_INET6 else "0.0.0.0")  # noqa: S104 (asked for)
+    if bind.port and not share:
+        _check_free(family, address, bind.port, dual_stack=not bind.address)
+    sockets: list[socket.socket] = []
+    port = bind.port
+    try:
+        for _ in range(count):
+            opened = _new_socket(family, dual_stack=not bind.address)
+            sockets.append(opened)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            opened.bind((address, port))
+            port = opened.getsockname()[1]
+        for opened in sockets:
+            opened.listen(BACKLOG)
+    except OSError:
+        for opened in sockets:
+            opened.close()
+        raise
+    return sockets
+
+
+def _new_socket(family: int, *, dual_stack: bool) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+    # Accepted sockets inherit it, which saves a system call for each.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return opened
+
+
+def _check_free(family: int, address: str, port: int, *, dual_stack: bool) -> None:
+    """OSError when somebody listens there. With SO_REUSEPORT alone, two lb would share a port without noticing."""
+    with _new_socket(family, dual_stack=dual_stack) as probe:
+        probe.bind((address, port))
+
+
+def _open_unix(path: str) -> socket.socket:
+    """A listening Unix socket; replaces the file that a dead process left."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        remove_stale_socket(path)
+        bind_unix(opened, path, UNIX_MODE)
+        opened.listen(BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def bind_unix(opened: socket.socket, path: str, mode: int) -> None:
+    """Bind with the mode in force from the first moment. OSError."""
+    # fchmod before bind sets the mode of the file that bind makes; umask may only take from it.
+    os.fchmod(opened.fileno(), mode)
+    opened.bind(path)
+    Path(path).chmod(mode)
+
+
+def remove_stale_socket(path: str) -> None:
+    """Remove a socket file on which nobody listens. OSError EADDRINUSE when somebody does, or it is no socket."""
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise OSError(errno.EADDRINUSE, f"{path} exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+    raise OSError(errno.EADDRINUSE, f"somebody listens on {path}")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(candidate: socket.socket, bind: Bind) -> bool:
+    name = candidate.getsockname()
+    if candidate.family == socket.AF_UNIX:
+        return bind.address == f"unix:{_text(name)}"
+    return bool(name[1] == bind.port and bind.address in ("", name[0]))
+
+
+def _address_of(opened: socket.socket) -> str:
+    name = opened.getsockname()
+    return f"unix:{_text(name)}" if opened.family == socket.AF_UNIX else str(Bind(name[0], name[1]))
+
+
+def _text(name: str | bytes) -> str:
+    return os.fsdecode(name)
+
+
+def _problem(listener: Listener, bind: Bind, error: OSError) -> Problem:
+    why = os.strerror(error.errno) if error.errno else str(error)
+    fix = "correct the listener's address, or map its port with --publish"
+    if error.errno == errno.EADDRINUSE:
+        holder = find_holder(bind)
+        why = f"{holder} listens there" if holder else why
+        fix = f"stop it, or publish the listener elsewhere: --publish {listener.port}=ADDRESS:PORT"
+    elif error.errno == errno.EACCES and 0 < bind.port < 1024:
+        why = "ports below 1024 need privilege"
+        fix = f"use systemd (CAP_NET_BIND_SERVICE) or a high port: --publish {listener.port}=:{8000 + listener.port}"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = f"this host does not have the address {bind.address}"
+    return Problem("LB6001", listener.origin, f"listener {listener.name} cannot be opened at {bind}", why, fix)
+
+
+def find_holder(bind: Bind) -> str:
+    """`nginx (pid 812)` that listens on a TCP port, or empty: other users' processes show only to root."""
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(bind.port)}
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        pid = descriptors.parent.name
+        # Processes come and go, and most are not ours to look into.
+        with suppress(OSError):
+            if any(str(link.readlink()) in inodes for link in descriptors.iterdir()):
+                name = (descriptors.parent / "comm").read_text().strip()
+                return "another listener of lb" if pid == str(os.getpid()) else f"{name} (pid {pid})"
+    return ""
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """Source: proc_net_tcp: sl local_address rem_address st ... inode; st 0A is LISTEN."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(FileNotFoundError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                    inodes.add(columns[9])
+    return inodes
