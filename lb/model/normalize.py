@@ -118,6 +118,24 @@ def normalize_target(
     return Target(path, query if question_mark else None)
 
 
+def normalize_rule_path(path: str, *, partial: bool = False) -> str | Rejected:
+    """The value of a path condition as it stands in normalised requests, which is what conditions are compared with.
+
+    Blanks, controls, `#`, `?` and what is not ASCII become escapes (as UTF-8); slashes are neither merged nor rejected.
+    `partial` is for values that may end within a segment: their last segment is no dot segment.
+    """
+    if partial and not path:
+        return path
+    escaped = "".join(chr(byte) if _stands_for_itself(byte) else f"%{byte:02X}" for byte in path.encode())
+    tail = "x" if partial else ""
+    result = normalize_target(f"{escaped}{tail}".encode(), merge_slashes=False, escaped_slashes="keep")
+    return result if isinstance(result, Rejected) else result.path.decode().removesuffix(tail)
+
+
+def _stands_for_itself(byte: int) -> bool:
+    return 0x20 < byte < 0x7F and byte not in b"#?"
+
+
 def _normalize_literal(value: bytes) -> bytes | Rejected:
     literal, bracket, rest = value[1:].partition(b"]")
     colon, port = rest[:1], rest[1:]

@@ -32,6 +32,18 @@ class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
+def split_key(key: str) -> tuple[str, int]:
+    """(address, port) of `10.0.0.1:8080`, `[fd00::1]:8080` or `unix:/path`; ValueError otherwise."""
+    if key.startswith("unix:"):
+        return key, 0
+    address, _, port = key.rpartition(":")
+    bracketed = address.startswith("[") and address.endswith("]")
+    bare = address[1:-1] if bracketed else address
+    if not bare or (":" in bare) != bracketed or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{key!r} is not an address such as 10.0.0.1:80, [fd00::1]:80 or unix:/path")
+    return bare, int(port)
+
+
 class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Connection policy. Times in milliseconds; 0 means no limit."""
 

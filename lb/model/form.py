@@ -1,0 +1,65 @@
+"""The words of the native file: its keys and what each of them takes, derived from the model's own fields.
+
+The reader, the writer and the JSON Schema all take their keys from here. An option `response_timeout_ms` is written
+`response_timeout: 5s`, `max_head_bytes` is written `max_head: 32Ki`; every other option has its own name.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal, NamedTuple, get_type_hints
+
+import msgspec
+
+API_VERSION = "lb/v1"
+KIND = "Config"
+
+TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", "upstreams")
+LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "origin")
+HOST_KEYS = ("one_label", "routes")
+ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
+UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "resolve", "unavailable", "origin")
+ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
+
+PATH_KINDS = {"prefix": "prefix", "exact": "exact", "string_prefix": "string-prefix"}
+"""Key in the file -> PathKind. `path: /x` is short for `path: {prefix: /x}`."""
+
+BUILT_IN = "built-in"
+"""`origin: built-in` is the empty Origin: made by lb itself."""
+
+Unit = Literal["duration", "size", "plain"]
+
+
+class OptionField(NamedTuple):
+    """One option of HttpOptions, RouteOptions or UpstreamOptions."""
+
+    attribute: str
+    key: str
+    unit: Unit
+    type: object
+    default: object
+
+
+@cache
+def option_fields(options: type[msgspec.Struct]) -> tuple[OptionField, ...]:
+    """The options of a struct in the order they are declared."""
+    hints = get_type_hints(options)
+    return tuple(
+        OptionField(field.name, _key(field.name), _unit(field.name), hints[field.name], field.default)
+        for field in msgspec.structs.fields(options)
+    )
+
+
+def default_route_name(host_set: str, hostname: str, index: int) -> str:
+    """The name of a route whose `name` is left out: `shop.example.com:0`, or `other/shop.example.com:0`."""
+    return f"{hostname}:{index}" if host_set == "default" else f"{host_set}/{hostname}:{index}"
+
+
+def _unit(attribute: str) -> Unit:
+    if attribute.endswith("_ms"):
+        return "duration"
+    return "size" if attribute.endswith("_bytes") else "plain"
+
+
+def _key(attribute: str) -> str:
+    return attribute.removesuffix("_ms").removesuffix("_bytes")

@@ -1,0 +1,449 @@
+"""Native file -> model. Every mistake is a Problem that costs only the thing it stands in; all else is loaded.
+
+What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
+route (a route that lost a condition would serve too much), a wrong address costs the endpoint, an unknown key nothing.
+The `settings:` section belongs to lb/settings.py and is passed over.
+
+An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from lb.model.config import Config
+from lb.model.form import (
+    ENDPOINT_KEYS,
+    HOST_KEYS,
+    LISTENER_KEYS,
+    PATH_KINDS,
+    ROUTE_KEYS,
+    TOP_KEYS,
+    UPSTREAM_KEYS,
+    OptionField,
+    default_route_name,
+    option_fields,
+)
+from lb.model.listener import HttpOptions, Listener
+from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
+from lb.model.origins import read_origin
+from lb.model.route import (
+    Forward,
+    HeaderMatch,
+    Match,
+    PathMatch,
+    QueryMatch,
+    Respond,
+    Route,
+    RouteOptions,
+    VirtualHost,
+    WeightedUpstream,
+)
+from lb.model.units import parse_duration, parse_size
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
+from lb.problems import Origin, Problem, Problems
+
+ResultT = TypeVar("ResultT")
+OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions)
+ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110 5.6.2."""
+
+
+def from_content(
+    content: Mapping[str, Any], origin: Origin, lines: Mapping[str, int] | None = None
+) -> tuple[Config, list[Problem]]:
+    """The Config of a decoded native file, and what is wrong with it (LB5003, LB5004).
+
+    `origin` is the file's own; `lines` maps paths inside the document (`upstreams.web.endpoints[0]`) to lines.
+    """
+    reader = _Reader(origin, lines or {})
+    config = reader.read_config(content)
+    return config, list(reader.problems)
+
+
+class _MistakeError(Exception):
+    """Something at `path` cannot be used."""
+
+    def __init__(self, path: str, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.path = path
+        self.what = what
+        self.fix = fix
+
+
+class _Reader:
+    """Holds what every step needs: where we are in the file, and the problems found so far."""
+
+    def __init__(self, origin: Origin, lines: Mapping[str, int]) -> None:
+        self.problems = Problems()
+        self._origin = origin
+        self._lines = lines
+        self._upstream_names: Collection[str] = ()
+        self._route_names: set[str] = set()
+
+    # -- The parts of the file
+
+    def read_config(self, content: Mapping[str, Any]) -> Config:
+        self._report_unknown_keys("", content, TOP_KEYS)
+        declared = content.get("upstreams")
+        self._upstream_names = list(declared) if isinstance(declared, Mapping) else ()
+        upstreams = dict(self._read_each("upstreams", declared, self._read_upstream))
+        hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
+        listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
+        return Config(listeners, hosts, upstreams)
+
+    def _read_listener(self, path: str, name: str, value: object) -> Listener:
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, LISTENER_KEYS)
+        address = self._text(f"{path}.address", content.get("address", ""))
+        port = self._number(f"{path}.port", content.get("port", 0), 0, 65_535)
+        if not port and not address.startswith("unix:"):
+            raise _MistakeError(path, "the listener has no port", "add `port: 80`")
+        http = content.get("http", {})
+        return Listener(
+            name,
+            port,
+            address,
+            self._choice(f"{path}.protocol", content.get("protocol", "http"), ("http",)),
+            self._text(f"{path}.host_set", content.get("host_set", "default")),
+            self._read_options(f"{path}.http", self._mapping(f"{path}.http", http), HttpOptions(), only_options=True),
+            self._read_origin(path, content),
+        )
+
+    def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
+        def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:
+            return self._read_host(host_path, name, hostname, host)
+
+        return dict(self._read_each(path, value, read_host))
+
+    def _read_host(self, path: str, host_set: str, hostname: str, value: object) -> VirtualHost:
+        self._check_hostname(path, hostname)
+        if isinstance(value, Mapping):
+            content, routes_path = value, f"{path}.routes"
+            self._report_unknown_keys(path, content, HOST_KEYS)
+        else:
+            content, routes_path = {"routes": value}, path
+        routes = self._list(routes_path, content.get("routes"))
+        names = (default_route_name(host_set, hostname, index) for index in range(len(routes)))
+        read = (
+            self._attempt(self._read_route, f"{routes_path}[{index}]", name, route)
+            for index, (name, route) in enumerate(zip(names, routes, strict=True))
+        )
+        one_label = self._flag(f"{path}.one_label", content.get("one_label", True))
+        return VirtualHost(hostname, tuple(route for route in read if route is not None), one_label)
+
+    def _read_route(self, path: str, default_name: str, value: object) -> Route:
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, (*ROUTE_KEYS, *_option_keys(RouteOptions)))
+        name = self._text(f"{path}.name", content.get("name", default_name))
+        route = Route(
+            name,
+            self._read_match(path, content),
+            self._read_action(path, content),
+            self._read_options(path, content, RouteOptions()),
+            self._read_origin(path, content),
+            self._text(f"{path}.field", content.get("field", "")),
+        )
+        self._check_name_is_new(path, name)
+        return route
+
+    def _read_upstream(self, path: str, name: str, value: object) -> Upstream:
+        content, endpoints_path = self._mapping_or_list(path, value, "endpoints")
+        self._report_unknown_keys(path, content, (*UPSTREAM_KEYS, *_option_keys(UpstreamOptions)))
+        inherited = self._read_origin(path, content) if "origin" in content else None
+        endpoints = (
+            self._attempt(self._read_endpoint, f"{endpoints_path}[{index}]", inherited, endpoint)
+            for index, endpoint in enumerate(self._list(endpoints_path, content.get("endpoints")))
+        )
+        return Upstream(
+            name,
+            self._choice(
+                f"{path}.balance", content.get("balance", "round-robin"), ("round-robin", "least-connections")
+            ),
+            tuple(endpoint for endpoint in endpoints if endpoint is not None),
+            self._choice(f"{path}.affinity", content.get("affinity", "none"), ("none", "client-ip")),
+            self._read_options(path, content, UpstreamOptions()),
+            self._text(f"{path}.unavailable", content.get("unavailable", "")),
+            self._text(f"{path}.resolve", content.get("resolve", "")),
+            self._place(path) if inherited is None else inherited,
+        )
+
+    def _read_endpoint(self, path: str, inherited: Origin | None, value: object) -> Endpoint:
+        content = {"address": value} if isinstance(value, str) else self._mapping(path, value)
+        self._report_unknown_keys(path, content, ENDPOINT_KEYS)
+        address = self._text(f"{path}.address", content.get("address"))
+        if "port" in content:
+            port = self._number(f"{path}.port", content["port"], 0, 65_535)
+        else:
+            try:
+                address, port = split_key(address)
+            except ValueError as error:
+                raise _MistakeError(f"{path}.address", str(error)) from None
+            self._number(f"{path}.address", port, 0, 65_535)
+        return Endpoint(
+            address,
+            port,
+            self._number(f"{path}.weight", content.get("weight", 1), 0),
+            self._flag(f"{path}.draining", content.get("draining", False)),
+            self._text(f"{path}.target", content.get("target", "")),
+            self._read_origin(path, content) if inherited is None or "origin" in content else inherited,
+        )
+
+    # -- The parts of a route
+
+    def _read_match(self, path: str, content: Mapping[str, Any]) -> Match:
+        return Match(
+            self._read_path(f"{path}.path", content.get("path", "/")),
+            tuple(self._token(f"{path}.methods", one) for one in self._list(f"{path}.methods", content.get("methods"))),
+            tuple(self._read_values(f"{path}.headers", content.get("headers", {}), HeaderMatch)),
+            tuple(self._read_values(f"{path}.query", content.get("query", {}), QueryMatch)),
+        )
+
+    def _read_path(self, path: str, value: object) -> PathMatch:
+        if isinstance(value, str):
+            key, text = "prefix", value
+        else:
+            key, found = self._single(path, value)
+            text = self._text(f"{path}.{key}", found)
+        if key not in PATH_KINDS:
+            raise _MistakeError(path, f"`{key}` is no kind of path condition", _suggest(key, PATH_KINDS))
+        partial = key == "string_prefix"
+        if not text.startswith("/") and not (partial and not text):
+            raise _MistakeError(path, f"path {text!r} does not begin with /", f"write `/{text}`")
+        self._check_path_is_normal(path, text, partial=partial)
+        return PathMatch(PATH_KINDS[key], text)  # type: ignore[arg-type]
+
+    def _read_values(self, path: str, value: object, kind: type[ConditionT]) -> Iterator[ConditionT]:
+        for name, wanted in self._entries(path, value):
+            place = f"{path}.{name}"
+            if kind is HeaderMatch:
+                self._token(place, name)
+            if wanted == {"present": True}:
+                yield kind(name)
+            else:
+                yield kind(name, self._text(place, wanted, "in quotes, or `{present: true}`"))
+
+    def _read_action(self, path: str, content: Mapping[str, Any]) -> Forward | Respond:
+        if ("forward" in content) == ("respond" in content):
+            raise _MistakeError(
+                path, "a route needs either `forward` or `respond`", "add `forward: NAME` of an upstream"
+            )
+        if "forward" in content:
+            return self._read_forward(f"{path}.forward", content["forward"])
+        return self._read_respond(f"{path}.respond", content["respond"])
+
+    def _read_forward(self, path: str, value: object) -> Forward:
+        entries = [(value, 1)] if isinstance(value, str) else self._entries(path, value)
+        for name, _ in entries:
+            self._check_upstream_exists(path, name)
+        return Forward(tuple(WeightedUpstream(name, self._number(f"{path}.{name}", one, 0)) for name, one in entries))
+
+    def _read_respond(self, path: str, value: object) -> Respond:
+        content = {"status": value} if isinstance(value, int) else self._mapping(path, value)
+        self._report_unknown_keys(path, content, ("status", "body", "why"))
+        return Respond(
+            self._number(f"{path}.status", content.get("status"), 200, 599),
+            self._text(f"{path}.body", content.get("body", "")),
+            self._text(f"{path}.why", content.get("why", "")),
+        )
+
+    # -- Options
+
+    def _read_options(
+        self, path: str, content: Mapping[str, Any], defaults: OptionsT, *, only_options: bool = False
+    ) -> OptionsT:
+        fields = {field.key: field for field in option_fields(type(defaults))}
+        if only_options:
+            self._report_unknown_keys(path, content, fields)
+        values = {
+            field.attribute: self._attempt(self._read_option, f"{path}.{key}", field, content[key])
+            for key, field in fields.items()
+            if key in content
+        }
+        return msgspec.structs.replace(defaults, **{name: value for name, value in values.items() if value is not None})
+
+    def _read_option(self, path: str, field: OptionField, value: object) -> object:
+        try:
+            if field.unit == "duration":
+                return parse_duration(value)
+            if field.unit == "size":
+                return parse_size(value)
+            converted = msgspec.convert(value, field.type)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise _MistakeError(path, str(error)) from None
+        if isinstance(converted, int) and converted < 0:
+            raise _MistakeError(path, f"{converted} is less than 0")
+        return converted
+
+    # -- Checks
+
+    def _check_name_is_new(self, path: str, name: str) -> None:
+        """Route names key metrics and logs: of several routes with one name only the first one is kept."""
+        if name in self._route_names:
+            raise _MistakeError(f"{path}.name", f"there is another route named `{name}`", "give it another `name`")
+        self._route_names.add(name)
+
+    def _check_upstream_exists(self, path: str, name: str) -> None:
+        if name not in self._upstream_names:
+            self.problems.add(
+                "LB5004",
+                self._place(path),
+                f"`{name}` is no upstream of this file",
+                why="requests for this route are answered 503",
+                fix=_suggest(name, self._upstream_names),
+                field=path,
+            )
+
+    def _check_hostname(self, path: str, hostname: str) -> None:
+        name = hostname.removeprefix("*.")
+        if hostname == "*":
+            return
+        normal = normalize_host(name.encode())
+        if isinstance(normal, Rejected) or not normal:
+            raise _MistakeError(
+                path, f"`{hostname}` is not a hostname", "write `shop.example.com`, `*.example.com` or `*`"
+            )
+        if normal.decode() != name:
+            raise _MistakeError(
+                path,
+                f"`{hostname}` is not written as requests are matched",
+                f"write `{hostname[: len(hostname) - len(name)]}{normal.decode()}`",
+            )
+
+    def _check_path_is_normal(self, path: str, value: str, *, partial: bool) -> None:
+        normal = normalize_rule_path(value, partial=partial)
+        if isinstance(normal, Rejected):
+            self._report(path, f"path {value!r} never matches: {normal.why}", "")
+        elif normal != value:
+            self._report(path, f"path {value!r} never matches: request paths are normalised first", f"write `{normal}`")
+
+    # -- Values
+
+    def _mapping(self, path: str, value: object) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise _MistakeError(path, f"must be a mapping, not {_type_name(value)}")
+        for key in value:
+            if not isinstance(key, str):
+                raise _MistakeError(path, f"key {key!r} is not text", "write it in quotes")
+        return value
+
+    def _mapping_or_list(self, path: str, value: object, key: str) -> tuple[Mapping[str, Any], str]:
+        """A list is short for a mapping with only `key`."""
+        return ({key: value}, path) if isinstance(value, list) else (self._mapping(path, value), f"{path}.{key}")
+
+    def _list(self, path: str, value: object) -> Sequence[Any]:
+        if value is None:
+            return ()
+        if not isinstance(value, (list, tuple)):
+            raise _MistakeError(path, f"must be a list, not {_type_name(value)}")
+        return value
+
+    def _single(self, path: str, value: object) -> tuple[str, Any]:
+        entries = list(self._mapping(path, value).items())
+        if len(entries) != 1:
+            raise _MistakeError(path, f"must have one entry, not {len(entries)}")
+        return entries[0]
+
+    def _entries(self, path: str, value: object) -> list[tuple[str, Any]]:
+        """Entries of a mapping, or of a list of mappings with one entry each (where a name stands twice)."""
+        if isinstance(value, (list, tuple)):
+            return [self._single(f"{path}[{index}]", one) for index, one in enumerate(value)]
+        return list(self._mapping(path, value).items())
+
+    def _text(self, path: str, value: object, hint: str = "in quotes") -> str:
+        if not isinstance(value, str):
+            raise _MistakeError(path, f"must be text, not {_type_name(value)}", f"write it {hint}")
+        return value
+
+    def _token(self, path: str, value: object) -> str:
+        text = self._text(path, value)
+        if _TOKEN.fullmatch(text) is None:
+            raise _MistakeError(path, f"{text!r} is not a token (RFC 9110 5.6.2)")
+        return text
+
+    def _flag(self, path: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise _MistakeError(path, f"must be true or false, not {_type_name(value)}")
+        return value
+
+    def _number(self, path: str, value: object, least: int, most: int | None = None) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _MistakeError(path, f"must be a whole number, not {_type_name(value)}")
+        if value < least or (most is not None and value > most):
+            bounds = f"{least} to {most}" if most is not None else f"{least} or more"
+            raise _MistakeError(path, f"{value} is out of range", f"write {bounds}")
+        return value
+
+    def _choice(self, path: str, value: object, choices: tuple[ResultT, ...]) -> ResultT:
+        for choice in choices:
+            if value == choice:
+                return choice
+        raise _MistakeError(path, f"{value!r} is not known", _suggest(str(value), [str(one) for one in choices]))
+
+    # -- Places and problems
+
+    def _read_each(
+        self, path: str, value: object, read: Callable[[str, str, Any], ResultT]
+    ) -> Iterator[tuple[str, ResultT]]:
+        """The entries of a mapping, each read on its own: a mistake in one costs only that one."""
+        if value is None:
+            return
+        entries = self._attempt(self._mapping, path, value)
+        for name, one in (entries or {}).items():
+            result = self._attempt(read, f"{path}.{name}", name, one)
+            if result is not None:
+                yield name, result
+
+    def _attempt(self, read: Callable[..., ResultT], path: str, *arguments: object) -> ResultT | None:
+        try:
+            return read(path, *arguments)
+        except _MistakeError as mistake:
+            self._report(mistake.path, mistake.what, mistake.fix)
+            return None
+
+    def _report(self, path: str, what: str, fix: str) -> None:
+        self.problems.add("LB5003", self._place(path), what, fix=fix, field=path)
+
+    def _report_unknown_keys(self, path: str, content: Mapping[str, Any], known: Collection[str]) -> None:
+        for key in content:
+            if key not in known:
+                place = f"{path}.{key}" if path else key
+                self._report(place, f"`{key}` is not known here", _suggest(key, known))
+
+    def _read_origin(self, path: str, content: Mapping[str, Any]) -> Origin:
+        if "origin" not in content:
+            return self._place(path)
+        try:
+            return read_origin(content["origin"])
+        except ValueError as error:
+            raise _MistakeError(f"{path}.origin", str(error)) from None
+
+    def _place(self, path: str) -> Origin:
+        """The file's origin with the line of `path`, or of the nearest thing around it whose line is known."""
+        while path and path not in self._lines:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        line = self._lines.get(path, 0)
+        return msgspec.structs.replace(self._origin, line=line, column=0) if line else self._origin
+
+
+def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:
+    return (field.key for field in option_fields(options))
+
+
+def _suggest(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    return f"write one of {', '.join(f'`{one}`' for one in list(known)[:12])}" if known else ""
+
+
+def _type_name(value: object) -> str:
+    names = {type(None): "nothing", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -1,0 +1,169 @@
+"""Model -> native file. Writes what differs from the defaults, in the short forms that people write by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import yaml
+
+from lb.model.config import Config
+from lb.model.form import API_VERSION, KIND, PATH_KINDS, default_route_name, option_fields
+from lb.model.listener import HttpOptions, Listener
+from lb.model.origins import write_origin
+from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
+from lb.model.units import format_duration, format_size
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
+
+Content = dict[str, Any]
+
+_PATH_KEYS = {kind: key for key, kind in PATH_KINDS.items()}
+
+
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line: `{address: 10.0.0.1:80, weight: 2}`."""
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    def ignore_aliases(self, data: object) -> bool:
+        # Anchors and aliases would make equal parts of the file depend on each other.
+        return True
+
+
+_Dumper.add_representer(
+    _Line, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
+)
+
+
+def to_text(config: Config) -> str:
+    """The native file of `config`, as YAML. Reading it back gives an equal Config."""
+    text: str = yaml.dump(
+        to_content(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=False
+    )
+    return text
+
+
+def to_content(config: Config) -> Content:
+    """The native file of `config`, as plain data."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "listeners": {name: _write_listener(listener) for name, listener in config.listeners.items()},
+        "hosts": {
+            host_set: {hostname: _write_host(host_set, host) for hostname, host in hosts.items()}
+            for host_set, hosts in config.hosts.items()
+        },
+        "upstreams": {name: _write_upstream(upstream) for name, upstream in config.upstreams.items()},
+    }
+
+
+def _write_listener(listener: Listener) -> Content:
+    content: Content = _differing(listener, "port", "address", "protocol", "host_set")
+    if http := _write_options(listener.http, HttpOptions()):
+        content["http"] = http
+    content["origin"] = write_origin(listener.origin)
+    return content
+
+
+def _write_host(host_set: str, host: VirtualHost) -> object:
+    routes = [
+        _write_route(route, default_route_name(host_set, host.hostname, index))
+        for index, route in enumerate(host.routes)
+    ]
+    return routes if host.one_label else {"one_label": False, "routes": routes}
+
+
+def _write_route(route: Route, default_name: str) -> Content:
+    content = _write_match(route.match)
+    if isinstance(route.action, Forward):
+        content["forward"] = _write_forward(route.action)
+    else:
+        content["respond"] = _write_respond(route.action)
+    content |= _write_options(route.options, type(route.options)())
+    if route.name != default_name:
+        content["name"] = route.name
+    content["origin"] = write_origin(route.origin)
+    if route.field:
+        content["field"] = route.field
+    return content
+
+
+def _write_match(match: Match) -> Content:
+    content: Content = {"path": _write_path(match.path)}
+    if match.methods:
+        content["methods"] = list(match.methods)
+    if match.headers:
+        content["headers"] = _write_values(match.headers)
+    if match.query:
+        content["query"] = _write_values(match.query)
+    return content
+
+
+def _write_path(path: PathMatch) -> object:
+    return path.value if path.kind == "prefix" else _Line({_PATH_KEYS[path.kind]: path.value})
+
+
+def _write_values(conditions: Sequence[HeaderMatch | QueryMatch]) -> object:
+    entries = [(one.name, {"present": True} if one.value is None else one.value) for one in conditions]
+    if len(dict(entries)) == len(entries):
+        return _Line(entries)
+    return [_Line([entry]) for entry in entries]
+
+
+def _write_forward(forward: Forward) -> object:
+    shares = [(one.name, one.weight) for one in forward.upstreams]
+    if len(shares) == 1 and shares[0][1] == 1:
+        return shares[0][0]
+    if len(dict(shares)) == len(shares):
+        return _Line(shares)
+    return [_Line([share]) for share in shares]
+
+
+def _write_respond(respond: Respond) -> object:
+    rest = _differing(respond, "body", "why")
+    return _Line(status=respond.status, **rest) if rest else respond.status
+
+
+def _write_upstream(upstream: Upstream) -> Content:
+    content = _differing(upstream, "balance", "affinity", "resolve", "unavailable")
+    content |= _write_options(upstream.options, UpstreamOptions())
+    if upstream.endpoints:
+        content["endpoints"] = [_write_endpoint(endpoint, upstream) for endpoint in upstream.endpoints]
+    content["origin"] = write_origin(upstream.origin)
+    return content
+
+
+def _write_endpoint(endpoint: Endpoint, upstream: Upstream) -> object:
+    content: Content = _write_address(endpoint)
+    content |= _differing(endpoint, "weight", "draining", "target")
+    if endpoint.origin != upstream.origin:
+        content["origin"] = write_origin(endpoint.origin)
+    return endpoint.key if content == {"address": endpoint.key} else _Line(content)
+
+
+def _write_address(endpoint: Endpoint) -> Content:
+    try:
+        exact = split_key(endpoint.key) == (endpoint.address, endpoint.port)
+    except ValueError:
+        exact = False
+    return {"address": endpoint.key} if exact else {"address": endpoint.address, "port": endpoint.port}
+
+
+def _write_options(options: msgspec.Struct, defaults: msgspec.Struct) -> Content:
+    content: Content = {}
+    for field in option_fields(type(options)):
+        value = getattr(options, field.attribute)
+        if value == getattr(defaults, field.attribute):
+            continue
+        if field.unit == "duration":
+            value = format_duration(value)
+        elif field.unit == "size":
+            value = format_size(value)
+        content[field.key] = list(value) if isinstance(value, tuple) else value
+    return content
+
+
+def _differing(struct: msgspec.Struct, *names: str) -> Content:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(struct)}
+    return {name: value for name in names if (value := getattr(struct, name)) != defaults[name]}

@@ -1,0 +1,242 @@
+"""Random Configs and requests that collide: few words, so that hosts, paths and conditions meet all the time.
+
+`configs()` makes valid Configs only: what the native file's reader accepts without a Problem. `requests_for(config)`
+makes (listener name, Request) pairs near to what the Config has: normalised, on or just beside its hosts, paths and
+conditions.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from lb.model.config import Config
+from lb.model.listener import HttpOptions, Listener
+from lb.model.match import Request
+from lb.model.normalize import normalize_rule_path
+from lb.model.route import (
+    Forward,
+    HeaderMatch,
+    Match,
+    PathMatch,
+    QueryMatch,
+    Respond,
+    Route,
+    RouteOptions,
+    VirtualHost,
+    WeightedUpstream,
+)
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.problems import Origin
+
+LABELS = ["a", "b", "ab", "com", "example"]
+SEGMENTS = ["a", "b", "aa", "ab", "A", "a.b", ".a", "%2F", "%C3%A9", "a;b", ""]
+METHODS = ["GET", "POST", "get", "PURGE", "M-SEARCH"]
+HEADER_NAMES = ["X-A", "x-a", "X-B", "Accept", "Host"]
+PARAMETER_NAMES = ["a", "A", "b", "a%20", "é"]
+VALUES = ["", "1", "2", "1, 2", "a=b", "%31", "yes", "é", "null"]
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+counts = st.sampled_from([0, 1, 7, 1_000, 1_024, 60_000, 90_000, 3_600_000, 10**12])
+names = st.one_of(st.sampled_from(["web", "api", "shop/web:http", "on", "1"]), texts.filter(bool))
+
+origins = st.one_of(
+    st.just(Origin()),
+    st.builds(
+        Origin,
+        kind=st.sampled_from(["Ingress", "EndpointSlice", "Config"]),
+        namespace=st.sampled_from(["", "shop"]),
+        name=st.sampled_from(["web", "web.v2"]),
+        file=st.sampled_from(["", "web.yaml", "a b.yaml"]),
+        line=st.integers(0, 99),
+        column=st.integers(0, 9),
+        item=st.sampled_from(["", "items[12]"]),
+    ),
+    st.builds(Origin, file=texts, line=st.integers(0, 99)),
+    st.builds(Origin, kind=texts, namespace=texts, name=texts, file=texts, item=texts),
+)
+
+_names_of_hosts = st.lists(st.sampled_from(LABELS), min_size=1, max_size=4).map(".".join)
+hostnames = st.one_of(
+    _names_of_hosts, _names_of_hosts.map(lambda name: f"*.{name}"), st.sampled_from(["*", "[::1]", "10.0.0.1"])
+)
+
+rule_paths = st.lists(st.sampled_from(SEGMENTS), max_size=4).map(lambda segments: "/" + "/".join(segments))
+_partial_paths = st.one_of(
+    st.just(""), rule_paths, rule_paths.flatmap(lambda path: st.integers(1, len(path)).map(lambda end: path[:end]))
+).filter(lambda path: not path or normalize_rule_path(path, partial=True) == path)
+
+path_matches = st.one_of(
+    st.builds(PathMatch, st.sampled_from(["exact", "prefix"]), rule_paths),
+    st.builds(PathMatch, st.just("string-prefix"), _partial_paths),
+)
+
+
+def _conditions(kind: type, names: list[str]) -> st.SearchStrategy:
+    one = st.builds(kind, st.sampled_from(names), st.none() | st.sampled_from(VALUES))
+    return st.lists(one, max_size=2).map(tuple)
+
+
+matches = st.builds(
+    Match,
+    path=path_matches,
+    methods=st.lists(st.sampled_from(METHODS), max_size=2).map(tuple),
+    headers=_conditions(HeaderMatch, HEADER_NAMES) | st.just(()),
+    query=_conditions(QueryMatch, PARAMETER_NAMES) | st.just(()),
+)
+
+http_options = st.just(HttpOptions()) | st.builds(
+    HttpOptions,
+    head_timeout_ms=counts,
+    keepalive_timeout_ms=counts,
+    max_head_bytes=counts,
+    max_headers=counts,
+    max_body_bytes=counts,
+    trusted_proxies=st.lists(st.sampled_from(["10.0.0.0/8", "fd00::/8"]), max_size=2).map(tuple),
+    forwarded_header=st.booleans(),
+    merge_slashes=st.booleans(),
+    escaped_slashes=st.sampled_from(["reject", "keep"]),
+)
+route_options = st.just(RouteOptions()) | st.builds(
+    RouteOptions,
+    response_timeout_ms=st.none() | counts,
+    idle_timeout_ms=st.none() | counts,
+    max_body_bytes=st.none() | counts,
+    retries=st.none() | st.integers(0, 3),
+)
+upstream_options = st.just(UpstreamOptions()) | st.builds(
+    UpstreamOptions, connect_timeout_ms=counts, max_connections=counts, max_queue=counts, queue_timeout_ms=counts
+)
+
+_addresses = st.one_of(
+    st.tuples(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "backend"]), st.integers(0, 65_535)),
+    st.tuples(st.sampled_from(["unix:/run/a.sock", "unix:/run/a b:1"]), st.just(0)),
+)
+endpoints = st.builds(
+    lambda address, **rest: Endpoint(*address, **rest),
+    address=_addresses,
+    weight=st.sampled_from([0, 1, 1, 1, 5]),
+    draining=st.booleans(),
+    target=st.just("") | st.just("pod/web-1") | texts,
+    origin=origins,
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """A whole Config: up to two host sets, and only references that exist."""
+    upstreams = {name: draw(_upstreams(name)) for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))}
+    host_sets = draw(st.lists(st.sampled_from(["default", "ingress"]), min_size=1, max_size=2, unique=True))
+    route_names = (f"route {number}" for number in range(1_000))
+    hosts = {}
+    for host_set in host_sets:
+        hosts[host_set] = {
+            hostname: VirtualHost(
+                hostname,
+                tuple(
+                    draw(_routes(next(route_names), sorted(upstreams)))
+                    for _ in range(draw(st.integers(0, 6), label="routes"))
+                ),
+                draw(st.booleans()),
+            )
+            for hostname in draw(st.lists(hostnames, max_size=5, unique=True))
+        }
+    listeners = {
+        name: draw(_listeners(name, host_sets)) for name in draw(st.lists(names, min_size=1, max_size=2, unique=True))
+    }
+    return Config(listeners, hosts, upstreams)
+
+
+def _upstreams(name: str) -> st.SearchStrategy[Upstream]:
+    return st.builds(
+        Upstream,
+        name=st.just(name),
+        balance=st.sampled_from(["round-robin", "least-connections"]),
+        endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
+        affinity=st.sampled_from(["none", "client-ip"]),
+        options=upstream_options,
+        unavailable=st.just("") | texts,
+        resolve=st.sampled_from(["", "db.example.com"]),
+        origin=origins,
+    )
+
+
+def _routes(name: str, upstreams: list[str]) -> st.SearchStrategy[Route]:
+    share = st.builds(WeightedUpstream, st.sampled_from(upstreams), st.sampled_from([0, 1, 1, 9]))
+    action = st.one_of(
+        st.builds(Forward, st.lists(share, min_size=1, max_size=3).map(tuple)),
+        st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts),
+    )
+    return st.builds(
+        Route,
+        name=st.just(name),
+        match=matches,
+        action=action,
+        options=route_options,
+        origin=origins,
+        field=st.just("") | st.just("spec.rules[0].http.paths[1]"),
+    )
+
+
+def _listeners(name: str, host_sets: list[str]) -> st.SearchStrategy[Listener]:
+    place = st.one_of(
+        st.tuples(st.integers(1, 65_535), st.sampled_from(["", "127.0.0.1", "::1"])),
+        st.tuples(st.just(0), st.just("unix:/run/lb.sock")),
+    )
+    return st.builds(
+        lambda place, host_set, http, origin: Listener(
+            name, place[0], place[1], host_set=host_set, http=http, origin=origin
+        ),
+        place,
+        st.sampled_from(host_sets),
+        http_options,
+        origins,
+    )
+
+
+@st.composite
+def requests_for(draw: st.DrawFn, config: Config) -> tuple[str, Request]:
+    """A listener of `config` and a normalised request for it, near to what it serves."""
+    listener = config.listeners[draw(st.sampled_from(sorted(config.listeners)))]
+    hosts = config.hosts.get(listener.host_set, {})
+    hostname = draw(st.sampled_from(sorted(hosts))) if hosts else "a.com"
+    routes = hosts[hostname].routes if hosts else ()
+    near = draw(st.sampled_from(routes)).match if routes else Match()
+    return listener.name, Request(
+        host=draw(_hosts_near(hostname)),
+        path=draw(_paths_near(near.path.value)),
+        method=draw(st.sampled_from([*near.methods, *METHODS])),
+        headers=draw(_headers_near(near)),
+        query=draw(_queries_near(near)),
+    )
+
+
+def _hosts_near(hostname: str) -> st.SearchStrategy[str]:
+    base = hostname.removeprefix("*.").replace("*", "a.example.com")
+    prefixes = st.sampled_from(["", "", "a.", "b.", "a.b.", "ab.a.b."])
+    return st.one_of(prefixes.map(lambda prefix: base if base.startswith("[") else prefix + base), _names_of_hosts)
+
+
+def _paths_near(value: str) -> st.SearchStrategy[str]:
+    value = value or "/"
+    near = [value, value + "/", value + "x", value + "/a", value.rstrip("/") or "/", value[:-1], value.upper()]
+    normal = [path for path in near if path.startswith("/") and normalize_rule_path(path) == path]
+    return st.sampled_from(normal) | rule_paths if normal else rule_paths
+
+
+def _headers_near(match: Match) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
+    wanted = [(one.name, one.value or "") for one in match.headers]
+    line = st.tuples(st.sampled_from(HEADER_NAMES), st.sampled_from(VALUES))
+    some = st.lists(line, max_size=3)
+    return st.one_of(
+        some.map(tuple),
+        some.map(lambda lines: (*wanted, *lines)),
+        st.just(tuple((name.upper(), value) for name, value in wanted)),
+    )
+
+
+def _queries_near(match: Match) -> st.SearchStrategy[str | None]:
+    # A query is ASCII once it is accepted; a condition that is not never holds.
+    wanted = [f"{one.name}={one.value or ''}" for one in match.query]
+    pieces = st.sampled_from([*wanted, *wanted, "a", "a=", "a=1", "a=2", "A=1", "b=a=b", "", "a%20=%31"])
+    queries = st.lists(pieces, min_size=1, max_size=3).map("&".join).filter(lambda query: query.isascii())
+    return st.one_of(queries.filter(lambda query: " " not in query), st.none())

@@ -1,0 +1,201 @@
+"""The native file: what is written reads back equal, and every mistake is one Problem with its place."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from lb.model.config import Config
+from lb.model.listener import HttpOptions, Listener
+from lb.model.route import Forward, HeaderMatch, Match, PathMatch, Respond, Route, RouteOptions, WeightedUpstream
+from lb.model.text import from_content, to_text
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.problems import Origin, Problem
+from tests.model.strategies import configs
+
+FILE = Origin(kind="Config", name="lb", file="lb.yaml", line=1)
+
+
+def load(text: str, lines: dict[str, int] | None = None) -> tuple[Config, list[Problem]]:
+    return from_content(yaml.safe_load(text), FILE, lines)
+
+
+@given(config=configs())
+@settings(max_examples=300, deadline=None)
+def test_what_is_written_reads_back_equal(config: Config) -> None:
+    text = to_text(config)
+    read, problems = from_content(yaml.load(text, yaml.CSafeLoader), FILE, {"upstreams": 3, "hosts": 7})
+    assert problems == []
+    assert read == config
+    assert to_text(read) == text
+
+
+HAND_WRITTEN = """\
+apiVersion: lb/v1
+kind: Config
+settings: {threads: 2}
+listeners:
+  http: {port: 80, http: {head_timeout: 1.5s, max_head: 16Ki, trusted_proxies: [10.0.0.0/8]}}
+hosts:
+  default:
+    shop.example.com:
+      - {path: {exact: /healthz}, respond: 204}
+      - {path: /api, methods: [GET, POST], forward: {api: 9, web: 1}, response_timeout: 1m30s, max_body: 1Mi}
+      - {headers: {X-Debug: {present: true}, X-User: "1"}, forward: web, name: debug}
+    "*.example.com":
+      one_label: false
+      routes: [{forward: web}]
+upstreams:
+  web: [10.0.0.1:8080, "[fd00::1]:8080"]
+  api:
+    balance: least-connections
+    connect_timeout: 500ms
+    endpoints: [{address: 10.0.0.2:8080, weight: 2}, unix:/run/api.sock]
+"""
+
+
+def test_hand_written_file() -> None:
+    lines = {"listeners.http": 5, "hosts.default.shop.example.com[1]": 10, "upstreams.web": 16, "upstreams.web[1]": 17}
+    config, problems = load(HAND_WRITTEN, lines)
+    assert problems == []
+    assert config.listeners == {
+        "http": Listener(
+            "http",
+            80,
+            http=HttpOptions(head_timeout_ms=1_500, max_head_bytes=16_384, trusted_proxies=("10.0.0.0/8",)),
+            origin=Origin("Config", "", "lb", "lb.yaml", 5),
+        )
+    }
+    assert config.hosts["default"]["shop.example.com"].routes == (
+        Route("shop.example.com:0", Match(PathMatch("exact", "/healthz")), Respond(204), origin=FILE),
+        Route(
+            "shop.example.com:1",
+            Match(PathMatch("prefix", "/api"), ("GET", "POST")),
+            Forward((WeightedUpstream("api", 9), WeightedUpstream("web"))),
+            RouteOptions(response_timeout_ms=90_000, max_body_bytes=1 << 20),
+            Origin("Config", "", "lb", "lb.yaml", 10),
+        ),
+        Route(
+            "debug",
+            Match(headers=(HeaderMatch("X-Debug"), HeaderMatch("X-User", "1"))),
+            Forward((WeightedUpstream("web"),)),
+            origin=FILE,
+        ),
+    )
+    assert config.hosts["default"]["*.example.com"].one_label is False
+    assert config.upstreams == {
+        "web": Upstream(
+            "web",
+            endpoints=(
+                Endpoint("10.0.0.1", 8080, origin=Origin("Config", "", "lb", "lb.yaml", 16)),
+                Endpoint("fd00::1", 8080, origin=Origin("Config", "", "lb", "lb.yaml", 17)),
+            ),
+            origin=Origin("Config", "", "lb", "lb.yaml", 16),
+        ),
+        "api": Upstream(
+            "api",
+            "least-connections",
+            (Endpoint("10.0.0.2", 8080, 2, origin=FILE), Endpoint("unix:/run/api.sock", origin=FILE)),
+            options=UpstreamOptions(connect_timeout_ms=500),
+            origin=FILE,
+        ),
+    }
+
+
+def test_rendered_file_is_pleasant() -> None:
+    ingress = Origin("Ingress", "shop", "web", "web.yaml", 12, 3)
+    config = Config(
+        {"http": Listener("http", 80, host_set="ingress")},
+        {},
+        {
+            "shop/web:http": Upstream(
+                "shop/web:http",
+                endpoints=(
+                    Endpoint("10.0.0.1", 8080, target="pod/web-1", origin=ingress),
+                    Endpoint("::1", 80, origin=ingress),
+                ),
+                origin=ingress,
+            )
+        },
+    )
+    assert to_text(config) == (
+        "apiVersion: lb/v1\n"
+        "kind: Config\n"
+        "listeners:\n"
+        "  http:\n"
+        "    port: 80\n"
+        "    host_set: ingress\n"
+        "    origin: built-in\n"
+        "hosts: {}\n"
+        "upstreams:\n"
+        "  shop/web:http:\n"
+        "    endpoints:\n"
+        "    - {address: '10.0.0.1:8080', target: pod/web-1}\n"
+        "    - '[::1]:80'\n"
+        "    origin: Ingress shop/web (web.yaml:12:3)\n"
+    )
+
+
+ROUTE = "hosts: {default: {a: [{%s}, {respond: 200, name: other}]}}"
+MISTAKES = [
+    ("listenrs: {}", "listenrs", "did you mean `listeners`?", ""),
+    ("listeners: {http: {prot: 80, port: 80}}", "listeners.http.prot", "did you mean `port`?", "http"),
+    ("listeners: {http: {}}", "listeners.http", "add `port: 80`", ""),
+    ("listeners: {http: {port: 70000}}", "listeners.http.port", "write 0 to 65535", ""),
+    (
+        "listeners: {http: {port: 80, http: {head_timout: 5s}}}",
+        "listeners.http.http.head_timout",
+        "`head_timeout`",
+        "http",
+    ),
+    ("listeners: {http: {port: 80, http: {head_timeout: 5}}}", "listeners.http.http.head_timeout", "", "http"),
+    ("listeners: {http: {port: 80, http: {max_head: -1}}}", "listeners.http.http.max_head", "", "http"),
+    ("listeners: {http: {port: 80, http: {max_headers: -1}}}", "listeners.http.http.max_headers", "", "http"),
+    ("listeners: {http: {port: 80, http: {bare_lf: no}}}", "listeners.http.http.bare_lf", "", "http"),
+    ("hosts: {default: {Shop.Example.com: []}}", "hosts.default.Shop.Example.com", "write `shop.example.com`", ""),
+    ("hosts: {default: {'*.A.com': []}}", "hosts.default.*.A.com", "write `*.a.com`", ""),
+    ("hosts: {default: {'a.*.com': []}}", "hosts.default.a.*.com", "write `shop.example.com`", ""),
+    ("hosts: {default: 5}", "hosts.default", "", ""),
+    (ROUTE % "path: a, respond: 200", "hosts.default.a[0].path", "write `/a`", "other"),
+    (ROUTE % "path: {exakt: /a}, respond: 200", "hosts.default.a[0].path", "did you mean `exact`?", "other"),
+    (ROUTE % "path: /caf\u00e9, respond: 200", "hosts.default.a[0].path", "write `/caf%C3%A9`", "a:0 other"),
+    (ROUTE % "path: /a/../b, respond: 200", "hosts.default.a[0].path", "write `/b`", "a:0 other"),
+    (ROUTE % "path: /.., respond: 200", "hosts.default.a[0].path", "", "a:0 other"),
+    (ROUTE % "path: /", "hosts.default.a[0]", "add `forward: NAME` of an upstream", "other"),
+    (ROUTE % "respond: 200, methods: GET", "hosts.default.a[0].methods", "", "other"),
+    (ROUTE % "respond: 200, methods: [G T]", "hosts.default.a[0].methods", "", "other"),
+    (ROUTE % "respond: 200, headers: {X-A: 1}", "hosts.default.a[0].headers.X-A", "in quotes", "other"),
+    (ROUTE % "respond: 200, headers: {X A: '1'}", "hosts.default.a[0].headers.X A", "", "other"),
+    (ROUTE % "respond: 20", "hosts.default.a[0].respond.status", "write 200 to 599", "other"),
+    (ROUTE % "respond: 200, name: other, path: /x", "hosts.default.a[1].name", "another `name`", "other"),
+    (ROUTE % "respond: 200, retries: many", "hosts.default.a[0].retries", "", "a:0 other"),
+    (ROUTE % "respond: 200, origin: 5", "hosts.default.a[0].origin", "", "other"),
+    ("upstreams: {web: {balance: round-robbin}}", "upstreams.web.balance", "did you mean `round-robin`?", ""),
+    ("upstreams: {web: [10.0.0.1]}", "upstreams.web[0].address", "", "web"),
+    ("upstreams: {web: ['::1:80']}", "upstreams.web[0].address", "", "web"),
+    ("upstreams: {web: [10.0.0.1:99999]}", "upstreams.web[0].address", "", "web"),
+    ("upstreams: {web: [{address: 10.0.0.1:80, wait: 1}]}", "upstreams.web[0].wait", "did you mean `weight`?", "web"),
+    (
+        "upstreams: {web: {endpoints: [{address: 10.0.0.1:80, draining: 1}]}}",
+        "upstreams.web.endpoints[0].draining",
+        "",
+        "web",
+    ),
+    ("upstreams: {1: []}", "upstreams", "in quotes", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "field", "fix", "kept"), MISTAKES)
+def test_mistake_is_one_problem_and_costs_only_itself(text: str, field: str, fix: str, kept: str) -> None:
+    config, problems = load(text, {field: 42})
+    assert [(problem.code, problem.field, problem.origin.line) for problem in problems] == [("LB5003", field, 42)]
+    assert fix in problems[0].fix
+    names = [route.name for hosts in config.hosts.values() for host in hosts.values() for route in host.routes]
+    assert " ".join([*config.listeners, *names, *config.upstreams]) == kept
+
+
+def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:
+    config, problems = load("hosts: {default: {a: [{forward: wbe}]}}\nupstreams: {web: []}", {"hosts.default.a": 7})
+    assert [(one.code, one.origin.line, one.fix) for one in problems] == [("LB5004", 7, "did you mean `web`?")]
+    assert len(config.hosts["default"]["a"].routes) == 1
