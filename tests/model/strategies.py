@@ -7,6 +7,7 @@ conditions.
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import strategies as st
 
 from lb.model.config import Config
@@ -121,76 +122,72 @@ endpoints = st.builds(
 )
 
 
+# Parts are drawn without names, which `configs` gives them: building a strategy costs more than drawing from it.
+_upstreams = st.builds(
+    Upstream,
+    name=st.just(""),
+    balance=st.sampled_from(["round-robin", "least-connections"]),
+    endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
+    affinity=st.sampled_from(["none", "client-ip"]),
+    options=upstream_options,
+    unavailable=st.just("") | texts,
+    resolve=st.sampled_from(["", "db.example.com"]),
+    origin=origins,
+)
+_shares = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 1, 9])), min_size=1, max_size=3)
+_responds = st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts)
+_routes = st.tuples(
+    matches, _shares | _responds, route_options, origins, st.sampled_from(["", "spec.rules[0].http.paths[1]"])
+)
+_hosts = st.dictionaries(hostnames, st.tuples(st.lists(_routes, max_size=6), st.booleans()), max_size=5)
+_places = st.one_of(
+    st.tuples(st.integers(1, 65_535), st.sampled_from(["", "127.0.0.1", "::1"])),
+    st.tuples(st.just(0), st.just("unix:/run/lb.sock")),
+)
+_listeners = st.tuples(_places, st.booleans(), http_options, origins)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    """A whole Config: up to two host sets, and only references that exist."""
-    upstreams = {name: draw(_upstreams(name)) for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))}
-    host_sets = draw(st.lists(st.sampled_from(["default", "ingress"]), min_size=1, max_size=2, unique=True))
+    """A whole Config: one or two listeners and host sets, and only references that exist."""
+    upstreams = draw(st.dictionaries(names, _upstreams, min_size=1, max_size=3))
+    host_sets = draw(st.dictionaries(st.sampled_from(["default", "ingress"]), _hosts, min_size=1, max_size=2))
+    listeners = draw(st.dictionaries(names, _listeners, min_size=1, max_size=2))
     route_names = (f"route {number}" for number in range(1_000))
-    hosts = {}
-    for host_set in host_sets:
-        hosts[host_set] = {
-            hostname: VirtualHost(
-                hostname,
-                tuple(
-                    draw(_routes(next(route_names), sorted(upstreams)))
-                    for _ in range(draw(st.integers(0, 6), label="routes"))
-                ),
-                draw(st.booleans()),
+    return Config(
+        {
+            name: Listener(
+                name, port, address, host_set=max(host_sets) if last else min(host_sets), http=http, origin=origin
             )
-            for hostname in draw(st.lists(hostnames, max_size=5, unique=True))
-        }
-    listeners = {
-        name: draw(_listeners(name, host_sets)) for name in draw(st.lists(names, min_size=1, max_size=2, unique=True))
-    }
-    return Config(listeners, hosts, upstreams)
-
-
-def _upstreams(name: str) -> st.SearchStrategy[Upstream]:
-    return st.builds(
-        Upstream,
-        name=st.just(name),
-        balance=st.sampled_from(["round-robin", "least-connections"]),
-        endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
-        affinity=st.sampled_from(["none", "client-ip"]),
-        options=upstream_options,
-        unavailable=st.just("") | texts,
-        resolve=st.sampled_from(["", "db.example.com"]),
-        origin=origins,
+            for name, ((port, address), last, http, origin) in listeners.items()
+        },
+        {
+            host_set: {
+                hostname: VirtualHost(
+                    hostname,
+                    tuple(_name_route(next(route_names), list(upstreams), *route) for route in routes),
+                    one_label,
+                )
+                for hostname, (routes, one_label) in hosts.items()
+            }
+            for host_set, hosts in host_sets.items()
+        },
+        {name: msgspec.structs.replace(upstream, name=name) for name, upstream in upstreams.items()},
     )
 
 
-def _routes(name: str, upstreams: list[str]) -> st.SearchStrategy[Route]:
-    share = st.builds(WeightedUpstream, st.sampled_from(upstreams), st.sampled_from([0, 1, 1, 9]))
-    action = st.one_of(
-        st.builds(Forward, st.lists(share, min_size=1, max_size=3).map(tuple)),
-        st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts),
-    )
-    return st.builds(
-        Route,
-        name=st.just(name),
-        match=matches,
-        action=action,
-        options=route_options,
-        origin=origins,
-        field=st.just("") | st.just("spec.rules[0].http.paths[1]"),
-    )
-
-
-def _listeners(name: str, host_sets: list[str]) -> st.SearchStrategy[Listener]:
-    place = st.one_of(
-        st.tuples(st.integers(1, 65_535), st.sampled_from(["", "127.0.0.1", "::1"])),
-        st.tuples(st.just(0), st.just("unix:/run/lb.sock")),
-    )
-    return st.builds(
-        lambda place, host_set, http, origin: Listener(
-            name, place[0], place[1], host_set=host_set, http=http, origin=origin
-        ),
-        place,
-        st.sampled_from(host_sets),
-        http_options,
-        origins,
-    )
+def _name_route(
+    name: str,
+    upstreams: list[str],
+    match: Match,
+    action: Respond | list[tuple[int, int]],
+    options: RouteOptions,
+    origin: Origin,
+    field: str,
+) -> Route:
+    if not isinstance(action, Respond):
+        action = Forward(tuple(WeightedUpstream(upstreams[index % len(upstreams)], one) for index, one in action))
+    return Route(name, match, action, options, origin, field)
 
 
 @st.composite

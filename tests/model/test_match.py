@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lb.model.config import Config
 from lb.model.listener import Listener
-from lb.model.match import Request, find_host, find_route, match, path_holds
+from lb.model.match import Request, failed_condition, find_host, find_route, match, path_holds
+from lb.model.normalize import normalize_host, normalize_target
 from lb.model.route import HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
+from tests.model.strategies import configs, requests_for
 
 # Kubernetes documentation, Ingress, "Examples": kind, rule paths, request path, the path that serves it.
 INGRESS_EXAMPLES = [
@@ -126,3 +130,20 @@ def test_chosen_host_decides_alone() -> None:
 def test_listener_without_host_set_finds_nothing() -> None:
     config = Config(listeners={"http": Listener("http", 80, host_set="other")})
     assert match(config, "http", Request("a", "/")) == (None, None)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_winner_holds_and_everything_before_it_fails(data: st.DataObject) -> None:
+    config = data.draw(configs())
+    listener, request = data.draw(requests_for(config))
+    assert normalize_host(request.host.encode()) == request.host.encode()
+    target = request.path if request.query is None else f"{request.path}?{request.query}"
+    assert normalize_target(target.encode(), merge_slashes=False, escaped_slashes="keep")[0].decode() == request.path
+    host, route = match(config, listener, request)
+    if host is None:
+        assert not {request.host, "*"} & set(config.hosts[config.listeners[listener].host_set])
+        return
+    losers = host.routes[: host.routes.index(route)] if route else host.routes
+    assert all(failed_condition(loser.match, request) for loser in losers)
+    assert route is None or failed_condition(route.match, request) is None

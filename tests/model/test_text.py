@@ -22,7 +22,7 @@ def load(text: str, lines: dict[str, int] | None = None) -> tuple[Config, list[P
 
 
 @given(config=configs())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_reads_back_equal(config: Config) -> None:
     text = to_text(config)
     read, problems = from_content(yaml.load(text, yaml.CSafeLoader), FILE, {"upstreams": 3, "hosts": 7})
