@@ -77,6 +77,7 @@ CODES: dict[str, Code] = {
     "LB1004": Code("warning", "object stands more than once in the input"),
     "LB1005": Code("note", "nothing in the input is of a kind lb serves"),
     "LB1006": Code("error", "file ends in the middle; the last good content stays in use"),
+    "LB1007": Code("error", "apiVersion has been superseded"),
     # Which objects are ours
     "LB2001": Code("note", "no object names lb: every Ingress is served"),
     "LB2002": Code("note", "Ingress belongs to another controller"),

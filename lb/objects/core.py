@@ -20,7 +20,9 @@ class ClientIPConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(msgspec.Struct, frozen=True, rename={"client_ip": "clientIP"}, omit_defaults=True):
+class SessionAffinityConfig(
+    msgspec.Struct, frozen=True, rename={"client_ip": "clientIP"}, omit_defaults=True, gc=False
+):
     client_ip: ClientIPConfig | None = None
 
 
@@ -28,6 +30,7 @@ class ServiceSpec(
     msgspec.Struct,
     frozen=True,
     omit_defaults=True,
+    gc=False,
     rename={
         "cluster_ip": "clusterIP",
         "external_name": "externalName",
@@ -50,7 +53,7 @@ class ServiceSpec(
     health_check_node_port: int = 0
 
 
-class Service(Object, frozen=True, omit_defaults=True):
+class Service(Object, frozen=True, omit_defaults=True, gc=False):
     spec: ServiceSpec = ServiceSpec()
 
 
@@ -59,7 +62,7 @@ class ObjectReference(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     name: str = ""
 
 
-class EndpointAddress(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class EndpointAddress(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     ip: str
     node_name: str | None = None
     target_ref: ObjectReference | None = None
@@ -71,21 +74,19 @@ class EndpointPort(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     protocol: str = "TCP"
 
 
-class EndpointSubset(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class EndpointSubset(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     addresses: tuple[EndpointAddress, ...] = ()
     not_ready_addresses: tuple[EndpointAddress, ...] = ()
     ports: tuple[EndpointPort, ...] = ()
 
 
-class Endpoints(Object, frozen=True, omit_defaults=True):
+class Endpoints(Object, frozen=True, omit_defaults=True, gc=False):
     """The legacy form; ignored for a Service that has EndpointSlices."""
 
     subsets: tuple[EndpointSubset, ...] = ()
 
 
-
-
-class Secret(Object, frozen=True, rename="camel", omit_defaults=True):
+class Secret(Object, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """`data` values stay base64 until used; they never appear in logs, dumps or `repr`."""
 
     type: str = "Opaque"
@@ -96,7 +97,7 @@ class Secret(Object, frozen=True, rename="camel", omit_defaults=True):
         return f"Secret({self.metadata.namespace}/{self.metadata.name}, {len(self.data or ())} keys)"
 
 
-class ConfigMap(Object, frozen=True, omit_defaults=True):
+class ConfigMap(Object, frozen=True, omit_defaults=True, gc=False):
     data: dict[str, str] | None = None
 
 
@@ -110,7 +111,7 @@ class NodeCondition(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     status: str
 
 
-class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     addresses: tuple[NodeAddress, ...] = ()
     conditions: tuple[NodeCondition, ...] = ()
 
@@ -120,15 +121,15 @@ class Taint(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     effect: str = ""
 
 
-class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    taints: tuple[Taint, ...] | None = None
+class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    taints: tuple[Taint, ...] = ()
     unschedulable: bool = False
 
 
-class Node(Object, frozen=True, omit_defaults=True):
+class Node(Object, frozen=True, omit_defaults=True, gc=False):
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
 
-class Namespace(Object, frozen=True, omit_defaults=True):
+class Namespace(Object, frozen=True, omit_defaults=True, gc=False):
     pass

@@ -19,7 +19,7 @@ class EndpointConditions(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
     terminating: bool | None = None
 
 
-class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     addresses: tuple[str, ...]
     """Only the first one is meaningful."""
     conditions: EndpointConditions = EndpointConditions()
@@ -35,7 +35,7 @@ class SlicePort(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True,
     app_protocol: str | None = None
 
 
-class EndpointSlice(Object, frozen=True, rename="camel", omit_defaults=True):
+class EndpointSlice(Object, frozen=True, rename="camel", omit_defaults=True, gc=False):
     address_type: str = "IPv4"
-    endpoints: tuple[SliceEndpoint, ...] | None = ()
-    ports: tuple[SlicePort, ...] | None = ()
+    endpoints: tuple[SliceEndpoint, ...] = ()
+    ports: tuple[SlicePort, ...] = ()

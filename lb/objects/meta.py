@@ -18,7 +18,7 @@ class Key(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
-class ObjectMeta(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class ObjectMeta(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """The metadata that routing depends on."""
 
     name: str
@@ -31,7 +31,7 @@ class ObjectMeta(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     generation: int = 0
 
 
-class Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     """Base of all kinds. `kind` and `apiVersion` choose the type while decoding and are not kept."""
 
     metadata: ObjectMeta

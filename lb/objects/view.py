@@ -1,4 +1,4 @@
-"""How translation sees objects: typed, by key, with their places and with what changed. Implemented by lb/sources/store.py."""
+"""How translation sees objects: typed, by key, with their places and changes. Implemented by lb/sources/store.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lb.problems import Origin
 ObjectT = TypeVar("ObjectT", bound=Object)
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """An object and its place."""
 
     object: Object
@@ -41,7 +41,7 @@ class View(Protocol):
         """The EndpointSlices of a Service, by name."""
 
 
-class Resolution(Object, frozen=True, omit_defaults=True):
+class Resolution(Object, frozen=True, omit_defaults=True, gc=False):
     """What a name resolved to; put into the store by the resolver. `metadata.name` is the name that was asked for."""
 
     addresses: tuple[str, ...] = ()
@@ -49,9 +49,9 @@ class Resolution(Object, frozen=True, omit_defaults=True):
     """Why there are no addresses. The last good ones are kept on a passing failure."""
 
 
-class NativeConfig(Object, frozen=True, omit_defaults=True):
+class NativeConfig(Object, frozen=True, omit_defaults=True, gc=False):
     """A native file (`apiVersion: lb/v1`, `kind: Config`), undecoded: lb/model/text.py turns it into model values."""
 
-    content: dict[str, object] = {}
-    lines: dict[str, int] = {}
+    content: dict[str, object] = msgspec.field(default_factory=dict)
+    lines: dict[str, int] = msgspec.field(default_factory=dict)
     """Path inside the document (`listeners.http`, `upstreams.web.endpoints[0]`) -> line, for YAML."""

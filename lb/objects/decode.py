@@ -1,0 +1,606 @@
+"""The bytes of a file to typed objects: JSON, YAML, Lists, streams of documents, mixed.
+
+Owns the rule that one bad item costs only itself, and the reuse of what did not change since the last reading of the
+same file. It does no I/O and keeps nothing between calls but what the caller hands back as `previous`.
+
+The fast path decodes each JSON item straight into its struct; places and reasons are worked out only for what failed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import force_setattr, replace
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lb.objects import jsontext, yamltext
+from lb.objects.core import Secret
+from lb.objects.kinds import KINDS, NATIVE_API_VERSION, NATIVE_KIND, SUPERSEDED, Kind, name_unknown
+from lb.objects.meta import Key, Object, ObjectMeta
+from lb.objects.view import NativeConfig, Stored
+from lb.problems import Origin, Problem
+
+DEFAULT_NAMESPACE = "default"
+"""Where kubectl puts an object that names no namespace."""
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""A copy of the whole object in an annotation; it is dropped, it would double the memory."""
+
+UNUSED_SECRETS = frozenset(
+    (
+        "helm.sh/release.v1",
+        "kubernetes.io/service-account-token",
+        "kubernetes.io/dockerconfigjson",
+        "kubernetes.io/dockercfg",
+        "bootstrap.kubernetes.io/token",
+    )
+)
+"""Secrets that no route can use; their content, which may be large, is not kept."""
+
+_MAX_LIST_DEPTH = 4
+_EXCERPT_LENGTH = 80
+_NAMES_A_SECRET = re.compile(rb"""kind["']?\s*:\s*["']?Secret""")
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """An item that could not be decoded."""
+
+    problem: Problem
+    key: Key | None = None
+    """The object that it would have been, when that can be told."""
+
+
+Entry = Stored | Rejected | str
+"""What an item became: an object, a Problem, or the name of a kind that lb does not read."""
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """All that one file holds."""
+
+    entries: list[Entry | tuple[Entry, ...]]
+    """In the file's order; a List within a List is a tuple."""
+    errors: tuple[Problem, ...] = ()
+    """Syntax errors: parts of the file that are not even items."""
+    truncated: bool = False
+    """The text ends where something is still open."""
+    incomplete: bool = False
+    """The last YAML document lacks what every object has: it may have been cut at the end of a line."""
+
+    # Kept for the next reading of the same file.
+    digests: array[int] | None = None
+    """JSON: the hash of each entry's text."""
+    chunks: dict[int, _ChunkEntries] | None = None
+    """YAML: by the hash of each document's text."""
+
+    def flat(self) -> Iterator[Entry]:
+        for entry in self.entries:
+            if isinstance(entry, tuple):
+                yield from entry
+            else:
+                yield entry
+
+    def stored(self) -> list[Stored]:
+        if all(entry.__class__ is Stored for entry in self.entries):
+            return self.entries  # type: ignore[return-value]  # just checked; the usual case, and large
+        return [entry for entry in self.flat() if isinstance(entry, Stored)]
+
+    def rejected(self) -> list[Rejected]:
+        return [entry for entry in self.flat() if isinstance(entry, Rejected)]
+
+    def problems(self) -> list[Problem]:
+        return [*self.errors, *(rejected.problem for rejected in self.rejected())]
+
+    def unknown(self) -> Counter[str]:
+        return Counter(entry for entry in self.flat() if isinstance(entry, str))
+
+
+class _ChunkEntries(NamedTuple):
+    first_line: int
+    entries: tuple[Entry, ...]
+    errors: tuple[Problem, ...]
+    at_end: bool
+    incomplete: bool
+
+
+def decode(data: bytes, file: str, previous: Decoded | None = None) -> Decoded:
+    """Read a file. Never raises: what is wrong becomes a Problem.
+
+    `previous` is what the same file held before; items whose text is the same keep their objects.
+    """
+    if jsontext.looks_like_json(data):
+        decoded = _decode_json(data.removeprefix(b"\xef\xbb\xbf"), file, previous)
+        if not decoded.errors or file.endswith(".json"):
+            return decoded
+        # YAML may begin with a brace too, and JSON documents may stand among YAML ones.
+        as_yaml = _decode_yaml(data, file, previous)
+        return decoded if as_yaml.errors else as_yaml
+    return _decode_yaml(data, file, previous)
+
+
+# JSON
+
+
+def _decode_json(data: bytes, file: str, previous: Decoded | None) -> Decoded:
+    try:
+        items = jsontext.read_items(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if "trailing characters" in str(error):
+            return _decode_stream(data, file)
+        return _decode_broken(data, file, error)
+    if items is None:
+        entry = _json_entry(data, file, "", 0)
+        return Decoded([entry])
+    return _decode_items(items, file, _list_prefix(data), previous)
+
+
+def _list_prefix(data: bytes) -> str:
+    return "" if data.lstrip()[:1] == b"[" else "items"
+
+
+def _decode_items(items: Sequence[msgspec.Raw], file: str, prefix: str, previous: Decoded | None) -> Decoded:
+    digests = array("q")
+    known = _KnownItems(previous)
+    entries: list[Entry | tuple[Entry, ...]] = []
+    for index, raw in enumerate(items):
+        text = bytes(raw)
+        digest = hash(text)
+        digests.append(digest)
+        entry = known.find(index, digest, prefix)
+        entries.append(entry if entry is not None else _json_entry(text, file, f"{prefix}[{index}]", 0))
+    return Decoded(entries, digests=digests)
+
+
+class _KnownItems:
+    """The entries of the previous reading by the hash of their text."""
+
+    __slots__ = ("_digests", "_entries", "_where")
+
+    def __init__(self, previous: Decoded | None) -> None:
+        usable = previous is not None and previous.digests is not None
+        self._digests: array[int] = previous.digests if usable else array("q")  # type: ignore[union-attr,assignment]
+        self._entries = previous.entries if usable else []  # type: ignore[union-attr]
+        self._where: dict[int, int] | None = None
+
+    def find(self, index: int, digest: int, prefix: str) -> Entry | tuple[Entry, ...] | None:
+        """What the same text became before, with its new place."""
+        if index < len(self._digests) and self._digests[index] == digest:
+            return self._entries[index]
+        if self._where is None:
+            self._where = {old: place for place, old in enumerate(self._digests)}
+        old_index = self._where.get(digest)
+        if old_index is None:
+            return None
+        entry = self._entries[old_index]
+        if isinstance(entry, str):
+            return entry
+        if isinstance(entry, Stored):
+            return Stored(entry.object, replace(entry.origin, item=f"{prefix}[{index}]"))
+        return None
+
+
+def _decode_stream(data: bytes, file: str) -> Decoded:
+    """Several JSON documents, one after the other."""
+    entries: list[Entry | tuple[Entry, ...]] = []
+    try:
+        for index, (_, text) in enumerate(jsontext.documents(data)):
+            entries.append(_json_entries(text, file, f"documents[{index}]", 0))
+    except (msgspec.DecodeError, RecursionError) as error:
+        found = jsontext.explain(data, error) if not entries else None
+        broken = _broken_tail(data, file, found)
+        return Decoded(entries, (broken[0],), truncated=broken[1])
+    return Decoded(entries)
+
+
+def _broken_tail(data: bytes, file: str, found: jsontext.JsonError | None) -> tuple[Problem, bool]:
+    """The first document of a stream that is not JSON."""
+    if found is None:
+        offset = 0
+        try:
+            for start, text in jsontext.documents(data):
+                offset = start + len(text)
+        except (msgspec.DecodeError, RecursionError) as error:
+            local = jsontext.explain(data[offset:], error)
+            line, column = jsontext.line_and_column(data, offset + local.offset)
+            found = local._replace(line=line, column=column, offset=offset + local.offset)
+    assert found is not None  # noqa: S101 - only called for text that does not decode
+    return _syntax_problem(data, file, found), found.truncated
+
+
+def _decode_broken(data: bytes, file: str, error: Exception) -> Decoded:
+    """A List that is not JSON: whatever items in it are whole, and a Problem for each broken one."""
+    found = jsontext.explain(data, error)
+    entries: list[Entry | tuple[Entry, ...]] = []
+    errors: list[Problem] = []
+    for index, piece in enumerate(jsontext.salvage(data)):
+        if piece.error is None:
+            entries.append(_json_entry(piece.data, file, f"items[{index}]", 0))
+        elif not found.truncated:
+            errors.append(_syntax_problem(data, file, piece.error))
+    if not errors:
+        errors.append(_syntax_problem(data, file, found))
+    return Decoded(entries, tuple(errors), truncated=found.truncated)
+
+
+def _syntax_problem(data: bytes, file: str, found: jsontext.JsonError) -> Problem:
+    excerpt = "" if _NAMES_A_SECRET.search(data) else _excerpt(data, found.offset)
+    return Problem(
+        "LB1006" if found.truncated else "LB1002",
+        Origin(file=file, line=found.line, column=found.column),
+        found.what + (f": `{excerpt}`" if excerpt else ""),
+        fix="write the file whole, best under another name and then renamed" if found.truncated else "",
+    )
+
+
+def _excerpt(data: bytes, offset: int) -> str:
+    """The text around an offset, within its line."""
+    start = max(data.rfind(b"\n", 0, offset) + 1, offset - _EXCERPT_LENGTH // 2)
+    end = data.find(b"\n", offset)
+    end = min(len(data) if end < 0 else end, start + _EXCERPT_LENGTH)
+    return data[start:end].decode(errors="replace").strip()
+
+
+def _json_entries(data: bytes, file: str, item: str, depth: int) -> tuple[Entry, ...]:
+    """A JSON value that may be a List itself."""
+    items = jsontext.read_items(data) if depth < _MAX_LIST_DEPTH else None
+    if items is None:
+        entry = _json_entry(data, file, item, depth)
+        return entry if isinstance(entry, tuple) else (entry,)
+    entries: list[Entry] = []
+    for index, raw in enumerate(items):
+        entry = _json_entry(bytes(raw), file, f"{item}.items[{index}]", depth + 1)
+        entries.extend(entry) if isinstance(entry, tuple) else entries.append(entry)
+    return tuple(entries)
+
+
+def _json_entry(data: bytes, file: str, item: str, depth: int) -> Entry | tuple[Entry, ...]:
+    try:
+        head = jsontext.read_head(data)
+        kind = KINDS.get((head.api_version, head.kind))
+        if kind is None:
+            return _json_other(data, file, item, head, depth)
+        return _finish(_DECODERS[kind.type].decode(data), head.kind, kind, Origin(file=file, item=item))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _json_slowly(data, file, item)
+
+
+def _json_other(data: bytes, file: str, item: str, head: jsontext.Head, depth: int) -> Entry | tuple[Entry, ...]:
+    """What is not one of the kinds: a List within a List, a native file, an old form, an unknown kind."""
+    if head.kind.endswith("List") and depth < _MAX_LIST_DEPTH and jsontext.read_items(data) is not None:
+        return _json_entries(data, file, item, depth)
+    if (head.api_version, head.kind) == (NATIVE_API_VERSION, NATIVE_KIND):
+        content = msgspec.json.decode(data, type=dict[str, object])
+        return _native(content, {}, Origin(file=file, item=item))
+    if head.api_version and head.kind and (head.api_version, head.kind) not in SUPERSEDED:
+        return name_unknown(head.api_version, head.kind)
+    return _json_slowly(data, file, item)
+
+
+def _json_slowly(data: bytes, file: str, item: str) -> Entry:
+    """An item that the fast path refused: nulls read as missing fields, or a Problem that says where."""
+    origin = Origin(file=file, item=item)
+    try:
+        content = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = jsontext.explain(data, error)
+        return Rejected(Problem("LB1002", origin, found.what, fix="export the object again"))
+    try:
+        content = _without_nulls(content, False, 0)
+    except RecursionError:
+        return Rejected(Problem("LB1003", origin, "nested too deeply"))
+    return _convert(content, origin, None)
+
+
+def _without_nulls(value: object, keep: bool, depth: int) -> object:
+    """A null says what a missing field says: Go's zero value (encoding/json, Unmarshal). In text maps it is an empty text."""
+    if depth > yamltext.MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {
+            key: _without_nulls(below, key in yamltext.TEXT_MAPS, depth + 1)
+            for key, below in value.items()
+            if below is not None or keep
+        }
+    if isinstance(value, list):
+        return [_without_nulls(below, False, depth + 1) for below in value]
+    return value
+
+
+# YAML
+
+
+def _decode_yaml(data: bytes, file: str, previous: Decoded | None) -> Decoded:
+    known = (previous.chunks if previous else None) or {}
+    chunks: dict[int, _ChunkEntries] = {}
+    entries: list[Entry | tuple[Entry, ...]] = []
+    errors: list[Problem] = []
+    at_end = incomplete = False
+    for chunk in yamltext.split(data):
+        digest = hash(chunk.data)
+        read = _moved(known.get(digest), chunk.first_line) or _yaml_chunk(chunk, file)
+        chunks[digest] = read
+        entries.extend(read.entries)
+        errors.extend(read.errors)
+        at_end, incomplete = read.at_end, read.incomplete
+    return Decoded(_name_natives(entries, file), tuple(errors), at_end, incomplete, chunks=chunks)
+
+
+def _moved(read: _ChunkEntries | None, first_line: int) -> _ChunkEntries | None:
+    """A document read before, at the line where it stands now."""
+    if read is None or read.first_line == first_line:
+        return read
+    shift = first_line - read.first_line
+    entries: list[Entry] = []
+    for entry in read.entries:
+        if not isinstance(entry, Stored):
+            entries.append(entry)
+        elif isinstance(entry.object, NativeConfig):
+            return None  # its lines are part of it
+        else:
+            entries.append(Stored(entry.object, replace(entry.origin, line=entry.origin.line + shift)))
+    if read.errors or any(isinstance(entry, Rejected) for entry in entries):
+        return None
+    return read._replace(first_line=first_line, entries=tuple(entries))
+
+
+def _yaml_chunk(chunk: yamltext.Chunk, file: str) -> _ChunkEntries:
+    converter = yamltext.Converter(len(chunk.data))
+    entries: list[Entry] = []
+    incomplete = False
+    try:
+        for root in yamltext.compose(chunk.data):
+            entries.extend(_yaml_entries(root, chunk, file, converter, 0))
+            incomplete = _lacks_identity(root)
+    except yamltext.YamlError as error:
+        problem = _yaml_problem(error, chunk, Origin(file=file))
+        return _ChunkEntries(chunk.first_line, tuple(entries), (problem,), error.at_end, False)
+    return _ChunkEntries(chunk.first_line, tuple(entries), (), False, incomplete)
+
+
+def _lacks_identity(root: Node) -> bool:
+    """kubectl writes keys in order (`kind` of a List comes last), so a cut file lacks some of these."""
+    if not isinstance(root, MappingNode):
+        return True
+    kind = yamltext.member(root, "kind")
+    if kind is None or yamltext.member(root, "apiVersion") is None:
+        return True
+    known = (_text(root, "apiVersion"), str(kind.value)) in KINDS
+    return known and yamltext.member(root, "metadata") is None
+
+
+def _yaml_entries(
+    root: Node, chunk: yamltext.Chunk, file: str, converter: yamltext.Converter, depth: int
+) -> Iterator[Entry]:
+    line, column = yamltext.position(root)
+    origin = Origin(file=file, line=chunk.first_line + line, column=column)
+    items = yamltext.member(root, "items")
+    if isinstance(items, SequenceNode) and depth < _MAX_LIST_DEPTH and _text(root, "kind")[-4:] in ("", "List"):
+        for item in items.value:
+            converter.spend(item)
+            yield from _yaml_entries(item, chunk, file, converter, depth + 1)
+        return
+    if isinstance(root, ScalarNode) and not root.value:
+        return  # an empty document
+    if not isinstance(root, MappingNode):
+        yield Rejected(Problem("LB1003", origin, "this is no object", fix="write `apiVersion`, `kind` and `metadata`"))
+        return
+    yield _yaml_entry(root, chunk, origin, converter)
+
+
+def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, converter: yamltext.Converter) -> Entry:
+    api_version, kind = _text(root, "apiVersion"), _text(root, "kind")
+    try:
+        if (api_version, kind) == (NATIVE_API_VERSION, NATIVE_KIND):
+            content = converter.mapping(root, keep_null=True)
+            return _native(content, yamltext.lines(root, chunk.first_line), origin)
+        if api_version and kind and (api_version, kind) not in KINDS and (api_version, kind) not in SUPERSEDED:
+            return name_unknown(api_version, kind)
+        return _convert(converter.mapping(root), origin, _Places(root, chunk.first_line))
+    except yamltext.YamlError as error:
+        named = _named_origin(kind, _yaml_metadata(root), origin)
+        return Rejected(_yaml_problem(error, chunk, named), _key_of(named, api_version))
+
+
+def _text(node: Node, name: str) -> str:
+    found = yamltext.member(node, name)
+    return str(found.value) if isinstance(found, ScalarNode) else ""
+
+
+def _yaml_metadata(root: MappingNode) -> dict[str, object]:
+    metadata = yamltext.member(root, "metadata")
+    if metadata is None:
+        return {}
+    return {name: _text(metadata, name) for name in ("namespace", "name")}
+
+
+def _yaml_problem(error: yamltext.YamlError, chunk: yamltext.Chunk, origin: Origin) -> Problem:
+    what = error.what
+    if error.begin_line:
+        what += f" (it begins on line {chunk.first_line + error.begin_line})"
+    if not _NAMES_A_SECRET.search(chunk.data):
+        text = chunk.data.split(b"\n")[error.line - 1 : error.line]
+        excerpt = text[0].decode(errors="replace").strip()[:_EXCERPT_LENGTH] if text else ""
+        what += f": `{excerpt}`" if excerpt else ""
+    place = replace(origin, line=chunk.first_line + error.line, column=error.column)
+    return Problem("LB1002", place, what, fix=error.fix)
+
+
+def _name_natives(entries: list[Entry | tuple[Entry, ...]], file: str) -> list[Entry | tuple[Entry, ...]]:
+    """A native document is known by its file, and by its number in it from the second one on."""
+    number = 0
+    for index, entry in enumerate(entries):
+        if isinstance(entry, Stored) and isinstance(entry.object, NativeConfig):
+            number += 1
+            name = file if number == 1 else f"{file}#{number}"
+            if entry.object.metadata.name != name:
+                renamed = replace(entry.object, metadata=ObjectMeta(name=name))
+                entries[index] = Stored(renamed, entry.origin)
+    return entries
+
+
+# Both
+
+
+class _Places:
+    """Finds the line of a field in a YAML document."""
+
+    __slots__ = ("_first_line", "_root")
+
+    def __init__(self, root: Node, first_line: int) -> None:
+        self._root = root
+        self._first_line = first_line
+
+    def of(self, path: Sequence[str | int]) -> tuple[int, int]:
+        line, column = yamltext.position(self._root, path)
+        return self._first_line + line, column
+
+
+_DECODERS: dict[type[Object], msgspec.json.Decoder[Object]] = {
+    kind.type: msgspec.json.Decoder(kind.type) for kind in KINDS.values()
+}
+
+
+def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
+    """Plain values to an object or a Problem."""
+    if not isinstance(content, dict):
+        return Rejected(Problem("LB1003", origin, "this is no object", fix="write `apiVersion`, `kind` and `metadata`"))
+    api_version, kind_name = content.get("apiVersion"), content.get("kind")
+    for field, value in (("apiVersion", api_version), ("kind", kind_name)):
+        if not isinstance(value, str) or not value:
+            return Rejected(Problem("LB1003", origin, f"{field} is missing or is no text", field=field))
+    assert isinstance(api_version, str) and isinstance(kind_name, str)  # noqa: S101, PT018 - just checked
+    named = _named_origin(kind_name, content.get("metadata"), origin)
+    if (api_version, kind_name) in SUPERSEDED:
+        return Rejected(_superseded(api_version, kind_name, named))
+    kind = KINDS.get((api_version, kind_name))
+    if kind is None:
+        return name_unknown(api_version, kind_name)
+    try:
+        return _finish(msgspec.convert(content, kind.type), kind_name, kind, origin)
+    except msgspec.ValidationError as error:
+        return Rejected(_wrong_field(error, content, named, places), _key_of(named, api_version))
+
+
+def _superseded(api_version: str, kind: str, origin: Origin) -> Problem:
+    successor = SUPERSEDED[api_version, kind]
+    return Problem(
+        "LB1007",
+        origin,
+        f"{api_version} {kind} is an old form that lb does not read",
+        why="Kubernetes itself stopped serving it",
+        fix=f"convert it with `kubectl convert --output-version {successor}`, or export it from the cluster again",
+        field="apiVersion",
+    )
+
+
+def _named_origin(kind: str, metadata: object, origin: Origin) -> Origin:
+    """The origin with as much of the object's name as can be read."""
+    values = metadata if isinstance(metadata, dict) else {}
+    namespace, name = values.get("namespace"), values.get("name")
+    return replace(
+        origin,
+        kind=kind,
+        namespace=namespace if isinstance(namespace, str) else "",
+        name=name if isinstance(name, str) else "",
+    )
+
+
+def _key_of(named: Origin, api_version: str) -> Key | None:
+    kind = KINDS.get((api_version, named.kind))
+    if kind is None or not named.name:
+        return None
+    return Key(named.kind, (named.namespace or DEFAULT_NAMESPACE) if kind.namespaced else "", named.name)
+
+
+def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
+    """Complete an object that nobody has seen yet, as the API server would, and drop what lb never uses.
+
+    The structs are frozen for everybody else; here they are still being made.
+    """
+    metadata = found.metadata
+    name = metadata.name
+    namespace = ""
+    if kind.namespaced:
+        # Equal texts of many objects are kept once.
+        namespace = sys.intern(metadata.namespace or DEFAULT_NAMESPACE)
+    force_setattr(metadata, "namespace", namespace)
+    if not name:
+        named = replace(origin, kind=kind_name, namespace=namespace)
+        return Rejected(Problem("LB1003", named, "metadata.name is empty", field="metadata.name"))
+    annotations = metadata.annotations
+    if annotations and LAST_APPLIED in annotations:
+        del annotations[LAST_APPLIED]
+        if not annotations:
+            force_setattr(metadata, "annotations", None)
+    if isinstance(found, Secret) and found.type in UNUSED_SECRETS:
+        force_setattr(found, "data", None)
+        force_setattr(found, "string_data", None)
+    return Stored(
+        found, Origin(sys.intern(kind_name), namespace, name, origin.file, origin.line, origin.column, origin.item)
+    )
+
+
+def _native(content: dict[str, object], lines: dict[str, int], origin: Origin) -> Stored:
+    return Stored(NativeConfig(ObjectMeta(name=origin.file), content, lines), origin)
+
+
+_VALIDATION = re.compile(r"^(.*?)(?: - at `\$(.*)`)?$", re.DOTALL)
+_PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
+_EXPECTED = re.compile(r"^Expected `(.*)`, got `(.*)`$")
+_MISSING = re.compile(r"^Object missing required field `(.*)`$")
+
+
+def _wrong_field(error: Exception, content: object, origin: Origin, places: _Places | None) -> Problem:
+    """What msgspec says, in the object's own terms."""
+    match = _VALIDATION.match(str(error))
+    message, path_text = (match[1], match[2] or "") if match else (str(error), "")
+    path = _read_path(path_text, content)
+    what, fix = message, ""
+    if missing := _MISSING.match(message):
+        path.append(missing[1])
+        what, fix = "is missing", "add the field"
+    elif expected := _EXPECTED.match(message):
+        what = f"must be {expected[1].replace(' | ', ' or ')}, not {expected[2]}"
+        fix = "put the value in quotes" if "str" in expected[1] and expected[2] in _SCALARS else ""
+    field = _write_path(path)
+    if places is not None:
+        line, column = places.of(path)
+        origin = replace(origin, line=line, column=column)
+    why = "the API server would refuse this object; it is not served"
+    return Problem("LB1003", origin, f"{field or 'the object'} {what}", why, fix, field)
+
+
+_SCALARS = frozenset(("bool", "int", "float"))
+
+
+def _read_path(text: str, content: object) -> list[str | int]:
+    """`.spec.rules[0]` as parts. msgspec says `[...]` for a key of a text map: the key is looked up."""
+    path: list[str | int] = []
+    value = content
+    for name, index, any_key in _PATH_PART.findall(text):
+        part: str | int = name or (int(index) if index else "")
+        if any_key and isinstance(value, dict):
+            part = next((key for key, below in value.items() if not isinstance(below, str)), "")
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        path.append(part)
+    return path
+
+
+def _write_path(path: Sequence[str | int]) -> str:
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif "." in part or "/" in part:
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text

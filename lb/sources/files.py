@@ -1,0 +1,338 @@
+"""Files and directories of objects: finding them, reading them, and never letting half a file replace a whole one.
+
+The rule: what cannot be read never replaces what could. A file that is cut off, empty or changing under the reader
+keeps its last good content whole; a file with a syntax error may add and change objects, but loses none; an item that
+cannot be decoded keeps its last good form. A file that is gone takes its objects with it.
+
+Reading is split in two. `load` touches no store and may run in a thread (it holds the GIL for one JSON scan at a time,
+about 1 ms per megabyte; the data plane needs no GIL); `apply` is short and runs where the store lives.
+"""
+
+# Paths stay texts, as the user wrote them, and links must not be resolved on the way.
+# ruff: noqa: PTH100, PTH112, PTH114, PTH115, PTH116, PTH118, PTH119, PTH120, PTH123, PTH208
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from lb.objects.decode import Decoded, decode
+from lb.objects.meta import Key
+from lb.objects.view import Stored
+from lb.problems import Origin, Problem
+from lb.sources.store import Store, key_of
+
+STDIN = "-"
+SUFFIXES = (".yaml", ".yml", ".json")
+_READ_ATTEMPTS = 3
+"""How often a file that changes while it is read is read again at once."""
+
+
+class Signature(NamedTuple):
+    """Says whether a file may have changed."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+class _Content(msgspec.Struct, frozen=True):
+    """What is known of one file."""
+
+    signature: Signature | None
+    decoded: Decoded
+    """The reading that the next one reuses items of."""
+    stored: Sequence[Stored]
+    """What the store gets: the items of `decoded`, and those of earlier readings that must stay."""
+    problems: Sequence[Problem]
+    unknown: Mapping[str, int]
+    ends_with_newline: bool
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What `load` found: to be given to `apply`."""
+
+    changed: Mapping[str, _Content]
+    removed: Sequence[str]
+    directories: frozenset[str]
+    """All directories whose entries matter: where to watch."""
+
+
+class Found(msgspec.Struct):
+    """What the paths lead to."""
+
+    files: dict[str, os.stat_result]
+    """By the path to show, sorted when done."""
+    problems: dict[str, Problem]
+    directories: set[str]
+
+
+def read_paths(paths: Sequence[str | Path]) -> Store:
+    """Read files and directories once into a new store. What is wrong with them is in Store.problems."""
+    store = Store()
+    FileSource(paths, store).read()
+    return store
+
+
+class FileSource:
+    """Keeps a store in step with files and directories."""
+
+    def __init__(self, paths: Sequence[str | Path], store: Store) -> None:
+        self._paths = [str(path) for path in paths]
+        self._store = store
+        self._contents: dict[str, _Content] = {}
+
+    def read(self, force: bool = False) -> bool:
+        """Load and apply at once. Returns whether anything was different."""
+        reading = self.load(force)
+        self.apply(reading)
+        return bool(reading.changed or reading.removed)
+
+    def load(self, force: bool = False) -> Reading:
+        """Find all files and read those that changed, or all with `force`. One call at a time; any thread."""
+        found = find(self._paths)
+        changed: dict[str, _Content] = {}
+        for file, status in sorted(found.files.items()):
+            before = self._contents.get(file)
+            if before is not None and not force and before.signature == _signature(status):
+                continue
+            if file == STDIN and before is not None:
+                continue  # it can be read only once
+            changed[file] = _read(file, before)
+        for file, problem in found.problems.items():
+            changed[file] = _unreadable(problem, self._contents.get(file))
+        present = found.files.keys() | found.problems.keys()
+        removed = [file for file in self._contents if file not in present]
+        return Reading(changed, removed, frozenset(found.directories))
+
+    def apply(self, reading: Reading) -> None:
+        """Put what was loaded into the store."""
+        for file in reading.removed:
+            del self._contents[file]
+            self._store.remove_file(file)
+        for file, content in reading.changed.items():
+            self._contents[file] = content
+            self._store.replace_file(file, content.stored, content.problems, content.unknown)
+
+
+# Finding
+
+
+def find(paths: Iterable[str]) -> Found:
+    """All files that the paths lead to, each once, whatever links lead to it."""
+    found = Found({}, {}, set())
+    seen: set[tuple[int, int]] = set()
+    for path in sorted(paths):
+        _find(path, found, seen)
+    return found
+
+
+def _find(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
+    """A path that was named: any file, hidden or not, with any suffix."""
+    if path == STDIN:
+        found.files[STDIN] = os.stat_result((0,) * 10)
+        return
+    found.directories.update(_directories_to(path))
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        found.problems[path] = _os_problem(path, error)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        _walk(path, status, found, seen)
+    elif (status.st_dev, status.st_ino) not in seen:
+        seen.add((status.st_dev, status.st_ino))
+        found.files[path] = status
+
+
+def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[int, int]]) -> None:
+    """The files below a directory. Hidden names are left out: what `..data` holds is met by its links."""
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    found.directories.add(os.path.abspath(directory))
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        found.problems[directory] = _os_problem(directory, error)
+        return
+    for name in names:
+        if not name.startswith("."):
+            _visit(os.path.join(directory, name), found, seen)
+
+
+def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
+    try:
+        if os.path.islink(path):
+            found.directories.update(_directories_to(path))
+        status = os.stat(path)
+    except FileNotFoundError:
+        return  # a link that leads nowhere, or a file that has just gone
+    except OSError as error:
+        found.problems[path] = _os_problem(path, error)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        _walk(path, status, found, seen)
+    elif stat.S_ISREG(status.st_mode) and path.endswith(SUFFIXES) and (status.st_dev, status.st_ino) not in seen:
+        seen.add((status.st_dev, status.st_ino))
+        found.files[path] = status
+
+
+def _directories_to(path: str) -> Iterator[str]:
+    """The directory that holds `path`, and those of every link on the way to the file, or the nearest that exists."""
+    current = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        parent = os.path.dirname(current)
+        while not os.path.isdir(parent) and parent != "/":
+            parent = os.path.dirname(parent)
+        yield parent
+        real_parent = os.path.realpath(os.path.dirname(current))
+        yield from _link_directories(os.path.dirname(current))
+        link = os.path.join(real_parent, os.path.basename(current))
+        if not os.path.islink(link):
+            return
+        current = os.path.normpath(os.path.join(real_parent, os.readlink(link)))
+
+
+def _link_directories(path: str) -> Iterator[str]:
+    """The directories of the links among the parts of a path: swapping one of them swaps all below."""
+    part = path
+    while part not in ("/", ""):
+        if os.path.islink(part):
+            yield os.path.realpath(os.path.dirname(part))
+        part = os.path.dirname(part)
+
+
+def _os_problem(path: str, error: OSError) -> Problem:
+    reason = error.strerror or str(error)
+    return Problem(
+        "LB1001",
+        Origin(file=path),
+        f"{path} cannot be read: {reason}",
+        fix="check the path" if isinstance(error, FileNotFoundError) else "check its permissions",
+    )
+
+
+# Reading
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class _Bytes(NamedTuple):
+    data: bytes
+    signature: Signature | None
+    """None: the file was changing while it was read."""
+
+
+def _read(file: str, before: _Content | None) -> _Content:
+    try:
+        read = _read_bytes(file)
+    except OSError as error:
+        return _unreadable(_os_problem(file, error), before)
+    decoded = decode(read.data, file, before.decoded if before else None)
+    return _judge(file, read, decoded, before)
+
+
+def _read_bytes(file: str) -> _Bytes:
+    if file == STDIN:
+        return _Bytes(sys.stdin.buffer.read(), Signature(0, 0, 0, 0, 0))
+    for _ in range(_READ_ATTEMPTS):
+        with open(file, "rb") as stream:
+            at_start = os.fstat(stream.fileno())
+            data = stream.read()
+            at_end = os.fstat(stream.fileno())
+        if not stat.S_ISREG(at_start.st_mode):
+            return _Bytes(data, _signature(at_start))
+        if _signature(at_start) == _signature(at_end) and len(data) == at_end.st_size:
+            return _Bytes(data, _signature(at_end))
+    return _Bytes(data, None)
+
+
+def _judge(file: str, read: _Bytes, decoded: Decoded, before: _Content | None) -> _Content:
+    """What of a new reading is used."""
+    good = before if before is not None and before.stored else None
+    ends_with_newline = read.data.endswith(b"\n")
+    if good is not None:
+        cut = _why_cut(read, decoded, good)
+        if cut:
+            return _keep_all(file, read.signature, good, decoded, cut)
+    kept = _kept_items(decoded, good)
+    problems = decoded.problems()
+    if kept and decoded.errors:
+        problems = [_say_kept(problem, len(kept)) if problem in decoded.errors else problem for problem in problems]
+    if read.signature is None and good is None:
+        problems.append(Problem("LB1006", Origin(file=file), "the file changed while it was read"))
+    return _Content(
+        read.signature,
+        decoded,
+        [*decoded.stored(), *kept] if kept else decoded.stored(),
+        problems,
+        decoded.unknown(),
+        ends_with_newline=ends_with_newline,
+    )
+
+
+def _why_cut(read: _Bytes, decoded: Decoded, good: _Content) -> str:
+    """Why the new content is taken for half of a file; empty when it is not."""
+    if read.signature is None:
+        return "the file is still being written"
+    if not read.data:
+        return "the file is empty"
+    if decoded.truncated:
+        return "the file ends in the middle"
+    if decoded.incomplete:
+        return "the last document has no kind or no metadata"
+    # Every exporter ends its last line; a text cut inside that line may still be YAML, but says something else.
+    if good.ends_with_newline and not read.data.endswith(b"\n") and decoded.chunks is not None:
+        return "the last line has no end"
+    return ""
+
+
+def _keep_all(file: str, signature: Signature | None, good: _Content, decoded: Decoded, why: str) -> _Content:
+    last = next((problem for problem in decoded.errors), None)
+    origin = last.origin if last is not None else Origin(file=file)
+    problem = Problem(
+        "LB1006",
+        origin,
+        why,
+        why=f"the {len(good.stored)} objects of its last good version stay in use",
+        fix="write the file whole, best under another name and then renamed over it",
+    )
+    return msgspec.structs.replace(good, signature=signature, problems=[problem])
+
+
+def _kept_items(decoded: Decoded, good: _Content | None) -> list[Stored]:
+    """Objects of the last good version that must not be lost to what cannot be read."""
+    rejected = decoded.rejected()
+    if good is None or not (decoded.errors or rejected):
+        return []
+    present = {key_of(stored) for stored in decoded.stored()}
+    wanted: set[Key] | None = {item.key for item in rejected if item.key is not None}
+    if decoded.errors or any(item.key is None for item in rejected):
+        wanted = None  # which objects the broken text was about is not known: none is lost
+    return [
+        stored for stored in good.stored if (key := key_of(stored)) not in present and (wanted is None or key in wanted)
+    ]
+
+
+def _say_kept(problem: Problem, count: int) -> Problem:
+    why = f"until it is mended, nothing that the file held before is removed ({count} objects stay as they were)"
+    return msgspec.structs.replace(problem, why=why)
+
+
+def _unreadable(problem: Problem, before: _Content | None) -> _Content:
+    """A file that is there but cannot be read keeps what it had; one that is not there has nothing."""
+    missing = problem.fix == "check the path"
+    if before is None or missing:
+        return _Content(None, Decoded([]), (), (problem,), {}, ends_with_newline=False)
+    kept = msgspec.structs.replace(problem, why=f"its {len(before.stored)} objects stay in use")
+    return msgspec.structs.replace(before, signature=None, problems=[kept])
