@@ -2,7 +2,8 @@
 
 Owns the Settings value, its place in the native file (the `settings:` section, read only from the file that `-c` names)
 and the checks of what stands there. Command line options override the file. Settings are read once, at start: what may
-change while lb runs is routing, and that is not here.
+change while lb runs is routing, and that is not here. Times and sizes are written as in the rest of the native file:
+`drain_timeout: 30s` is `drain_timeout_ms` here.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
 from msgspec import Meta
-from msgspec.structs import fields
 
+from lb.model.form import option_fields
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
 
 Targets = Literal["endpoints", "nodeports"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+Steps = tuple[str | int, ...]
+"""Path of a field: `("error_answers", 0, "status")`."""
 
 Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[int, Meta(ge=0)]
@@ -215,10 +220,8 @@ def parse_settings(content: object) -> Settings:
     """Decoded content as Settings. SettingsError with the field's path and, for a wrong name, the likely right one."""
     if not isinstance(content, Mapping):
         raise _FieldError((), "`settings` must be a mapping")
-    for path, message in _unknown_fields(content, Settings, ()):
-        raise _FieldError(path, message)
     try:
-        settings = msgspec.convert(content, Settings)
+        settings = msgspec.convert(_to_attributes(content, Settings, ()), Settings)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
         raise _FieldError(_split_path(place.rstrip("`")), message) from None
@@ -229,7 +232,7 @@ def parse_settings(content: object) -> Settings:
 class _FieldError(SettingsError):
     """A SettingsError that knows the path of its field."""
 
-    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+    def __init__(self, path: Steps, message: str) -> None:
         self.path = path
         super().__init__(f"settings{''.join(_step(step) for step in path)}: {message}" if path else message)
 
@@ -247,17 +250,25 @@ def _check(settings: Settings) -> None:
         raise _FieldError(("admin", "address"), str(error)) from None
 
 
-def _unknown_fields(
-    content: Mapping[Any, Any], struct: type[msgspec.Struct], path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Fields that `struct` does not have, with the likely right name."""
-    known = {field.encode_name: field.type for field in fields(struct)}
-    for name, value in content.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            yield (*path, str(name)), f"unknown field{f'; did you mean `{near[0]}`?' if near else ''}"
-        elif isinstance(value, Mapping) and isinstance(kind := known[name], type) and issubclass(kind, msgspec.Struct):
-            yield from _unknown_fields(value, kind, (*path, name))
+def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], path: Steps) -> dict[str, object]:
+    """Keys of the file as attributes: `drain_timeout: 30s` is `drain_timeout_ms: 30000`."""
+    known = {field.key: field for field in option_fields(struct)}
+    attributes = {}
+    for key, value in content.items():
+        place = (*path, str(key))
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise _FieldError(place, f"unknown field{f'; did you mean `{near[0]}`?' if near else ''}")
+        field = known[key]
+        if isinstance(value, Mapping) and isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            value = _to_attributes(value, field.type, place)
+        elif field.unit != "plain":
+            try:
+                value = parse_duration(value) if field.unit == "duration" else parse_size(value)
+            except ValueError as error:
+                raise _FieldError(place, str(error)) from None
+        attributes[field.attribute] = value
+    return attributes
 
 
 def _find_section(text: str) -> tuple[object, yaml.Node] | None:
@@ -277,7 +288,7 @@ def _find_section(text: str) -> tuple[object, yaml.Node] | None:
     return None
 
 
-def _line_of(node: yaml.Node, path: tuple[str | int, ...]) -> int:
+def _line_of(node: yaml.Node, path: Steps) -> int:
     """Line of the field at `path`, or of the nearest one around it that there is."""
     line = node.start_mark.line + 1
     for step in path:
@@ -294,7 +305,7 @@ def _line_of(node: yaml.Node, path: tuple[str | int, ...]) -> int:
     return line
 
 
-def _split_path(path: str) -> tuple[str | int, ...]:
+def _split_path(path: str) -> Steps:
     """msgspec's `.error_answers[0].status` as steps."""
     return tuple(int(index) if index else name for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path))
 

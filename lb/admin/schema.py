@@ -1,0 +1,219 @@
+"""The admin API's answers and requests as types: what clients may rely on.
+
+Names are snake_case; fields are only ever added. The OpenAPI document is generated from these types and from the table
+of operations in api.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from lb.model.route import Forward, Match, Respond
+from lb.pipeline import Build
+from lb.problems import CODES, Origin, Problem, Severity
+from lb.settings import LogLevel
+
+ItemT = TypeVar("ItemT")
+
+
+class ErrorDocument(msgspec.Struct, frozen=True):
+    """Why a request failed. Source: RFC 9457, `application/problem+json`."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    live: bool = True
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether lb takes new requests."""
+
+    ready: bool
+    why: str
+    """`serving`, or what it waits for."""
+    generation: int
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The daemon at a glance."""
+
+    version: str
+    pid: int
+    started_at: float
+    """Seconds since the epoch."""
+    uptime_seconds: float
+    ready: bool
+    why: str
+    generation: int
+    threads: int
+    exchanges: int
+    """Requests and tunnels under way."""
+    connections: int
+    """Client connections open."""
+    listeners: int
+    listeners_open: int
+    hosts: int
+    routes: int
+    upstreams: int
+    problems: dict[Severity, int]
+    log_level: str
+
+
+class ConfigStatus(msgspec.Struct, frozen=True):
+    """What was built, what serves, and what was refused."""
+
+    generation: int
+    builds: dict[str, int]
+    """By outcome, since start."""
+    newest: Build | None
+    last_good: Build | None
+    last_refused: Build | None
+
+
+class ProblemInfo(msgspec.Struct, frozen=True):
+    """One thing that is wrong with the input."""
+
+    code: str
+    severity: Severity
+    title: str
+    object: str
+    place: str
+    """`web.yaml:12:3` or `export.json items[12]`."""
+    field: str
+    what: str
+    why: str
+    fix: str
+    origin: Origin
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProblemInfo:
+        """From the problem itself."""
+        return cls(
+            code=problem.code,
+            severity=problem.severity,
+            title=CODES[problem.code].title,
+            object=problem.origin.object,
+            place=problem.origin.place,
+            field=problem.field,
+            what=problem.what,
+            why=problem.why,
+            fix=problem.fix,
+            origin=problem.origin,
+        )
+
+
+class ListenerInfo(msgspec.Struct, frozen=True):
+    """A listener, and where it really is."""
+
+    name: str
+    port: int
+    """In the model; `address` tells where it was published."""
+    protocol: str
+    host_set: str
+    open: bool
+    address: str
+    """Where it accepts; where it should, when it is not open."""
+    activated: bool
+    """systemd opened the socket."""
+    problem: str
+    """Why it is not open."""
+    connections: int
+    connections_active: int
+    connections_rejected: int
+    requests: int
+
+
+class RouteInfo(msgspec.Struct, frozen=True):
+    """A route with the host it belongs to."""
+
+    name: str
+    host_set: str
+    hostname: str
+    rank: int
+    """Place in the order of its host: the first route that matches serves."""
+    match: Match
+    action: Forward | Respond
+    source: str
+    """Object and place it was made from."""
+    requests: int
+    """Answered since start."""
+
+
+class UpstreamInfo(msgspec.Struct, frozen=True):
+    """An upstream in numbers, all since start."""
+
+    name: str
+    balance: str
+    affinity: str
+    endpoints: int
+    endpoints_ready: int
+    unavailable: str
+    """Why there are no endpoints, when the reason is known."""
+    source: str
+    requests_active: int
+    requests_queued: int
+    attempts: int
+    retries: int
+    connects: int
+    connect_failures: int
+    connections_idle: int
+
+
+class EndpointInfo(msgspec.Struct, frozen=True):
+    """An endpoint as balancing sees it."""
+
+    endpoint: str
+    """`10.0.0.1:8080`"""
+    state: str
+    weight: int
+    target: str
+    """`pod/web-7f9c` or `node/worker-1`"""
+    source: str
+    requests: int
+    requests_active: int
+    failures: int
+    connections_idle: int
+    ejected_for_ms: int
+
+
+class UpstreamDetail(msgspec.Struct, frozen=True):
+    """An upstream with its endpoints."""
+
+    upstream: UpstreamInfo
+    endpoints: tuple[EndpointInfo, ...]
+
+
+class Page(msgspec.Struct, Generic[ItemT], frozen=True):
+    """A part of a list."""
+
+    items: tuple[ItemT, ...]
+    total: int
+    """Of all that pass the filters, not only of this page."""
+    offset: int
+
+
+class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator wants of an endpoint, until they say otherwise: reloads do not undo it."""
+
+    upstream: str
+    endpoint: str = ""
+    """Empty: all of the upstream."""
+    state: Literal["ready", "drain", "down"] | None = None
+    """drain: nothing new. down: nothing new, and kept connections are closed."""
+    weight: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    """-1 returns to the configured weight."""
+
+
+class LevelChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The level of lb's own log."""
+
+    level: LogLevel

@@ -1,0 +1,269 @@
+"""What serves, as the admin API shows it: the model joined with the engine's numbers.
+
+Reads only, and only values that do not change while it reads: a Config and the counters of one moment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from lb import __version__
+from lb.admin import schema
+from lb.admin.daemon import Daemon
+from lb.model.config import Config
+from lb.model.explain import Ask, Explanation
+from lb.model.explain import explain as explain_request
+from lb.model.route import Forward, Route
+from lb.model.upstream import Upstream
+from lb.observe import logs
+from lb.observe.metrics import requests_of
+from lb.pipeline import OUTCOMES
+from lb.problems import SEVERITIES, Origin, Problem
+
+if TYPE_CHECKING:
+    from lb._fastpath.engine import EndpointStats, UpstreamStats
+
+MAX_PAGE = 1_000
+
+ItemT = TypeVar("ItemT")
+
+
+def readiness(daemon: Daemon) -> schema.Readiness:
+    ready, why = daemon.readiness()
+    return schema.Readiness(ready=ready, why=why, generation=daemon.pipeline.generation)
+
+
+def status(daemon: Daemon) -> schema.Status:
+    ready, why = daemon.readiness()
+    config = daemon.pipeline.config
+    exchanges, connections = daemon.engine.active()
+    found = problems(daemon)
+    return schema.Status(
+        version=__version__,
+        pid=os.getpid(),
+        started_at=daemon.started_at,
+        uptime_seconds=time.time() - daemon.started_at,
+        ready=ready,
+        why=why,
+        generation=daemon.pipeline.generation,
+        threads=daemon.threads,
+        exchanges=exchanges,
+        connections=connections,
+        listeners=len(config.listeners),
+        listeners_open=len(daemon.listeners.opened),
+        hosts=sum(len(hosts) for hosts in config.hosts.values()),
+        routes=sum(len(host.routes) for hosts in config.hosts.values() for host in hosts.values()),
+        upstreams=len(config.upstreams),
+        problems={severity: sum(1 for one in found if one.severity == severity) for severity in SEVERITIES},
+        log_level=logs.level(),
+    )
+
+
+def config_status(daemon: Daemon) -> schema.ConfigStatus:
+    pipeline = daemon.pipeline
+    return schema.ConfigStatus(
+        generation=pipeline.generation,
+        builds={outcome: pipeline.outcomes[outcome] for outcome in OUTCOMES},
+        newest=pipeline.newest,
+        last_good=pipeline.last_good,
+        last_refused=pipeline.last_refused,
+    )
+
+
+def problems(daemon: Daemon) -> tuple[Problem, ...]:
+    """Of the newest input and of the listeners."""
+    return (*daemon.pipeline.problems, *daemon.listeners.problems)
+
+
+def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
+    stats = daemon.engine.listener_stats()
+    refused = {problem.origin: problem.why for problem in daemon.listeners.problems}
+    infos = []
+    for name, listener in daemon.pipeline.config.listeners.items():
+        opened = daemon.listeners.opened.get(name)
+        counts = stats.get(name)
+        infos.append(
+            schema.ListenerInfo(
+                name=name,
+                port=listener.port,
+                protocol=listener.protocol,
+                host_set=listener.host_set,
+                open=opened is not None,
+                address=opened.address if opened else str(daemon.listeners.bind_of(listener)),
+                activated=opened is not None and opened.activated,
+                problem="" if opened else refused.get(listener.origin, ""),
+                connections=counts["accepted"] if counts else 0,
+                connections_active=counts["active"] if counts else 0,
+                connections_rejected=counts["rejected"] if counts else 0,
+                requests=counts["requests"] if counts else 0,
+            )
+        )
+    return tuple(infos)
+
+
+def routes(daemon: Daemon, host: str, upstream: str, offset: int, limit: int) -> schema.Page[schema.RouteInfo]:
+    """Routes of a hostname and to an upstream; an empty filter takes all."""
+    found = [
+        (host_set, hostname, rank, route)
+        for host_set, hostname, rank, route in _all_routes(daemon.pipeline.config)
+        if (not host or hostname == host) and (not upstream or _leads_to(route, upstream))
+    ]
+    traffic = daemon.engine.route_stats()
+    infos = [
+        schema.RouteInfo(
+            name=route.name,
+            host_set=host_set,
+            hostname=hostname,
+            rank=rank,
+            match=route.match,
+            action=route.action,
+            source=_source(route.origin, route.field),
+            requests=requests_of(traffic[route.name]) if route.name in traffic else 0,
+        )
+        for host_set, hostname, rank, route in _slice(found, offset, limit)
+    ]
+    return schema.Page(tuple(infos), len(found), offset)
+
+
+def upstreams(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.UpstreamInfo]:
+    known = daemon.pipeline.config.upstreams
+    stats = daemon.engine.upstream_stats()
+    infos = [
+        _upstream_info(known[name], daemon.engine.endpoint_stats(name), stats.get(name))
+        for name in _slice(sorted(known), offset, limit)
+    ]
+    return schema.Page(tuple(infos), len(known), offset)
+
+
+def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
+    """KeyError when there is none of that name."""
+    model = daemon.pipeline.config.upstreams[name]
+    stats = daemon.engine.endpoint_stats(name)
+    known = {endpoint.key: endpoint for endpoint in model.endpoints}
+    endpoints = []
+    for one in stats:
+        endpoint = known.get(one["key"])
+        endpoints.append(
+            schema.EndpointInfo(
+                endpoint=one["key"],
+                state=one["state"],
+                weight=one["weight"],
+                target=endpoint.target if endpoint else "",
+                source=_source(endpoint.origin) if endpoint else "",
+                requests=one["requests"],
+                requests_active=one["active"],
+                failures=one["failures"],
+                connections_idle=one["idle"],
+                ejected_for_ms=one["ejected_for_ms"],
+            )
+        )
+    return schema.UpstreamDetail(
+        _upstream_info(model, stats, daemon.engine.upstream_stats().get(name)), tuple(endpoints)
+    )
+
+
+def explain(daemon: Daemon, url: str, method: str, lines: Iterable[str], client: str) -> Explanation:
+    """Why a request goes where it goes, with the endpoints' live states. ValueError for arguments that make no sense."""
+    config = daemon.pipeline.config
+    ask = _ask(url, method, lines, client)
+    states = _EndpointStates(daemon)
+    # A client names the port that was published, which is not the listener's own.
+    at_port = [name for name, opened in daemon.listeners.opened.items() if opened.address.endswith(f":{ask.port}")]
+    known = any(listener.port == ask.port for listener in config.listeners.values())
+    return explain_request(config, ask, states, at_port[0] if at_port and not known else None)
+
+
+def _ask(url: str, method: str, lines: Iterable[str], client: str) -> Ask:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"`url` must be like http://shop.example.com/cart, not `{url}`")
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise ValueError(f"`header` must be like `Name: value`, not `{line}`")
+        headers.append((name.strip(), value.strip()))
+    if client:
+        ip_address(client)
+    return Ask(
+        host=parts.netloc.rpartition("@")[2],
+        target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        method=method,
+        headers=tuple(headers),
+        client=client,
+    )
+
+
+class _EndpointStates(Mapping[str, Sequence[Any]]):
+    """Asks the engine only for the upstreams that are looked at."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def __getitem__(self, upstream: str) -> Sequence[Any]:
+        return self._daemon.engine.endpoint_stats(upstream)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._daemon.pipeline.config.upstreams)
+
+    def __len__(self) -> int:
+        return len(self._daemon.pipeline.config.upstreams)
+
+
+def page(items: Sequence[ItemT], offset: int, limit: int) -> schema.Page[ItemT]:
+    return schema.Page(tuple(_slice(items, offset, limit)), len(items), offset)
+
+
+def _upstream_info(
+    model: Upstream, endpoints: Sequence[EndpointStats], counts: UpstreamStats | None
+) -> schema.UpstreamInfo:
+    return schema.UpstreamInfo(
+        name=model.name,
+        balance=model.balance,
+        affinity=model.affinity,
+        endpoints=len(endpoints),
+        endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
+        unavailable=model.unavailable,
+        source=_source(model.origin),
+        requests_active=counts["active"] if counts else 0,
+        requests_queued=counts["queued"] if counts else 0,
+        attempts=counts["attempts"] if counts else 0,
+        retries=counts["retries"] if counts else 0,
+        connects=counts["connects"] if counts else 0,
+        connect_failures=counts["connect_failures"] if counts else 0,
+        connections_idle=counts["idle"] if counts else 0,
+    )
+
+
+def _all_routes(config: Config) -> Iterator[tuple[str, str, int, Route]]:
+    for host_set, hosts in config.hosts.items():
+        for hostname, host in hosts.items():
+            for rank, route in enumerate(host.routes):
+                yield host_set, hostname, rank, route
+
+
+def _leads_to(route: Route, upstream: str) -> bool:
+    return isinstance(route.action, Forward) and any(share.name == upstream for share in route.action.upstreams)
+
+
+def _slice(items: Sequence[ItemT], offset: int, limit: int) -> Sequence[ItemT]:
+    return items[offset : offset + min(limit, MAX_PAGE)]
+
+
+def _source(origin: Origin, field: str = "") -> str:
+    """`Ingress shop/web spec.rules[0] (web.yaml:12)`"""
+    text = " ".join(part for part in (origin.object, field) if part)
+    return f"{text} ({origin.place})" if origin.kind and origin.place else text
+
+
+def names_like(names: Iterable[str], wanted: str) -> str:
+    """`; did you mean ...?` for an error text."""
+    near = get_close_matches(wanted, list(names), n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
