@@ -93,6 +93,16 @@ class RouteOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How many more endpoints a request may try after the first one. Built in: 2."""
 
 
+BUILT_IN_ROUTE_OPTIONS = RouteOptions(
+    response_timeout_ms=60_000,
+    idle_timeout_ms=60_000,
+    tunnel_timeout_ms=3_600_000,
+    request_timeout_ms=0,
+    retries=2,
+)
+"""What holds where a route says None. `max_body_bytes` is the listener's."""
+
+
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     """Match and action, with the name that logs, metrics and `explain` show."""
 

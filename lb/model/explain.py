@@ -1,0 +1,457 @@
+"""Why a request goes where it goes: every decision on its way, each with the object and line that caused it.
+
+The decisions are those of match.py; this file only asks it step by step and keeps the answers. An Explanation is plain
+data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what the admin API sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from lb.model.config import Config
+from lb.model.form import OptionField, option_fields
+from lb.model.listener import HttpOptions, Listener
+from lb.model.match import Condition, Request, covers, failed_condition, find_host
+from lb.model.normalize import Rejected, normalize_host, normalize_target
+from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
+from lb.model.units import format_duration, format_size
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.problems import Origin
+
+States = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Upstream -> its endpoints as the running daemon sees them: `key`, `state`, `weight`, `active`, … (EndpointStats)."""
+
+Verdict = Literal["won", "lost", "not-reached"]
+
+STATUS = {
+    "bad-host": 400,
+    "bad-target": 400,
+    "method-refused": 405,
+    "no-host": 404,
+    "no-route": 404,
+    "no-upstream": 503,
+    "no-endpoint": 503,
+}
+"""What lb answers for the reasons that routing can end with: a part of lb/_fastpath/c/reasons.h."""
+
+NO_LISTENER = "no-listener"
+"""Not one of the data plane's reasons: where nothing listens, no request arrives."""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """The request in question, as the client sends it."""
+
+    host: str
+    """Host header, with or without port."""
+    target: str = "/"
+    """Path and query."""
+    port: int = 80
+    """The port that the client connects to."""
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    client: str = ""
+    """IP address of the client; empty when it does not matter."""
+
+
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What in the input caused something."""
+
+    object: str = ""
+    """`Ingress shop/web`."""
+    place: str = ""
+    """`web.yaml:12:3`."""
+    field: str = ""
+
+
+class ListenerStep(msgspec.Struct, frozen=True):
+    """A listener on the port that was asked for."""
+
+    name: str
+    address: str
+    port: int
+    host_set: str
+    verdict: Verdict
+    source: Source
+
+
+class HostStep(msgspec.Struct, frozen=True):
+    """A virtual host that could have served the host."""
+
+    hostname: str
+    verdict: Verdict
+    why: str
+    routes: int
+
+
+class RouteStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A route of the chosen host, in rank order."""
+
+    name: str
+    match: str
+    verdict: Verdict
+    failed: str = ""
+    """The condition that does not hold: path, method, header or query."""
+    why: str = ""
+    source: Source = Source()
+
+
+class OptionStep(msgspec.Struct, frozen=True):
+    """An option in force."""
+
+    name: str
+    value: str
+    set_by: str
+    """`route …`, `listener …`, `upstream …` or `built in`."""
+
+
+class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An endpoint and whether it gets requests."""
+
+    key: str
+    state: str
+    """`ready`, `draining`, `zero-weight`; with live states also `ejected`, `drain`, `down`."""
+    weight: int = 1
+    target: str = ""
+    active: int | None = None
+    """Requests it is serving now; only with live states."""
+    source: Source = Source()
+
+
+class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An upstream that the route forwards to."""
+
+    name: str
+    share: float
+    """Of the route's requests, 0 to 1."""
+    balance: str = ""
+    affinity: str = "none"
+    endpoints: tuple[EndpointStep, ...] = ()
+    why: str = ""
+    """Why it cannot serve; empty when it can."""
+    source: Source = Source()
+
+    @property
+    def serves(self) -> bool:
+        return not self.why
+
+
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The decision, step by step. Steps that were not reached are empty."""
+
+    method: str
+    host: str
+    """Normalised, as are path and query; what the client sent when it was rejected."""
+    path: str
+    query: str | None
+    status: int | None
+    """What lb answers by itself; None when an endpoint answers, or when nothing listens."""
+    reason: str
+    """The name that logs and metrics show. `ok` when the request is forwarded."""
+    why: str
+    listeners: tuple[ListenerStep, ...] = ()
+    hosts: tuple[HostStep, ...] = ()
+    routes: tuple[RouteStep, ...] = ()
+    action: str = ""
+    upstreams: tuple[UpstreamStep, ...] = ()
+    options: tuple[OptionStep, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else is worth knowing."""
+
+
+def explain(config: Config, ask: Ask, states: States | None = None, listener: str | None = None) -> Explanation:
+    """How `config` serves the request.
+
+    `listener` names the listener that takes it, when that is known better than from the port. `states` are the
+    endpoints' live states; without them the model's are told.
+    """
+    return _Explainer(config, ask, states or {}).explain(listener)
+
+
+class _End(Exception):
+    """The search ends before an action: a normal outcome, told to the user."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+        self.why = why
+
+
+class _Explainer:
+    """Walks the decisions in order. What each step found is kept, so an end anywhere still tells all before it."""
+
+    def __init__(self, config: Config, ask: Ask, states: States) -> None:
+        self._config = config
+        self._ask = ask
+        self._states = states
+        self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
+        self._notes: list[str] = []
+
+    def explain(self, name: str | None) -> Explanation:
+        try:
+            status, reason, why = self._walk(name)
+        except _End as end:
+            status, reason, why = STATUS.get(end.reason), end.reason, end.why
+        return Explanation(
+            method=self._ask.method, status=status, reason=reason, why=why, notes=tuple(self._notes), **self._found
+        )
+
+    def _walk(self, name: str | None) -> tuple[int | None, str, str]:
+        listener = self._choose_listener(name)
+        request = self._normalize(listener)
+        host = self._choose_host(listener, request)
+        route = self._choose_route(host, request)
+        self._note_client(listener)
+        self._found["options"] = tuple(_listener_and_route_options(listener, route))
+        if isinstance(route.action, Respond):
+            self._found["action"] = f"answer {route.action.status}"
+            return route.action.status, "local-answer", route.action.why or "the route says so"
+        return self._follow(route.action)
+
+    def _choose_listener(self, name: str | None) -> Listener:
+        listeners = self._config.listeners
+        if name is not None:
+            candidates = [listeners[name]] if name in listeners else []
+        else:
+            candidates = [one for one in listeners.values() if one.port == self._ask.port]
+            candidates.sort(key=self._distance)
+        self._found["listeners"] = tuple(
+            ListenerStep(one.name, one.address, one.port, one.host_set, "lost" if index else "won", _source(one.origin))
+            for index, one in enumerate(candidates)
+        )
+        if not candidates:
+            ports = ", ".join(sorted({str(one.port or one.address) for one in listeners.values()}))
+            where = f"listener {name}" if name is not None else f"port {self._ask.port}"
+            raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
+        return candidates[0]
+
+    def _distance(self, listener: Listener) -> int:
+        """The listener on the very address that is asked for stands before those on all addresses."""
+        if listener.address == self._ask.host.rpartition(":")[0].strip("[]"):
+            return 0
+        return 1 if listener.address in ("", "0.0.0.0", "::") else 2  # noqa: S104  # compares, does not bind
+
+    def _normalize(self, listener: Listener) -> Request:
+        if self._ask.method == "CONNECT":
+            raise _End("method-refused", "lb is no forward proxy")
+        host = normalize_host(_encode(self._ask.host))
+        if isinstance(host, Rejected):
+            raise _End("bad-host", f"{host.why} ({host.rejection})")
+        options = listener.http
+        target = normalize_target(
+            _encode(self._ask.target), merge_slashes=options.merge_slashes, escaped_slashes=options.escaped_slashes
+        )
+        if isinstance(target, Rejected):
+            raise _End("bad-target", f"{target.why} ({target.rejection})")
+        request = Request(
+            _decode(host),
+            _decode(target.path),
+            self._ask.method,
+            self._ask.headers,
+            None if target.query is None else _decode(target.query),
+        )
+        self._found |= {"host": request.host, "path": request.path, "query": request.query}
+        if request.path != self._ask.target.partition("?")[0]:
+            self._notes.append(f"the path is normalised to {request.path}, which is matched and forwarded")
+        return request
+
+    def _choose_host(self, listener: Listener, request: Request) -> VirtualHost:
+        hosts = self._config.hosts.get(listener.host_set, {})
+        chosen = find_host(hosts, request.host)
+        self._found["hosts"] = tuple(
+            HostStep(one.hostname, verdict, why, len(one.routes))
+            for one, verdict, why in _judge_hosts(hosts, request.host, chosen)
+        )
+        if chosen is None:
+            raise _End("no-host", f"no virtual host of host set {listener.host_set} takes {request.host or 'no host'}")
+        return chosen
+
+    def _choose_route(self, host: VirtualHost, request: Request) -> Route:
+        winner = None
+        steps = []
+        for route in host.routes:
+            failed = failed_condition(route.match, request)
+            verdict: Verdict = "lost" if failed is not None else "won" if winner is None else "not-reached"
+            steps.append(
+                RouteStep(
+                    route.name,
+                    describe_match(route.match),
+                    verdict,
+                    failed.kind if failed is not None else "",
+                    _why_route(failed, verdict),
+                    _source(route.origin, route.field),
+                )
+            )
+            winner = route if verdict == "won" else winner
+        self._found["routes"] = tuple(steps)
+        if winner is None:
+            raise _End("no-route", f"none of the {len(host.routes)} routes of {host.hostname} takes it")
+        return winner
+
+    def _follow(self, forward: Forward) -> tuple[int | None, str, str]:
+        total = sum(share.weight for share in forward.upstreams)
+        self._found["action"] = f"forward to {describe_forward(forward)}"
+        if not total:
+            raise _End("no-upstream", "the route forwards to no upstream with a weight above 0")
+        steps = tuple(self._judge_upstream(share.name, share.weight / total) for share in forward.upstreams)
+        self._found["upstreams"] = steps
+        upstreams = [self._config.upstreams[step.name] for step in steps if step.name in self._config.upstreams]
+        for upstream in upstreams:
+            self._found["options"] += tuple(_upstream_options(upstream))
+        refusing = [step for step in steps if step.share and not step.serves]
+        if sum(step.share for step in refusing) >= 1 or len(refusing) == sum(1 for step in steps if step.share):
+            known = any(step.name in self._config.upstreams for step in refusing)
+            raise _End("no-endpoint" if known else "no-upstream", "; ".join(step.why for step in refusing))
+        for step in refusing:
+            self._notes.append(f"{step.share:.0%} of the requests are answered 503 (no-endpoint): {step.why}")
+        return None, "ok", "one of the ready endpoints answers"
+
+    def _judge_upstream(self, name: str, share: float) -> UpstreamStep:
+        upstream = self._config.upstreams.get(name)
+        if upstream is None:
+            return UpstreamStep(name, share, why=f"there is no upstream {name}")
+        live = {str(state["key"]): state for state in self._states.get(name, ())}
+        endpoints = tuple(_judge_endpoint(one, live.get(one.key)) for one in upstream.endpoints)
+        if upstream.affinity == "client-ip":
+            self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
+        return UpstreamStep(
+            name,
+            share,
+            upstream.balance,
+            upstream.affinity,
+            endpoints,
+            _why_unavailable(upstream, endpoints),
+            _source(upstream.origin),
+        )
+
+    def _note_client(self, listener: Listener) -> None:
+        if not self._ask.client:
+            return
+        client = ipaddress.ip_address(self._ask.client)
+        trusted = any(client in ipaddress.ip_network(one, strict=False) for one in listener.http.trusted_proxies)
+        verb = "believed and extended" if trusted else "replaced"
+        self._notes.append(f"X-Forwarded-* headers from {client} are {verb}")
+
+
+def describe_match(match: Match) -> str:
+    """`prefix /api, GET or POST, header X-A = '1'`: all conditions in one line."""
+    parts = [f"{match.path.kind} {match.path.value}"]
+    if match.methods:
+        parts.append(" or ".join(match.methods))
+    for kind, conditions in (("header", match.headers), ("query", match.query)):
+        for one in conditions:
+            parts.append(f"{kind} {one.name}" + (" present" if one.value is None else f" = {one.value!r}"))
+    return ", ".join(parts)
+
+
+def describe_forward(forward: Forward) -> str:
+    """`api`, or `api (90 %), api-next (10 %)`."""
+    total = sum(share.weight for share in forward.upstreams)
+    if len(forward.upstreams) == 1 and total:
+        return forward.upstreams[0].name
+    shares = (f"{share.name} ({share.weight / total if total else 0:.3g})" for share in forward.upstreams)
+    return ", ".join(shares) or "nothing"
+
+
+def _judge_hosts(
+    hosts: Mapping[str, VirtualHost], host: str, chosen: VirtualHost | None
+) -> Iterator[tuple[VirtualHost, Verdict, str]]:
+    """The virtual hosts that come into question, in the order they are asked."""
+    if host in hosts:
+        yield hosts[host], "won", "is the host's very name"
+    labels = host.split(".")
+    for index in range(1, len(labels)):
+        candidate = hosts.get(f"*.{'.'.join(labels[index:])}")
+        if candidate is None:
+            continue
+        if not covers(candidate, host):
+            yield candidate, "lost", f"covers one label only, and {'.'.join(labels[:index])} is {index}"
+        elif candidate is chosen:
+            yield candidate, "won", f"covers {'.'.join(labels[:index])}"
+        else:
+            yield candidate, "not-reached", f"covers it too, but {chosen.hostname if chosen else ''} is more specific"
+    if "*" in hosts:
+        if chosen is hosts["*"]:
+            yield chosen, "won", "takes what no other host takes"
+        else:
+            yield hosts["*"], "not-reached", "takes only what no other host takes"
+
+
+def _why_route(failed: Condition | None, verdict: Verdict) -> str:
+    if failed is not None:
+        return f"{failed.kind}: wanted {failed.wanted}, got {failed.got}"
+    return "all conditions hold" if verdict == "won" else "would hold too, but stands after the winner"
+
+
+def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None) -> EndpointStep:
+    state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
+    weight, active = endpoint.weight, None
+    if live is not None:
+        weight, active = int(live.get("weight", weight)), live.get("active")
+        state = str(live.get("state", state))
+        if state == "ready" and weight == 0:
+            state = "zero-weight"
+    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, _source(endpoint.origin))
+
+
+def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> str:
+    """Draining endpoints serve while there is no ready one."""
+    if any(one.state == "ready" or (one.state == "draining" and one.weight) for one in endpoints):
+        return ""
+    if not endpoints:
+        return upstream.unavailable or f"{upstream.name} has no endpoints"
+    return f"none of the {len(endpoints)} endpoints of {upstream.name} takes requests"
+
+
+def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[OptionStep]:
+    for field in option_fields(RouteOptions):
+        value, set_by = getattr(route.options, field.attribute), f"route {route.name}"
+        if value is None and field.attribute == "max_body_bytes":
+            continue
+        if value is None:
+            value, set_by = getattr(BUILT_IN_ROUTE_OPTIONS, field.attribute), "built in"
+        yield OptionStep(field.key, _text(value, field), set_by)
+    for field in option_fields(HttpOptions):
+        if field.attribute == "max_body_bytes" and route.options.max_body_bytes is not None:
+            continue
+        value = getattr(listener.http, field.attribute)
+        set_by = "built in" if value == field.default else f"listener {listener.name}"
+        name = "client_idle_timeout" if field.key == "idle_timeout" else field.key
+        yield OptionStep(name, _text(value, field), set_by)
+
+
+def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
+    for field in option_fields(UpstreamOptions):
+        value = getattr(upstream.options, field.attribute)
+        set_by = "built in" if value == field.default else f"upstream {upstream.name}"
+        yield OptionStep(f"upstream.{field.key}", _text(value, field), set_by)
+
+
+def _text(value: object, field: OptionField) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    if not isinstance(value, int) or isinstance(value, bool):
+        return str(value).lower()
+    if value == 0 and field.attribute != "retries":
+        return "no limit"
+    return str({"duration": format_duration, "size": format_size}.get(field.unit, int)(value))
+
+
+def _source(origin: Origin, field: str = "") -> Source:
+    return Source(origin.object, origin.place, field)
+
+
+def _printable(text: str) -> str:
+    """Bytes that are no UTF-8 cannot be written to JSON or a terminal; they become escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")

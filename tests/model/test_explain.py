@@ -1,0 +1,191 @@
+"""What `explain` says: every step, every end, and that it never disagrees with the matcher."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.model import explain as explain_module
+from lb.model.config import Config
+from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain
+from lb.model.match import match
+from lb.model.text import from_content
+from lb.problems import Origin
+from tests.model.strategies import configs, requests_for
+
+FILE = """
+listeners:
+  http: {port: 80, http: {max_body: 1Mi, trusted_proxies: [10.0.0.0/8]}}
+  local: {port: 80, address: 127.0.0.1, host_set: local}
+hosts:
+  default:
+    shop.example.com:
+      - {path: {exact: /healthz}, respond: 204, name: health}
+      - {path: /api, methods: [POST], forward: api, name: write, response_timeout: 5s}
+      - {path: /api, headers: {X-Version: "2"}, forward: api, name: v2}
+      - {path: /api, query: {debug: {present: true}}, forward: api, name: debug}
+      - {path: /api, forward: {api: 3, gone: 1}, name: api}
+      - {path: /, methods: [GET], forward: web, name: web}
+      - {path: /unweighted, forward: {web: 0}, name: unweighted}
+    "*.example.com":
+      - {path: /x, forward: web, name: wild}
+    "*":
+      one_label: false
+      routes: []
+upstreams:
+  api: [10.0.1.1:80, {address: 10.0.1.2:80, weight: 0}, {address: 10.0.1.3:80, draining: true}]
+  web: {endpoints: [10.0.2.1:80], affinity: client-ip}
+  gone: {unavailable: Service shop/gone does not exist}
+"""
+
+
+@pytest.fixture
+def config() -> Config:
+    config, problems = from_content(yaml.safe_load(FILE), Origin(file="lb.yaml"))
+    assert problems == []
+    return config
+
+
+def verdicts(explanation: Explanation) -> dict[str, str]:
+    return {step.name: step.failed or step.verdict for step in explanation.routes}
+
+
+def test_every_route_says_why_it_lost_or_won(config: Config) -> None:
+    told = explain(config, Ask("Shop.example.com:80", "/api/v1?x=1"))
+    assert (told.reason, told.status, told.host, told.path, told.query) == (
+        "ok",
+        None,
+        "shop.example.com",
+        "/api/v1",
+        "x=1",
+    )
+    assert verdicts(told) == {
+        "health": "path",
+        "write": "method",
+        "v2": "header",
+        "debug": "query",
+        "api": "won",
+        "web": "not-reached",
+        "unweighted": "path",
+    }
+    assert [step.why for step in told.routes[:4]] == [
+        "path: wanted exact /healthz, got /api/v1",
+        "method: wanted POST, got GET",
+        "header: wanted X-Version = '2', got absent",
+        "query: wanted debug present, got absent",
+    ]
+
+
+def test_hosts_that_come_into_question_are_told(config: Config) -> None:
+    told = explain(config, Ask("shop.example.com"))
+    assert [(step.hostname, step.verdict) for step in told.hosts] == [
+        ("shop.example.com", "won"),
+        ("*.example.com", "not-reached"),
+        ("*", "not-reached"),
+    ]
+    told = explain(config, Ask("a.b.example.com"))
+    assert [(step.hostname, step.verdict, step.why) for step in told.hosts] == [
+        ("*.example.com", "lost", "covers one label only, and a.b is 2"),
+        ("*", "won", "takes what no other host takes"),
+    ]
+
+
+def test_endpoints_have_their_state_and_shares_are_told(config: Config) -> None:
+    told = explain(config, Ask("shop.example.com", "/api"))
+    api, gone = told.upstreams
+    assert (api.share, gone.share, api.why, gone.why) == (0.75, 0.25, "", "Service shop/gone does not exist")
+    assert [(one.key, one.state) for one in api.endpoints] == [
+        ("10.0.1.1:80", "ready"),
+        ("10.0.1.2:80", "zero-weight"),
+        ("10.0.1.3:80", "draining"),
+    ]
+    assert "25% of the requests are answered 503 (no-endpoint): Service shop/gone does not exist" in told.notes
+
+
+def test_live_states_replace_those_of_the_model(config: Config) -> None:
+    states = {"web": [{"key": "10.0.2.1:80", "state": "ejected", "weight": 1, "active": 3, "failures": 5}]}
+    told = explain(config, Ask("shop.example.com", "/"), states)
+    assert told.upstreams[0].endpoints == (
+        EndpointStep("10.0.2.1:80", "ejected", 1, "", 3, Source("lb.yaml", "lb.yaml")),
+    )
+    assert (told.status, told.reason, told.why) == (503, "no-endpoint", "none of the 1 endpoints of web takes requests")
+
+
+def test_options_say_who_set_them(config: Config) -> None:
+    told = explain(config, Ask("shop.example.com", "/api", method="POST"))
+    options = {step.name: (step.value, step.set_by) for step in told.options}
+    assert options["response_timeout"] == ("5s", "route write")
+    assert options["retries"] == ("2", "built in")
+    assert options["max_body"] == ("1Mi", "listener http")
+    assert options["keepalive_timeout"] == ("75s", "built in")
+    assert options["upstream.connect_timeout"] == ("5s", "built in")
+    assert options["upstream.max_connections"] == ("no limit", "built in")
+    assert options["idle_timeout"] == options["client_idle_timeout"] == ("1m", "built in")
+
+
+@pytest.mark.parametrize(
+    ("ask", "status", "reason"),
+    [
+        (Ask("shop.example.com", "/healthz"), 204, "local-answer"),
+        (Ask("shop.example.com", port=81), None, "no-listener"),
+        (Ask("shop.example.com:x"), 400, "bad-host"),
+        (Ask("shop.example.com", "/a%2fb"), 400, "bad-target"),
+        (Ask("shop.example.com", "/../b"), 400, "bad-target"),
+        (Ask("shop.example.com", "/caf\udce9"), 400, "bad-target"),
+        (Ask("shop.example.com", method="CONNECT"), 405, "method-refused"),
+        (Ask("127.0.0.1:80"), 404, "no-host"),
+        (Ask("other"), 404, "no-route"),
+        (Ask("shop.example.com", "/unweighted", method="PUT"), 503, "no-upstream"),
+    ],
+)
+def test_ends(config: Config, ask: Ask, status: int | None, reason: str) -> None:
+    told = explain(config, ask)
+    assert (told.status, told.reason) == (status, reason)
+    assert told.why
+    assert msgspec.json.decode(msgspec.json.encode(told), type=Explanation) == told
+
+
+def test_listener_can_be_named(config: Config) -> None:
+    assert explain(config, Ask("shop.example.com", "/", port=8080), listener="http").reason == "ok"
+    told = explain(config, Ask("shop.example.com"), listener="https")
+    assert (told.reason, told.why) == ("no-listener", "nothing listens on listener https; there is 80")
+
+
+@pytest.mark.parametrize(("client", "verb"), [("10.1.2.3", "believed and extended"), ("192.0.2.1", "replaced")])
+def test_trust_in_the_client_is_told(config: Config, client: str, verb: str) -> None:
+    told = explain(config, Ask("shop.example.com", "/", client=client))
+    assert told.notes == (
+        f"X-Forwarded-* headers from {client} are {verb}",
+        "web keeps a client on its endpoint while that can serve",
+    )
+
+
+def test_reasons_and_statuses_are_the_data_planes() -> None:
+    text = (Path(explain_module.__file__).parent.parent / "_fastpath/c/reasons.h").read_text()
+    listed = {name: int(status) for name, status in re.findall(r'LB_REASON\(\w+, "([a-z-]+)", (\d+)\)', text)}
+    assert {reason: listed[reason] for reason in explain_module.STATUS} == explain_module.STATUS
+    assert {"ok", "local-answer"} <= set(listed)
+    assert explain_module.NO_LISTENER not in listed
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
+    config = data.draw(configs())
+    listener, request = data.draw(requests_for(config))
+    target = request.path if request.query is None else f"{request.path}?{request.query}"
+    told = explain(config, Ask(request.host, target, 80, request.method, request.headers), listener=listener)
+    if told.reason in ("bad-target", "bad-host", "method-refused"):
+        return
+    options = config.listeners[listener].http
+    if options.merge_slashes:
+        request = msgspec.structs.replace(request, path=re.sub("/+", "/", request.path))
+    host, route = match(config, listener, request)
+    assert [step.hostname for step in told.hosts if step.verdict == "won"] == ([host.hostname] if host else [])
+    assert [step.name for step in told.routes if step.verdict == "won"] == ([route.name] if route else [])
