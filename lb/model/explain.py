@@ -13,12 +13,11 @@ from typing import Any, Literal
 import msgspec
 
 from lb.model.config import Config
-from lb.model.form import OptionField, option_fields
+from lb.model.form import option_fields
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
-from lb.model.units import format_duration, format_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin
 
@@ -413,31 +412,21 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
             continue
         if value is None:
             value, set_by = getattr(BUILT_IN_ROUTE_OPTIONS, field.attribute), "built in"
-        yield OptionStep(field.key, _text(value, field), set_by)
+        yield OptionStep(field.key, field.format(value), set_by)
     for field in option_fields(HttpOptions):
         if field.attribute == "max_body_bytes" and route.options.max_body_bytes is not None:
             continue
         value = getattr(listener.http, field.attribute)
         set_by = "built in" if value == field.default else f"listener {listener.name}"
         name = "client_idle_timeout" if field.key == "idle_timeout" else field.key
-        yield OptionStep(name, _text(value, field), set_by)
+        yield OptionStep(name, field.format(value), set_by)
 
 
 def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
     for field in option_fields(UpstreamOptions):
         value = getattr(upstream.options, field.attribute)
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"
-        yield OptionStep(f"upstream.{field.key}", _text(value, field), set_by)
-
-
-def _text(value: object, field: OptionField) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(value) or "none"
-    if not isinstance(value, int) or isinstance(value, bool):
-        return str(value).lower()
-    if value == 0 and field.attribute != "retries":
-        return "no limit"
-    return str({"duration": format_duration, "size": format_size}.get(field.unit, int)(value))
+        yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
 
 
 def _source(origin: Origin, field: str = "") -> Source:

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple, get_type_hints
 
 import msgspec
 
+from lb.model.units import format_duration, format_size
+
 API_VERSION = "lb/v1"
 KIND = "Config"
 
@@ -38,6 +40,18 @@ class OptionField(NamedTuple):
     unit: Unit
     type: object
     default: object
+
+    def format(self, value: object) -> str:
+        """The value as people read it, with its unit. 0 is `no limit` for all but retries."""
+        if value is None:
+            return "default"
+        if isinstance(value, tuple):
+            return ", ".join(value) or "none"
+        if not isinstance(value, int) or isinstance(value, bool):
+            return str(value).lower()
+        if value == 0 and self.attribute != "retries":
+            return "no limit"
+        return str({"duration": format_duration, "size": format_size}.get(self.unit, int)(value))
 
 
 @cache
