@@ -1,0 +1,68 @@
+"""Native files for tests: listeners, hosts and upstreams in few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.harness.backend import RawBackend
+
+Target = RawBackend | str | Mapping[str, object]
+"""A scripted backend, `address:port`, or an endpoint written out."""
+
+
+@dataclass
+class Native:
+    """The content of a native file; `write` replaces a file with it atomically."""
+
+    listeners: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, Any] = field(default_factory=dict)
+    upstreams: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def listen(self, name: str, port: int, *, address: str = "127.0.0.1", **http: object) -> None:
+        """A listener with these HTTP options, for example `head_timeout="300ms"`."""
+        self.listeners[name] = {"address": address, "port": port, **({"http": http} if http else {})}
+
+    def upstream(self, name: str, targets: Iterable[Target], **fields: object) -> None:
+        self.upstreams[name] = {"endpoints": [_endpoint(target) for target in targets], **fields}
+
+    def host(self, hostname: str, *routes: dict[str, object]) -> None:
+        self.hosts[hostname] = list(routes)
+
+    def serve(
+        self, hostname: str, *targets: Target, route: Mapping[str, object] | None = None, **fields: object
+    ) -> None:
+        """A host whose every request goes to these endpoints. `route` and `fields` (of the upstream) are options."""
+        self.upstream(hostname, targets, **fields)
+        self.host(hostname, forward(hostname, hostname, **(route or {})))
+
+    def text(self) -> str:
+        content: dict[str, object] = {"apiVersion": "lb/v1", "kind": "Config", "listeners": self.listeners}
+        content |= {"hosts": {"default": self.hosts}, "upstreams": self.upstreams}
+        return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
+
+    def write(self, path: Path) -> None:
+        half = path.with_name(f".{path.name}.new")
+        half.write_text(self.text())
+        half.replace(path)
+
+
+def forward(name: str, *upstreams: str | tuple[str, int], path: str = "/", **options: object) -> dict[str, object]:
+    """A route that forwards a path prefix."""
+    weights = dict((item, 1) if isinstance(item, str) else item for item in upstreams)
+    return {"name": name, "path": path, "forward": weights, **options}
+
+
+def respond(name: str, status: int, body: str = "", path: str = "/") -> dict[str, object]:
+    """A route that lb answers itself."""
+    return {"name": name, "path": path, "respond": {"status": status, "body": body}}
+
+
+def _endpoint(target: Target) -> object:
+    if isinstance(target, RawBackend):
+        return {"address": target.key}
+    return target if isinstance(target, str) else dict(target)
