@@ -1,0 +1,259 @@
+"""The JSON Schema of the native file (draft 7, which editors understand), made from the model's own fields and texts.
+
+The texts are the docstrings that follow the fields; they are read from the source, so that there is one of each.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, get_args
+
+import msgspec
+
+from lb.model.form import API_VERSION, KIND, PATH_KINDS, OptionField, option_fields
+from lb.model.listener import HttpOptions, Listener
+from lb.model.route import (
+    Forward,
+    Match,
+    PathKind,
+    PathMatch,
+    Respond,
+    Route,
+    RouteOptions,
+    VirtualHost,
+)
+from lb.model.units import DURATION_PATTERN, SIZE_PATTERN
+from lb.model.upstream import Balance, Endpoint, Upstream, UpstreamOptions
+from lb.problems import Origin
+
+Schema = dict[str, Any]
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+REFERENCE = "#/definitions/{name}"
+
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+
+
+def make_schema(settings: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
+    """The schema of a native file. `settings` is that of its `settings:` section, `definitions` is what that needs."""
+    return {
+        "$schema": DRAFT,
+        "title": "lb native configuration file",
+        "description": "What lb serves: listeners, hosts with their routes, and upstreams.",
+        **_object(
+            {
+                "apiVersion": {"const": API_VERSION},
+                "kind": {"const": KIND},
+                "metadata": {"type": "object", "description": "Passed over."},
+                "settings": {
+                    "description": "Settings of the daemon, read only from the file that -c names.",
+                    **settings,
+                },
+                "listeners": _map_of("listener", "Listeners by name."),
+                "hosts": _host_sets(),
+                "upstreams": _map_of("upstream", "Upstreams by name."),
+            },
+            required=("apiVersion", "kind"),
+        ),
+        "definitions": {**_definitions(), **definitions},
+    }
+
+
+@cache
+def field_texts(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """The docstring behind each field of a struct, on one line."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(struct))).body
+    texts: dict[str, str] = {}
+    name = ""
+    for statement in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and name:
+            texts[name] = " ".join(str(statement.value.value).split())
+            name = ""
+        else:
+            name = ""
+    return texts
+
+
+def _definitions() -> Schema:
+    return {
+        "duration": {"description": "500ms, 5s, 1m30s, 1h or 0.", "anyOf": [_pattern(DURATION_PATTERN), {"const": 0}]},
+        "size": {"description": "Bytes: 512, 32Ki, 1Mi.", "anyOf": [_pattern(SIZE_PATTERN), _number()]},
+        "origin": {
+            "description": "Where it came from: `Ingress shop/web (web.yaml:12:3)`.",
+            "anyOf": [_TEXT, _object({field.name: {} for field in msgspec.structs.fields(Origin)})],
+        },
+        "listener": _listener(),
+        "host": _host(),
+        "route": _route(),
+        "upstream": _upstream(),
+        "endpoint": _endpoint(),
+    }
+
+
+def _listener() -> Schema:
+    texts = field_texts(Listener)
+    return _object(
+        {
+            "port": {**_number(65_535), "description": "TCP port; needed unless the address is a Unix socket."},
+            "address": {**_TEXT, "description": texts["address"]},
+            "protocol": {"enum": ["http"]},
+            "host_set": {**_TEXT, "default": "default", "description": texts["host_set"]},
+            "http": _object(_options(HttpOptions), text=_class_text(HttpOptions)),
+            "origin": _reference("origin"),
+        },
+        text=_class_text(Listener),
+    )
+
+
+def _host_sets() -> Schema:
+    hosts = {"type": ["object", "null"], "additionalProperties": _reference("host")}
+    text = "Host sets by name; each maps hostnames (`shop.example.com`, `*.example.com`, `*`) to their routes."
+    return {"type": ["object", "null"], "description": text, "additionalProperties": hosts}
+
+
+def _host() -> Schema:
+    routes = {
+        "type": ["array", "null"],
+        "items": _reference("route"),
+        "description": "The first one that matches wins.",
+    }
+    one_label = {**_FLAG, "default": True, "description": "Whether a wildcard covers one label only, or any number."}
+    text = _class_text(VirtualHost)
+    return {"description": text, "anyOf": [routes, _object({"one_label": one_label, "routes": routes})]}
+
+
+def _route() -> Schema:
+    texts = field_texts(Match)
+    kinds = _object({key: {**_TEXT, "description": _kind_text(kind)} for key, kind in PATH_KINDS.items()})
+    fields = {
+        "path": {
+            "description": "A prefix, or another kind of condition.",
+            "anyOf": [_pattern("^/"), {**kinds, "maxProperties": 1}],
+        },
+        "methods": {"type": "array", "items": _TEXT, "description": texts["methods"]},
+        "headers": _conditions("Headers that must have these values; names without case."),
+        "query": _conditions("Query parameters that must have these raw values."),
+        "forward": {
+            "description": _class_text(Forward),
+            "anyOf": [_TEXT, _map(_number()), {"type": "array", "items": _map(_number(), most=1)}],
+        },
+        "respond": {
+            "description": _class_text(Respond),
+            "anyOf": [
+                {"type": "integer", "minimum": 200, "maximum": 599},
+                _object(
+                    {"status": {"type": "integer", "minimum": 200, "maximum": 599}, "body": _TEXT, "why": _TEXT},
+                    required=("status",),
+                ),
+            ],
+        },
+        "name": {**_TEXT, "description": field_texts(Route)["name"]},
+        "origin": _reference("origin"),
+        "field": {**_TEXT, "description": field_texts(Route)["field"]},
+    }
+    either = [{"required": ["forward"]}, {"required": ["respond"]}]
+    return {**_object(fields | _options(RouteOptions), text=_class_text(Route)), "oneOf": either}
+
+
+def _conditions(text: str) -> Schema:
+    present = _object({"present": {"const": True}}, required=("present",))
+    condition = {"anyOf": [_TEXT, present]}
+    return {"description": text, "anyOf": [_map(condition), {"type": "array", "items": _map(condition, most=1)}]}
+
+
+def _upstream() -> Schema:
+    texts = field_texts(Upstream)
+    endpoints = {"type": ["array", "null"], "items": _reference("endpoint")}
+    fields = {
+        "endpoints": endpoints,
+        "balance": {"enum": list(get_args(Balance)), "default": "round-robin"},
+        "affinity": {"enum": ["none", "client-ip"], "default": "none", "description": texts["affinity"]},
+        "resolve": {**_TEXT, "description": texts["resolve"]},
+        "unavailable": {**_TEXT, "description": texts["unavailable"]},
+        "origin": _reference("origin"),
+    }
+    full = _object(fields | _options(UpstreamOptions))
+    return {"description": _class_text(Upstream), "anyOf": [{"type": "array", "items": _reference("endpoint")}, full]}
+
+
+def _endpoint() -> Schema:
+    texts = field_texts(Endpoint)
+    fields = {
+        "address": {**_TEXT, "description": "10.0.0.1:8080, [fd00::1]:8080 or unix:/path."},
+        "port": {**_number(65_535), "description": "Only when it is not part of the address."},
+        "weight": {**_number(), "default": 1},
+        "draining": {**_FLAG, "default": False, "description": texts["draining"]},
+        "target": {**_TEXT, "description": texts["target"]},
+        "origin": _reference("origin"),
+    }
+    return {"description": _class_text(Endpoint), "anyOf": [_TEXT, _object(fields, required=("address",))]}
+
+
+def _options(options: type[msgspec.Struct]) -> Schema:
+    texts = field_texts(options)
+    return {field.key: _option(field, texts.get(field.attribute, "")) for field in option_fields(options)}
+
+
+def _option(field: OptionField, text: str) -> Schema:
+    schema: Schema = {"description": f"{text} Default: {field.format(field.default)}.".strip()}
+    if field.unit != "plain":
+        return {**schema, "allOf": [_reference(field.unit)]}
+    (found,), _ = msgspec.json.schema_components((field.type,))
+    kinds = [one for one in found.get("anyOf", [found]) if one != {"type": "null"}]
+    bounds = {"minimum": 0} if kinds[0].get("type") == "integer" else {}
+    return {**schema, **kinds[0], **bounds}
+
+
+def _kind_text(kind: str) -> str:
+    """The paragraph of PathMatch's docstring that says what a kind means."""
+    lines = inspect.cleandoc(PathMatch.__doc__ or "").splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"{kind} "))
+    starts = tuple(f"{one} " for one in get_args(PathKind))
+    paragraph = [lines[start].removeprefix(kind)]
+    for line in lines[start + 1 :]:
+        if line.startswith(starts) or not line:
+            break
+        paragraph.append(line)
+    return " ".join(" ".join(paragraph).split())
+
+
+def _class_text(struct: type[msgspec.Struct]) -> str:
+    """The first sentence of its docstring: the next ones speak of units and other matters of the model."""
+    text = " ".join(inspect.cleandoc(struct.__doc__ or "").split())
+    return text.partition(". ")[0].removesuffix(".") + "."
+
+
+def _object(properties: Schema, *, required: Iterable[str] = (), text: str = "") -> Schema:
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    if text:
+        schema["description"] = text
+    if names := list(required):
+        schema["required"] = names
+    return schema
+
+
+def _map_of(name: str, text: str) -> Schema:
+    return {"type": ["object", "null"], "description": text, "additionalProperties": _reference(name)}
+
+
+def _map(values: Schema, most: int = 0) -> Schema:
+    return {"type": "object", "additionalProperties": values, **({"maxProperties": most} if most else {})}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": REFERENCE.format(name=name)}
+
+
+def _pattern(pattern: str) -> Schema:
+    return {"type": "string", "pattern": pattern}
+
+
+def _number(most: int | None = None) -> Schema:
+    return {"type": "integer", "minimum": 0, **({"maximum": most} if most is not None else {})}
