@@ -192,13 +192,25 @@ def parse_publish(texts: Sequence[str]) -> dict[int, Bind]:
 
 
 def default_admin_socket() -> str:
-    """Where the admin socket is when nobody says: daemon and `lb ctl` come to the same answer for the same user."""
-    system = Path(os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or "/run/lb")
-    parent = system if system.exists() else system.parent
-    if os.access(parent, os.W_OK):
-        return str(system / "admin.sock")
+    """Where the daemon puts its admin socket when nobody says: the first place that this user may write."""
+    for path in _admin_sockets():
+        directory = Path(path).parent
+        if os.access(directory if directory.exists() else directory.parent, os.W_OK):
+            return path
+    raise SettingsError("no place for the admin socket; say where with --admin-socket")
+
+
+def find_admin_socket() -> str:
+    """Where the admin socket of a running daemon is: the first of the usual places that has one."""
+    places = _admin_sockets()
+    return next((path for path in places if Path(path).exists()), places[0])
+
+
+def _admin_sockets() -> list[str]:
+    system = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or "/run/lb"
     user = os.environ.get("XDG_RUNTIME_DIR", "")
-    return f"{user}/lb/admin.sock" if user else f"/tmp/lb-{os.getuid()}/admin.sock"  # noqa: S108
+    own = f"{user}/lb/admin.sock" if user else f"/tmp/lb-{os.getuid()}/admin.sock"  # noqa: S108 (its owner is checked)
+    return [f"{system}/admin.sock", own]
 
 
 def load_settings(path: str | Path) -> Settings:

@@ -169,7 +169,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
 
 
 def explain(daemon: Daemon, url: str, method: str, lines: Iterable[str], client: str) -> Explanation:
-    """Why a request goes where it goes, with the endpoints' live states. ValueError for arguments that make no sense."""
+    """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
     config = daemon.pipeline.config
     ask = _ask(url, method, lines, client)
     states = _EndpointStates(daemon)

@@ -1,0 +1,273 @@
+"""The daemon: builds the components from Settings, starts them, reloads, drains and stops.
+
+The only file that knows all parts; nothing imports it but the command `lb run`. What happens to objects on their way to
+the reactors is in pipeline.py; here is when: at start, when files change, on signals, and at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
+from lb.admin.server import AdminServer
+from lb.compile.table import Compiler
+from lb.demo import EchoProcess, hints
+from lb.observe.access import compile_format
+from lb.observe.metrics import Metrics
+from lb.pipeline import Build, Pipeline
+from lb.settings import Settings, parse_publish
+from lb.sockets import Listeners
+from lb.sources.files import FileSource
+from lb.sources.resolve import Resolver
+from lb.sources.store import Store
+from lb.sources.watch import watch
+from lb.systemd import Notifier, take_listening_sockets
+from lb.translate.translation import Options
+
+log = structlog.stdlib.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+# A reactor turns at least every 500 ms; one that has not for so long hangs.
+STUCK_MS = 5_000
+DRAIN_POLL_SECONDS = 0.05
+# For what comes after draining: flushing the log, closing the admin API.
+CLOSE_SECONDS = 5.0
+
+
+def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> int:
+    """Run until a signal says stop; returns the exit status. OSError and FormatError for what cannot start."""
+    prepare_process(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Application(settings, options, paths, demo=demo).run())
+
+
+def prepare_process(settings: Settings) -> None:
+    """No core dumps with keys in them, and as many descriptors as the system allows."""
+    if not settings.core_dumps:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        pr_set_dumpable = 4  # prctl(2): also keeps other processes of this user from attaching
+        ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = int(Path("/proc/sys/fs/nr_open").read_text())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Application:
+    """The components and their common life. Implements lb.admin.daemon.Daemon."""
+
+    def __init__(self, settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> None:
+        self.settings = settings
+        self.started_at = time.time()
+        self.threads = settings.thread_count
+        self.engine = Engine(
+            threads=self.threads,
+            max_connections=settings.limits.max_connections,
+            max_buffer_bytes=settings.limits.max_buffer_bytes,
+        )
+        for answer in settings.error_answers:
+            self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
+        self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
+        self._paths = paths
+        self._source = FileSource(paths, store := Store())
+        self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
+        self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
+        self.metrics = Metrics(self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, settings.metrics)
+        self._resolver = Resolver()
+        self._admin = AdminServer(self, settings.admin)
+        self._notifier = Notifier()
+        self._demo = EchoProcess() if demo else None
+        self._stopping = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading: asyncio.Task[Build] | None = None
+
+    # -- What the admin API asks
+
+    def readiness(self) -> tuple[bool, str]:
+        """(whether new requests are taken, `serving` or what it waits for)."""
+        if self._stopping.is_set():
+            return False, "draining"
+        if not self.pipeline.generation:
+            refused = self.pipeline.last_refused
+            return False, f"the first build was refused: {refused.error}" if refused else "reading the input"
+        if self.pipeline.config.listeners and not self.listeners.opened:
+            return False, "no listener could be opened"
+        return True, "serving"
+
+    async def reload(self) -> Build:
+        """Read all sources again, now."""
+        self._notifier.reloading()
+        self._resolver.refresh()
+        build = await self._apply(lambda: self._source.read(force=True))
+        self._notifier.ready(self._summary())
+        return build
+
+    # -- Life
+
+    async def run(self) -> int:
+        """From start to exit status."""
+        self._handle_signals()
+        self._open_access_log()
+        self.engine.start()
+        await self._admin.start()
+        try:
+            await self._load()
+            self._notifier.ready(self._summary())
+            for work in (self._tick, self._watch, self._resolve):
+                self._tasks.append(asyncio.create_task(self._keep_running(work)))
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            await self._close()
+        log.info("stopped")
+        return 0
+
+    async def _load(self) -> None:
+        """The first build. Objects that stay for good are made here, so the garbage collector keeps out of it."""
+        gc.disable()
+        await self._apply(self._source.read)
+        gc.freeze()
+        gc.enable()
+        if self._demo is not None:
+            self._print_hints()
+
+    async def _apply(self, read: Callable[[], object]) -> Build:
+        """One build, and what follows from it outside the table."""
+        build = await self.pipeline.apply(read)
+        config = self.pipeline.config
+        if self._demo is not None:
+            await self._demo.serve(config)
+        self.listeners.sync(config.listeners)
+        self._resolver.want(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
+        self._notifier.status(self._summary())
+        log.info(
+            build.outcome,
+            generation=build.generation,
+            milliseconds=round(sum(build.seconds.values()) * 1000),
+            **build.problems,
+        )
+        return build
+
+    async def _drain(self) -> None:
+        """Take nothing new, finish what is under way, but no longer than the drain time."""
+        drain_seconds = self.settings.drain_timeout_ms / 1000
+        log.info("draining", seconds=drain_seconds)
+        self._notifier.stopping("draining")
+        self._notifier.extend_timeout(drain_seconds + CLOSE_SECONDS)
+        self.listeners.close()
+        self.engine.drain()
+        deadline = time.monotonic() + drain_seconds
+        while any(self.engine.active()) and time.monotonic() < deadline and not self._stop_now.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_now.wait(), DRAIN_POLL_SECONDS)
+        exchanges, connections = self.engine.active()
+        if exchanges:
+            log.warning("requests were cut off", exchanges=exchanges, connections=connections)
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.listeners.close()
+        self.engine.flush_log()
+        self.engine.stop()
+        await self._admin.stop()
+        if self._demo is not None:
+            await self._demo.stop()
+
+    # -- Work that goes on
+
+    async def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Nothing here may end while lb serves: what fails is told and started again."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("starting again", work=work.__name__)
+                await asyncio.sleep(TICK_SECONDS)
+
+    async def _tick(self) -> None:
+        """Free old tables; tell systemd that every reactor turns."""
+        patience = self._notifier.watchdog_seconds / 2 or TICK_SECONDS
+        stuck: set[int] = set()
+        while True:
+            self.engine.collect()
+            ages = self.engine.heartbeat_ages_ms()
+            late = {thread for thread, age_ms in enumerate(ages) if age_ms > STUCK_MS}
+            for thread in late - stuck:
+                log.error("reactor does not turn", thread=thread, since_ms=ages[thread])
+            stuck = late
+            if not late:
+                self._notifier.watchdog()
+            await asyncio.sleep(min(TICK_SECONDS, patience))
+
+    async def _watch(self) -> None:
+        """Apply changes of files."""
+
+    async def _resolve(self) -> None:
+        """Keep external names' addresses fresh."""
+
+    # -- Signals
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_reopen)
+        loop.add_signal_handler(signal.SIGTERM, self._on_stop)
+        loop.add_signal_handler(signal.SIGINT, self._on_stop)
+
+    def _on_reload(self) -> None:
+        self._reloading = asyncio.create_task(self.reload())
+
+    def _on_reopen(self) -> None:
+        try:
+            self._open_access_log()
+        except OSError as error:
+            log.error("access log cannot be reopened; the old file stays in use", error=str(error))
+
+    def _on_stop(self) -> None:
+        if self._stopping.is_set():
+            self._stop_now.set()
+        self._stopping.set()
+
+    def _open_access_log(self) -> None:
+        """OSError when the file cannot be opened."""
+        path = self.settings.access_log.path
+        if not path:
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.dup(sys.stdout.fileno()) if path == "-" else os.open(path, flags, 0o640)
+        try:
+            self.engine.open_log(descriptor, self._log_program)
+        finally:
+            os.close(descriptor)
+
+    # -- Texts
+
+    def _summary(self) -> str:
+        config = self.pipeline.config
+        hosts = sum(len(hosts) for hosts in config.hosts.values())
+        ready, why = self.readiness()
+        state = "" if ready else f"{why}; "
+        return f"{state}generation {self.pipeline.generation}: {hosts} hosts, {len(config.upstreams)} upstreams"
+
+    def _print_hints(self) -> None:
+        """Commands to try, for people who look at the demo."""
+        opened = next(iter(self.listeners.opened.values()), None)
+        if opened is not None:
+            lines = hints(self.pipeline.config, opened.address.replace("*", "127.0.0.1"), self._paths[0])
+            print("\nTry:\n", *(f"  {line}\n" for line in lines), sep="\n", flush=True)

@@ -1,0 +1,357 @@
+"""`lb ctl`: look at and operate a running daemon, through its admin socket.
+
+Knows the admin API's types (lb/admin/schema.py) and how to show them; all the work is the daemon's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from lb.settings import find_admin_socket
+
+Json = Any
+"""A decoded answer: lb/admin/schema.py says what is in it."""
+
+TIMEOUT_SECONDS = 30
+# A reload of a large export takes a while.
+RELOAD_TIMEOUT_SECONDS = 300
+PAGE = 1_000
+
+
+class AdminConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("lb", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """The admin API of one daemon. Fails with texts for people."""
+
+    def __init__(self, path: str, output: str) -> None:
+        self._path = path
+        self._output = output
+
+    def get(self, path: str, **query: object) -> Json:
+        """Decoded answer of a GET."""
+        given = urlencode({name: value for name, value in query.items() if value not in ("", None)})
+        return self.call("GET", f"{path}?{given}" if given else path)
+
+    def call(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_SECONDS) -> Json:
+        """Decoded answer."""
+        connection = AdminConnection(self._path, timeout)
+        try:
+            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            response = connection.getresponse()
+            content = response.read()
+        except FileNotFoundError:
+            _fail(f"no daemon: {self._path} does not exist. Is `lb run` running? --socket names another socket.")
+        except ConnectionRefusedError:
+            _fail(f"no daemon: nobody listens on {self._path} any more. Is `lb run` running?")
+        except PermissionError:
+            _fail(
+                f"{self._path} may not be used by you: run this as the daemon's user or in its group (sudo lb ctl …)."
+            )
+        except (TimeoutError, http.client.HTTPException, OSError) as error:
+            _fail(f"the daemon at {self._path} does not answer: {error or type(error).__name__}")
+        finally:
+            connection.close()
+        answer = json.loads(content)
+        if response.status >= 400:
+            _fail(answer["detail"])
+        return answer
+
+    def show(self, answer: Json, render: Callable[[Console, Json], None]) -> None:
+        """Print an answer as the user asked for."""
+        if self._output == "json":
+            click.echo(json.dumps(answer, indent=2))
+        else:
+            # Off a terminal the lines are for other programs: never wrapped.
+            console = Console()
+            render(console if console.is_terminal else Console(width=10_000), answer)
+
+
+@click.group()
+@click.option("--socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.pass_context
+def command(context: click.Context, path: str | None, output: str) -> None:
+    """Look at and operate a running daemon."""
+    context.obj = Client(path or find_admin_socket(), output)
+
+
+@command.command()
+@click.pass_obj
+def status(client: Client) -> None:
+    """The daemon at a glance. Exits with 1 when it is not ready."""
+    answer = client.get("/v1/status")
+    client.show(answer, _show_status)
+    if not answer["ready"]:
+        raise SystemExit(1)
+
+
+@command.command()
+@click.option("--severity", type=click.Choice(["error", "warning", "note"]), help="Only these.")
+@click.option("--offset", default=0, help="Skip so many.")
+@click.pass_obj
+def problems(client: Client, severity: str | None, offset: int) -> None:
+    """What is wrong with the input."""
+    client.show(client.get("/v1/problems", severity=severity, offset=offset, limit=PAGE), _show_problems)
+
+
+@command.command()
+@click.pass_obj
+def listeners(client: Client) -> None:
+    """Listeners, and where they are."""
+    client.show(client.get("/v1/listeners"), _show_listeners)
+
+
+@command.command()
+@click.option("--host", default="", help="Only routes of this hostname.")
+@click.option("--upstream", default="", help="Only routes that lead there.")
+@click.option("--offset", default=0, help="Skip so many.")
+@click.pass_obj
+def routes(client: Client, host: str, upstream: str, offset: int) -> None:
+    """Routes, host by host in the order in which they are tried."""
+    answer = client.get("/v1/routes", host=host, upstream=upstream, offset=offset, limit=PAGE)
+    client.show(answer, _show_routes)
+
+
+@command.command()
+@click.argument("name", required=False)
+@click.option("--offset", default=0, help="Skip so many.")
+@click.pass_obj
+def upstreams(client: Client, name: str | None, offset: int) -> None:
+    """Upstreams, or one upstream with its endpoints."""
+    if name is None:
+        client.show(client.get("/v1/upstreams", offset=offset, limit=PAGE), _show_upstreams)
+    else:
+        client.show(client.get(f"/v1/upstreams/{quote(name)}"), _show_upstream)
+
+
+@command.command()
+@click.argument("upstream")
+@click.argument("endpoint", default="")
+@click.pass_obj
+def drain(client: Client, upstream: str, endpoint: str) -> None:
+    """Give an endpoint (or all of an upstream) nothing new; what it has goes on."""
+    _change(client, upstream, endpoint, state="drain")
+
+
+@command.command()
+@click.argument("upstream")
+@click.argument("endpoint", default="")
+@click.pass_obj
+def down(client: Client, upstream: str, endpoint: str) -> None:
+    """Like drain, and close the connections that are kept to it."""
+    _change(client, upstream, endpoint, state="down")
+
+
+@command.command()
+@click.argument("upstream")
+@click.argument("endpoint", default="")
+@click.pass_obj
+def ready(client: Client, upstream: str, endpoint: str) -> None:
+    """Take back drain or down."""
+    _change(client, upstream, endpoint, state="ready")
+
+
+@command.command()
+@click.argument("upstream")
+@click.argument("endpoint")
+@click.argument("weight", metavar="N|default")
+@click.pass_obj
+def weight(client: Client, upstream: str, endpoint: str, weight: str) -> None:
+    """Change an endpoint's weight, or return to the configured one."""
+    if weight != "default" and not weight.isdigit():
+        raise click.BadParameter("must be a number or `default`", param_hint="N|default")
+    _change(client, upstream, endpoint, weight=-1 if weight == "default" else int(weight))
+
+
+@command.command()
+@click.pass_obj
+def reload(client: Client) -> None:
+    """Read all sources again, now. Exits with 1 when the new input was refused."""
+    answer = client.call("POST", "/v1/reload", timeout=RELOAD_TIMEOUT_SECONDS)
+    client.show(answer, _show_build)
+    if answer["outcome"] == "refused":
+        raise SystemExit(1)
+
+
+@command.command("log-level")
+@click.argument("level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.pass_obj
+def log_level(client: Client, level: str) -> None:
+    """Change the level of the daemon's own log."""
+    answer = client.call("PUT", "/v1/log-level", {"level": level})
+    client.show(answer, lambda console, shown: console.print(f"log level is {shown['level']}"))
+
+
+def _change(client: Client, upstream: str, endpoint: str, **change: object) -> None:
+    answer = client.call("POST", "/v1/endpoints", {"upstream": upstream, "endpoint": endpoint, **change})
+    client.show(answer, _show_upstream)
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"lb ctl: {text}", err=True)
+    raise SystemExit(2)
+
+
+# -- Texts
+
+
+def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns that end in `#` are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table, markup=False, highlight=False)
+
+
+def _show_status(console: Console, answer: Json) -> None:
+    found = ", ".join(f"{count} {severity}s" for severity, count in answer["problems"].items() if count)
+    rows = [
+        ("state", answer["why"]),
+        ("version", f"{answer['version']}, process {answer['pid']}, {answer['threads']} threads"),
+        ("up for", _duration(answer["uptime_seconds"])),
+        ("generation", answer["generation"]),
+        ("listeners", f"{answer['listeners_open']} of {answer['listeners']} open"),
+        ("serving", f"{answer['hosts']} hosts, {answer['routes']} routes, {answer['upstreams']} upstreams"),
+        ("under way", f"{answer['exchanges']} requests, {answer['connections']} connections"),
+        ("problems", found or "none"),
+        ("log level", answer["log_level"]),
+    ]
+    for name, value in rows:
+        console.print(f"{name:11} {value}", markup=False, highlight=False)
+
+
+def _show_problems(console: Console, answer: Json) -> None:
+    for one in answer["items"]:
+        place = f"{one['place']}: " if one["place"] else ""
+        console.print(f"{place}{one['severity']}[{one['code']}]: {one['what']}", markup=False, highlight=False)
+        for label, text in (("object", f"{one['object']} {one['field']}"), ("why", one["why"]), ("fix", one["fix"])):
+            if text.strip():
+                console.print(f"  {label}: {text.strip()}", markup=False, highlight=False)
+    _show_rest(console, answer, "problems")
+
+
+def _show_listeners(console: Console, answer: Json) -> None:
+    rows = [
+        (
+            one["name"],
+            one["address"],
+            "open" if one["open"] else f"closed: {one['problem']}",
+            one["host_set"],
+            one["connections_active"],
+            one["requests"],
+        )
+        for one in answer
+    ]
+    _table(console, ("LISTENER", "ADDRESS", "STATE", "HOST SET", "CONNECTIONS#", "REQUESTS#"), rows)
+
+
+def _show_routes(console: Console, answer: Json) -> None:
+    rows = [
+        (one["hostname"], one["rank"], _match(one["match"]), _action(one["action"]), one["requests"], one["source"])
+        for one in answer["items"]
+    ]
+    _table(console, ("HOST", "RANK#", "MATCH", "ACTION", "REQUESTS#", "SOURCE"), rows)
+    _show_rest(console, answer, "routes")
+
+
+def _show_upstreams(console: Console, answer: Json) -> None:
+    rows = [
+        (
+            one["name"],
+            f"{one['endpoints_ready']}/{one['endpoints']}",
+            one["balance"],
+            one["requests_active"],
+            one["requests_queued"],
+            one["attempts"],
+            one["connect_failures"],
+            one["unavailable"],
+        )
+        for one in answer["items"]
+    ]
+    columns = ("UPSTREAM", "READY#", "BALANCE", "ACTIVE#", "QUEUED#", "ATTEMPTS#", "CONNECT FAILURES#", "WHY")
+    _table(console, columns, rows)
+    _show_rest(console, answer, "upstreams")
+
+
+def _show_upstream(console: Console, answer: Json) -> None:
+    one = answer["upstream"]
+    console.print(f"{one['name']}: {one['balance']}, from {one['source']}", markup=False, highlight=False)
+    if one["unavailable"]:
+        console.print(one["unavailable"], markup=False, highlight=False)
+    rows = [
+        (
+            endpoint["endpoint"],
+            endpoint["state"],
+            endpoint["weight"],
+            endpoint["requests_active"],
+            endpoint["requests"],
+            endpoint["failures"],
+            endpoint["target"],
+        )
+        for endpoint in answer["endpoints"]
+    ]
+    _table(console, ("ENDPOINT", "STATE", "WEIGHT#", "ACTIVE#", "REQUESTS#", "FAILURES#", "TARGET"), rows)
+
+
+def _show_build(console: Console, answer: Json) -> None:
+    stages = ", ".join(f"{stage} {seconds * 1000:.0f} ms" for stage, seconds in answer["seconds"].items())
+    console.print(f"{answer['outcome']}, generation {answer['generation']} ({stages})", markup=False, highlight=False)
+    if answer["error"]:
+        console.print(answer["error"], markup=False, highlight=False)
+
+
+def _show_rest(console: Console, answer: Json, what: str) -> None:
+    shown = answer["offset"] + len(answer["items"])
+    if shown < answer["total"]:
+        text = f"{answer['total']} {what} in all; --offset {shown} shows the next ones"
+        console.print(text, markup=False, highlight=False)
+
+
+def _match(match: Json) -> str:
+    path = match.get("path", {})
+    parts = [f"{path.get('kind', 'prefix')} {path.get('value', '/')}", *match.get("methods", ())]
+    for one in (*match.get("headers", ()), *match.get("query", ())):
+        parts.append(f"{one['name']}={one['value']}" if "value" in one else one["name"])
+    return " ".join(parts)
+
+
+def _action(action: Json) -> str:
+    if action["type"] == "respond":
+        return f"answer {action['status']}"
+    return ", ".join(
+        share["name"] + (f" ({share['weight']})" if share.get("weight", 1) != 1 else "")
+        for share in action["upstreams"]
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    parts = [(days, "d"), (hour, "h"), (minute, "m"), (second, "s")]
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{value}{unit}" for value, unit in parts[:2])
