@@ -22,6 +22,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from lb.objects import jsontext, yamltext
 from lb.objects.core import Secret
 from lb.objects.kinds import KINDS, NATIVE_API_VERSION, NATIVE_KIND, SUPERSEDED, Kind, name_unknown
+from lb.objects.layout import Change, Layout, measure, read_change, splice
 from lb.objects.meta import Key, Object, ObjectMeta
 from lb.objects.view import NativeConfig, Stored
 from lb.problems import Origin, Problem
@@ -59,12 +60,15 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
 Entry = Stored | Rejected | str
 """What an item became: an object, a Problem, or the name of a kind that lb does not read."""
 
+AnyEntry = Entry | tuple[Entry, ...]
+"""A List within a List becomes a tuple."""
+
 
 class Decoded(msgspec.Struct, frozen=True):
     """All that one file holds."""
 
-    entries: list[Entry | tuple[Entry, ...]]
-    """In the file's order; a List within a List is a tuple."""
+    entries: list[AnyEntry]
+    """In the file's order."""
     errors: tuple[Problem, ...] = ()
     """Syntax errors: parts of the file that are not even items."""
     truncated: bool = False
@@ -75,6 +79,8 @@ class Decoded(msgspec.Struct, frozen=True):
     # Kept for the next reading of the same file.
     digests: array[int] | None = None
     """JSON: the hash of each entry's text."""
+    layout: Layout | None = None
+    """JSON: where the items stand in a large List."""
     chunks: dict[int, _ChunkEntries] | None = None
     """YAML: by the hash of each document's text."""
 
@@ -85,19 +91,27 @@ class Decoded(msgspec.Struct, frozen=True):
             else:
                 yield entry
 
-    def stored(self) -> list[Stored]:
-        if all(entry.__class__ is Stored for entry in self.entries):
-            return self.entries  # type: ignore[return-value]  # just checked; the usual case, and large
-        return [entry for entry in self.flat() if isinstance(entry, Stored)]
+    def parts(self) -> Parts:
+        """The entries by what they became."""
+        if set(map(type, self.entries)) <= {Stored}:  # the usual case, and a large one
+            return Parts(self.entries, [], Counter())  # type: ignore[arg-type]
+        parts = Parts([], [], Counter())
+        for entry in self.flat():
+            if isinstance(entry, Stored):
+                parts.stored.append(entry)
+            elif isinstance(entry, Rejected):
+                parts.rejected.append(entry)
+            else:
+                parts.unknown[entry] += 1
+        return parts
 
-    def rejected(self) -> list[Rejected]:
-        return [entry for entry in self.flat() if isinstance(entry, Rejected)]
 
-    def problems(self) -> list[Problem]:
-        return [*self.errors, *(rejected.problem for rejected in self.rejected())]
+class Parts(NamedTuple):
+    """What a file holds, sorted out."""
 
-    def unknown(self) -> Counter[str]:
-        return Counter(entry for entry in self.flat() if isinstance(entry, str))
+    stored: list[Stored]
+    rejected: list[Rejected]
+    unknown: Counter[str]
 
 
 class _ChunkEntries(NamedTuple):
@@ -136,57 +150,111 @@ def _decode_json(data: bytes, file: str, previous: Decoded | None) -> Decoded:
     if items is None:
         entry = _json_entry(data, file, "", 0)
         return Decoded([entry])
-    return _decode_items(items, file, _list_prefix(data), previous)
+    prefix = "" if data.lstrip()[:1] == b"[" else "items"
+    digests, entries = _decode_items(items, file, prefix, 0, _KnownItems(previous))
+    return Decoded(entries, digests=digests, layout=measure(data, items))
 
 
-def _list_prefix(data: bytes) -> str:
-    return "" if data.lstrip()[:1] == b"[" else "items"
+def decode_change(change: Change, file: str, previous: Decoded) -> Decoded | None:
+    """The new content of a file of which only a part changed; None when that part is not whole items by itself."""
+    if previous.layout is None or previous.digests is None:
+        return None
+    try:
+        items = read_change(change)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if items is None:
+        return None
+    first, end = change.first_item, change.end_item
+    known = _KnownItems(previous, first, end)
+    digests, entries = _decode_items(items, file, "items", first, known)
+    after = previous.entries[end:]
+    if len(items) != end - first:
+        start = first + len(items)
+        after = [_at_index(entry, "items", start + place) for place, entry in enumerate(after)]
+    return Decoded(
+        previous.entries[:first] + entries + after,
+        digests=previous.digests[:first] + digests + previous.digests[end:],
+        layout=splice(previous.layout, change, items),
+    )
 
 
-def _decode_items(items: Sequence[msgspec.Raw], file: str, prefix: str, previous: Decoded | None) -> Decoded:
+def _decode_items(
+    items: Sequence[msgspec.Raw], file: str, prefix: str, first: int, known: _KnownItems
+) -> tuple[array[int], list[AnyEntry]]:
+    """The items of a List from number `first` on, with their hashes."""
     digests = array("q")
-    known = _KnownItems(previous)
-    entries: list[Entry | tuple[Entry, ...]] = []
-    for index, raw in enumerate(items):
+    entries: list[AnyEntry] = []
+    for index, raw in enumerate(items, first):
         text = bytes(raw)
         digest = hash(text)
         digests.append(digest)
         entry = known.find(index, digest, prefix)
-        entries.append(entry if entry is not None else _json_entry(text, file, f"{prefix}[{index}]", 0))
-    return Decoded(entries, digests=digests)
+        if entry is None:
+            entry = known.same_object(index, _json_entry(text, file, f"{prefix}[{index}]", 0))
+        entries.append(entry)
+    return digests, entries
+
+
+def _at_index(entry: AnyEntry, prefix: str, index: int) -> AnyEntry:
+    """An entry whose text stands at another index now."""
+    if isinstance(entry, Stored):
+        return Stored(entry.object, replace(entry.origin, item=f"{prefix}[{index}]"))
+    if isinstance(entry, Rejected):
+        origin = replace(entry.problem.origin, item=f"{prefix}[{index}]")
+        return Rejected(replace(entry.problem, origin=origin), entry.key)
+    return entry
 
 
 class _KnownItems:
-    """The entries of the previous reading by the hash of their text."""
+    """The entries of the previous reading from `first` to `end`, by the hash of their text and by their key."""
 
-    __slots__ = ("_digests", "_entries", "_where")
+    __slots__ = ("_by_key", "_digests", "_end", "_entries", "_first", "_where")
 
-    def __init__(self, previous: Decoded | None) -> None:
-        usable = previous is not None and previous.digests is not None
-        self._digests: array[int] = previous.digests if usable else array("q")  # type: ignore[union-attr,assignment]
-        self._entries = previous.entries if usable else []  # type: ignore[union-attr]
+    def __init__(self, previous: Decoded | None, first: int = 0, end: int | None = None) -> None:
+        self._digests: array[int] = array("q")
+        self._entries: list[AnyEntry] = []
+        if previous is not None and previous.digests is not None:
+            self._digests, self._entries = previous.digests, previous.entries
+        self._first = first
+        self._end = len(self._digests) if end is None else end
         self._where: dict[int, int] | None = None
+        self._by_key: dict[tuple[type[Object], str, str], Stored] | None = None
 
-    def find(self, index: int, digest: int, prefix: str) -> Entry | tuple[Entry, ...] | None:
+    def find(self, index: int, digest: int, prefix: str) -> AnyEntry | None:
         """What the same text became before, with its new place."""
-        if index < len(self._digests) and self._digests[index] == digest:
+        if index < self._end and self._digests[index] == digest:
             return self._entries[index]
         if self._where is None:
-            self._where = {old: place for place, old in enumerate(self._digests)}
+            self._where = {self._digests[place]: place for place in range(self._first, self._end)}
         old_index = self._where.get(digest)
-        if old_index is None:
+        if old_index is None or isinstance(self._entries[old_index], tuple):
             return None
-        entry = self._entries[old_index]
-        if isinstance(entry, str):
+        return _at_index(self._entries[old_index], prefix, index)
+
+    def same_object(self, index: int, entry: AnyEntry) -> AnyEntry:
+        """The old object in place of an equal new one: often only what lb does not keep has changed."""
+        if not isinstance(entry, Stored):
             return entry
-        if isinstance(entry, Stored):
-            return Stored(entry.object, replace(entry.origin, item=f"{prefix}[{index}]"))
-        return None
+        old = self._entries[index] if index < self._end else None
+        if not isinstance(old, Stored) or _identity(old) != _identity(entry):
+            if self._by_key is None:
+                known = (self._entries[place] for place in range(self._first, self._end))
+                self._by_key = {_identity(stored): stored for stored in known if isinstance(stored, Stored)}
+            old = self._by_key.get(_identity(entry))
+        if old is None or old.object != entry.object:
+            return entry
+        return old if old.origin == entry.origin else Stored(old.object, entry.origin)
+
+
+def _identity(stored: Stored) -> tuple[type[Object], str, str]:
+    metadata = stored.object.metadata
+    return stored.object.__class__, metadata.namespace, metadata.name
 
 
 def _decode_stream(data: bytes, file: str) -> Decoded:
     """Several JSON documents, one after the other."""
-    entries: list[Entry | tuple[Entry, ...]] = []
+    entries: list[AnyEntry] = []
     try:
         for index, (_, text) in enumerate(jsontext.documents(data)):
             entries.append(_json_entries(text, file, f"documents[{index}]", 0))
@@ -215,7 +283,7 @@ def _broken_tail(data: bytes, file: str, found: jsontext.JsonError | None) -> tu
 def _decode_broken(data: bytes, file: str, error: Exception) -> Decoded:
     """A List that is not JSON: whatever items in it are whole, and a Problem for each broken one."""
     found = jsontext.explain(data, error)
-    entries: list[Entry | tuple[Entry, ...]] = []
+    entries: list[AnyEntry] = []
     errors: list[Problem] = []
     for index, piece in enumerate(jsontext.salvage(data)):
         if piece.error is None:
@@ -258,7 +326,7 @@ def _json_entries(data: bytes, file: str, item: str, depth: int) -> tuple[Entry,
     return tuple(entries)
 
 
-def _json_entry(data: bytes, file: str, item: str, depth: int) -> Entry | tuple[Entry, ...]:
+def _json_entry(data: bytes, file: str, item: str, depth: int) -> AnyEntry:
     try:
         head = jsontext.read_head(data)
         kind = KINDS.get((head.api_version, head.kind))
@@ -269,7 +337,7 @@ def _json_entry(data: bytes, file: str, item: str, depth: int) -> Entry | tuple[
         return _json_slowly(data, file, item)
 
 
-def _json_other(data: bytes, file: str, item: str, head: jsontext.Head, depth: int) -> Entry | tuple[Entry, ...]:
+def _json_other(data: bytes, file: str, item: str, head: jsontext.Head, depth: int) -> AnyEntry:
     """What is not one of the kinds: a List within a List, a native file, an old form, an unknown kind."""
     if head.kind.endswith("List") and depth < _MAX_LIST_DEPTH and jsontext.read_items(data) is not None:
         return _json_entries(data, file, item, depth)
@@ -296,15 +364,17 @@ def _json_slowly(data: bytes, file: str, item: str) -> Entry:
     return _convert(content, origin, None)
 
 
-def _without_nulls(value: object, keep: bool, depth: int) -> object:
-    """A null says what a missing field says: Go's zero value (encoding/json, Unmarshal). In text maps it is an empty text."""
+def _without_nulls(value: object, in_text_map: bool, depth: int) -> object:
+    """A null says what a missing field says, and is an empty text in a text map (Go's encoding/json, Unmarshal)."""
     if depth > yamltext.MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict):
+        if in_text_map:
+            return {key: "" if below is None else below for key, below in value.items()}
         return {
             key: _without_nulls(below, key in yamltext.TEXT_MAPS, depth + 1)
             for key, below in value.items()
-            if below is not None or keep
+            if below is not None
         }
     if isinstance(value, list):
         return [_without_nulls(below, False, depth + 1) for below in value]
@@ -317,7 +387,7 @@ def _without_nulls(value: object, keep: bool, depth: int) -> object:
 def _decode_yaml(data: bytes, file: str, previous: Decoded | None) -> Decoded:
     known = (previous.chunks if previous else None) or {}
     chunks: dict[int, _ChunkEntries] = {}
-    entries: list[Entry | tuple[Entry, ...]] = []
+    entries: list[AnyEntry] = []
     errors: list[Problem] = []
     at_end = incomplete = False
     for chunk in yamltext.split(data):
@@ -396,7 +466,7 @@ def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, conver
     api_version, kind = _text(root, "apiVersion"), _text(root, "kind")
     try:
         if (api_version, kind) == (NATIVE_API_VERSION, NATIVE_KIND):
-            content = converter.mapping(root, keep_null=True)
+            content = converter.mapping(root, yamltext.Nulls.KEEP)
             return _native(content, yamltext.lines(root, chunk.first_line), origin)
         if api_version and kind and (api_version, kind) not in KINDS and (api_version, kind) not in SUPERSEDED:
             return name_unknown(api_version, kind)
@@ -430,7 +500,7 @@ def _yaml_problem(error: yamltext.YamlError, chunk: yamltext.Chunk, origin: Orig
     return Problem("LB1002", place, what, fix=error.fix)
 
 
-def _name_natives(entries: list[Entry | tuple[Entry, ...]], file: str) -> list[Entry | tuple[Entry, ...]]:
+def _name_natives(entries: list[AnyEntry], file: str) -> list[AnyEntry]:
     """A native document is known by its file, and by its number in it from the second one on."""
     number = 0
     for index, entry in enumerate(entries):
@@ -532,17 +602,23 @@ def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
     if not name:
         named = replace(origin, kind=kind_name, namespace=namespace)
         return Rejected(Problem("LB1003", named, "metadata.name is empty", field="metadata.name"))
-    annotations = metadata.annotations
-    if annotations and LAST_APPLIED in annotations:
-        del annotations[LAST_APPLIED]
-        if not annotations:
-            force_setattr(metadata, "annotations", None)
+    if "labels" not in kind.keeps:
+        force_setattr(metadata, "labels", None)
+    if metadata.annotations is not None:
+        force_setattr(metadata, "annotations", _annotations(metadata, kind))
     if isinstance(found, Secret) and found.type in UNUSED_SECRETS:
         force_setattr(found, "data", None)
         force_setattr(found, "string_data", None)
     return Stored(
         found, Origin(sys.intern(kind_name), namespace, name, origin.file, origin.line, origin.column, origin.item)
     )
+
+
+def _annotations(metadata: ObjectMeta, kind: Kind) -> dict[str, str] | None:
+    if metadata.annotations is None or "annotations" not in kind.keeps:
+        return None
+    # The keys are long and the same in many objects.
+    return {sys.intern(key): value for key, value in metadata.annotations.items() if key != LAST_APPLIED} or None
 
 
 def _native(content: dict[str, object], lines: dict[str, int], origin: Origin) -> Stored:
@@ -597,9 +673,7 @@ def _read_path(text: str, content: object) -> list[str | int]:
 def _write_path(path: Sequence[str | int]) -> str:
     text = ""
     for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif "." in part or "/" in part:
+        if isinstance(part, int) or "." in part or "/" in part:
             text += f"[{part}]"
         else:
             text += f".{part}" if text else part

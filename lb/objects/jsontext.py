@@ -81,7 +81,7 @@ def read_items(data: bytes) -> list[msgspec.Raw] | None:
         return _array.decode(data) if data.lstrip(_BLANKS)[:1] == b"[" else None
 
 
-def read_array(data: bytes) -> list[msgspec.Raw]:
+def read_array(data: bytes | memoryview) -> list[msgspec.Raw]:
     """The undecoded elements of an array. Raises msgspec.DecodeError."""
     return _array.decode(data)
 

@@ -19,18 +19,26 @@ NATIVE_KIND = "Config"
 class Kind(NamedTuple):
     type: type[Object]
     namespaced: bool
+    keeps: frozenset[str]
+    """Which texts of the metadata lb uses. The others are dropped: they would cost memory, and a change of them (a leader
+    election's heartbeat) would count as a change of the object."""
 
+
+_BOTH = frozenset(("labels", "annotations"))
+_LABELS = frozenset(("labels",))
+_ANNOTATIONS = frozenset(("annotations",))
+_NEITHER: frozenset[str] = frozenset()
 
 KINDS: dict[tuple[str, str], Kind] = {
-    ("v1", "ConfigMap"): Kind(ConfigMap, True),
-    ("v1", "Endpoints"): Kind(Endpoints, True),
-    ("v1", "Namespace"): Kind(Namespace, False),
-    ("v1", "Node"): Kind(Node, False),
-    ("v1", "Secret"): Kind(Secret, True),
-    ("v1", "Service"): Kind(Service, True),
-    ("discovery.k8s.io/v1", "EndpointSlice"): Kind(EndpointSlice, True),
-    ("networking.k8s.io/v1", "Ingress"): Kind(Ingress, True),
-    ("networking.k8s.io/v1", "IngressClass"): Kind(IngressClass, False),
+    ("v1", "ConfigMap"): Kind(ConfigMap, True, _NEITHER),
+    ("v1", "Endpoints"): Kind(Endpoints, True, _NEITHER),
+    ("v1", "Namespace"): Kind(Namespace, False, _BOTH),
+    ("v1", "Node"): Kind(Node, False, _LABELS),
+    ("v1", "Secret"): Kind(Secret, True, _NEITHER),
+    ("v1", "Service"): Kind(Service, True, _ANNOTATIONS),
+    ("discovery.k8s.io/v1", "EndpointSlice"): Kind(EndpointSlice, True, _LABELS),
+    ("networking.k8s.io/v1", "Ingress"): Kind(Ingress, True, _ANNOTATIONS),
+    ("networking.k8s.io/v1", "IngressClass"): Kind(IngressClass, False, _ANNOTATIONS),
 }
 
 SUPERSEDED: dict[tuple[str, str], str] = {

@@ -14,6 +14,7 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
+from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -111,6 +112,16 @@ def compose(data: bytes) -> list[Node]:
     return roots
 
 
+class Nulls(Enum):
+    """What becomes of a null in a mapping."""
+
+    KEEP = 1
+    DROP = 2
+    """It says what a missing field says: Go's zero value."""
+    EMPTY = 3
+    """It is an empty text: so Kubernetes reads it in its maps of texts."""
+
+
 class Converter:
     """Turns nodes into plain values. One per chunk: it counts what aliases add."""
 
@@ -127,30 +138,29 @@ class Converter:
         if self._left < 0:
             raise _error_at(node, "aliases repeat too much of this document", "write the values out")
 
-    def mapping(self, node: MappingNode, keep_null: bool = False) -> dict[str, object]:
-        """A mapping as a dict. A null value says what a missing one says (Go's zero value), unless `keep_null`."""
+    def mapping(self, node: MappingNode, nulls: Nulls = Nulls.DROP) -> dict[str, object]:
+        """A mapping as a dict. Raises YamlError."""
         values: dict[str, object] = {}
         merged: list[dict[str, object]] = []
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 raise _error_at(key_node, "a key must be text", "write the key as a plain word")
             if key_node.value == "<<" and key_node.tag == _PLAIN:
-                merged.extend(self._merged(value_node, keep_null))
+                merged.extend(self._merged(value_node, nulls))
                 continue
             key = _key(key_node)
             if key in values:
                 raise _error_at(key_node, f"the key `{key}` stands twice in this mapping", "remove one of the two")
             if key == "managedFields":
                 continue
-            values[key] = self._value(value_node, keep_null or key in TEXT_MAPS)
+            below = Nulls.EMPTY if nulls is Nulls.DROP and key in TEXT_MAPS else nulls
+            values[key] = self._value(value_node, below)
         for other in merged:
             for key, value in other.items():
                 values.setdefault(key, value)
-        if keep_null:
-            return values
-        return {key: value for key, value in values.items() if value is not None}
+        return _with_nulls(values, nulls)
 
-    def _value(self, node: Node, keep_null: bool) -> object:
+    def _value(self, node: Node, nulls: Nulls) -> object:
         if isinstance(node, ScalarNode):
             self._left -= 1  # counted here, judged at the next list or mapping
             return _scalar(node)
@@ -159,28 +169,36 @@ class Converter:
         if self._depth > MAX_DEPTH:
             raise _error_at(node, "an alias contains itself", "write the value out")
         if isinstance(node, MappingNode):
-            value: object = self.mapping(node, keep_null)
+            value: object = self.mapping(node, nulls)
         elif isinstance(node, SequenceNode):
-            value = [self._value(item, keep_null) for item in node.value]
+            value = [self._value(item, nulls) for item in node.value]
         else:
             raise _error_at(node, "this is neither a value, a list nor a mapping")
         self._depth -= 1
         return value
 
-    def _merged(self, node: Node, keep_null: bool) -> list[dict[str, object]]:
+    def _merged(self, node: Node, nulls: Nulls) -> list[dict[str, object]]:
         """What `<<` brings in: a mapping or a list of mappings, the first one first (yaml.org/type/merge)."""
         nodes = node.value if isinstance(node, SequenceNode) else [node]
         dicts = []
         for item in nodes:
-            value = self._value(item, keep_null)
+            value = self._value(item, nulls)
             if not isinstance(value, dict):
                 raise _error_at(item, "`<<` takes a mapping or a list of mappings")
             dicts.append(value)
         return dicts
 
 
+def _with_nulls(values: dict[str, object], nulls: Nulls) -> dict[str, object]:
+    if nulls is Nulls.KEEP or None not in values.values():
+        return values
+    if nulls is Nulls.EMPTY:
+        return {key: "" if value is None else value for key, value in values.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 TEXT_MAPS = frozenset(("annotations", "labels", "data", "stringData", "selector"))
-"""Fields that map text to text: there a null is an empty text to Kubernetes, not a missing key."""
+"""Fields that map text to text: see Nulls.EMPTY."""
 
 
 def member(node: Node, name: str) -> Node | None:

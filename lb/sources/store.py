@@ -10,6 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -80,13 +81,15 @@ class Store:
         before = self._files.get(file)
         old = before.stored if before else ()
         self._files[file] = _File(stored, problems, unknown or {})
-        arrived = _differing(stored, old)
         if not old:
-            self._add_all(arrived)
+            self._add_all(stored)
             return
-        gone = Counter(key_of(entry) for entry in _differing(old, stored))
+        difference = _compare(stored, old)
+        for entry in difference.moved:
+            self._move(entry)
+        gone = Counter(key_of(entry) for entry in difference.gone)
         entries: dict[Key, list[Stored]] = {key: [] for key in gone}
-        for entry in arrived:
+        for entry in difference.arrived:
             entries.setdefault(key_of(entry), []).append(entry)
         repeated = {key for key in entries if self._count_in(key, file) > gone[key]}
         if repeated:  # unchanged places of this file hold the same objects: their order in the file decides
@@ -206,6 +209,16 @@ class Store:
         else:
             self._withdraw(key)
 
+    def _move(self, entry: Stored) -> None:
+        """The same object, now at another place of its file: no change, but the place is told."""
+        metadata = entry.object.metadata
+        objects = self._objects[entry.object.__class__.__name__]
+        name = (metadata.namespace, metadata.name)
+        if objects[name].object is entry.object:
+            objects[name] = entry
+        if self._rivals and (rivals := self._rivals.get(key_of(entry))):
+            rivals[:] = [entry if rival.object is entry.object else rival for rival in rivals]
+
     def _serve(self, key: Key, stored: Stored) -> None:
         objects = self._objects.setdefault(key.kind, {})
         name = (key.namespace, key.name)
@@ -267,11 +280,28 @@ def _service_of(stored: Stored) -> tuple[str, str] | None:
     return (metadata.namespace, service) if service else None
 
 
-def _differing(these: Sequence[Stored], those: Sequence[Stored]) -> Sequence[Stored]:
-    """Those of `these` that are not also among `those`, by identity: most of a large file stays as it was."""
-    if not those:
-        return these
-    if len(these) == len(those):
-        return [this for this, that in zip(these, those, strict=True) if this is not that]
-    known = {id(that) for that in those}
-    return [this for this in these if id(this) not in known]
+class _Difference(NamedTuple):
+    """What a file's new content is against its old one."""
+
+    arrived: list[Stored]
+    gone: list[Stored]
+    moved: list[Stored]
+    """The same objects at another place."""
+
+
+def _compare(new: Sequence[Stored], old: Sequence[Stored]) -> _Difference:
+    """By identity, since most of a large file stays as it was."""
+    if len(new) == len(old):
+        pairs = [(after, before) for after, before in zip(new, old, strict=True) if after is not before]
+        arrived, gone = [after for after, _ in pairs], [before for _, before in pairs]
+    else:
+        before_ids, after_ids = set(map(id, old)), set(map(id, new))
+        arrived = [after for after in new if id(after) not in before_ids]
+        gone = [before for before in old if id(before) not in after_ids]
+    objects = {id(before.object) for before in gone}
+    moved = [after for after in arrived if id(after.object) in objects]
+    if moved:
+        moved_ids = {id(after.object) for after in moved}
+        arrived = [after for after in arrived if id(after.object) not in objects]
+        gone = [before for before in gone if id(before.object) not in moved_ids]
+    return _Difference(arrived, gone, moved)
