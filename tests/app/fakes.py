@@ -1,0 +1,141 @@
+"""Stand-ins for the data plane and for translation: they remember what they were told and count what they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lb.model.config import Config
+from lb.model.listener import Listener
+from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost, WeightedUpstream
+from lb.model.upstream import Endpoint, Upstream
+from lb.objects.view import Changes
+from lb.problems import Origin, Problem
+
+BOUNDS = (0.01, 0.1, 1.0)
+
+
+def traffic(ok: int = 0, failed: int = 0) -> dict[str, Any]:
+    return {
+        "responses": [0, ok, 0, 0, failed],
+        "bytes_in": 10 * ok,
+        "bytes_out": 20 * ok,
+        "buckets": [ok, failed, 0, 0],
+        "seconds": 0.25 * ok,
+    }
+
+
+class FakeEngine:
+    """Implements what the control plane calls of lb._fastpath.engine.Engine."""
+
+    def __init__(self) -> None:
+        self.tables: list[object] = []
+        self.opened: dict[str, list[int]] = {}
+        self.closed: list[str] = []
+        self.routes: dict[str, dict[str, Any]] = {}
+        self.endpoints: dict[str, list[dict[str, Any]]] = {}
+        self.changes: list[tuple[str, str, str | None, int | None]] = []
+        self.fail_to_publish = False
+
+    def publish(self, table: object) -> None:
+        if self.fail_to_publish:
+            raise RuntimeError("no memory")
+        self.tables.append(table)
+
+    def open_listener(self, name: str, sockets: Sequence[int]) -> None:
+        assert name not in self.opened
+        self.opened[name] = list(sockets)
+
+    def close_listener(self, name: str) -> None:
+        del self.opened[name]
+        self.closed.append(name)
+
+    def active(self) -> tuple[int, int]:
+        return (3, 5)
+
+    def heartbeat_ages_ms(self) -> list[int]:
+        return [12, 250]
+
+    def counters(self) -> dict[str, int]:
+        return {
+            "connections": 5,
+            "buffer_bytes": 4096,
+            "tables_pinned": 1,
+            "accept_paused": 0,
+            "log_dropped": 2,
+            "wakeups": 99,
+        }
+
+    def reasons(self) -> dict[str, int]:
+        return {"ok": 40, "no-route": 2}
+
+    def listener_stats(self) -> dict[str, dict[str, Any]]:
+        return {"http": {**traffic(40, 2), "accepted": 9, "active": 5, "rejected": 1, "requests": 42}}
+
+    def route_stats(self) -> dict[str, dict[str, Any]]:
+        return self.routes
+
+    def upstream_stats(self) -> dict[str, dict[str, Any]]:
+        counts = {"active": 1, "queued": 0, "attempts": 41, "retries": 1, "connects": 6, "connect_failures": 1}
+        return {name: {**traffic(40), **counts, "reused": 35, "idle": 4} for name in self.endpoints}
+
+    def endpoint_stats(self, upstream: str) -> list[dict[str, Any]]:
+        return self.endpoints[upstream]
+
+    def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
+        self.changes.append((upstream, key, admin, weight))
+        for one in self.endpoints[upstream]:
+            if one["key"] == key and admin is not None:
+                one["state"] = admin
+
+
+class FakeCompiler:
+    """Makes (generation, config) tables."""
+
+    def __init__(self) -> None:
+        self.fail = False
+
+    def compile(self, config: Config, generation: int) -> object:
+        if self.fail:
+            raise ValueError("cannot compile this")
+        return (generation, config)
+
+
+class FakeStore:
+    """Gives out changes as they were put in."""
+
+    def __init__(self) -> None:
+        self.pending = Changes()
+        self.found: list[Problem] = []
+
+    def take_changes(self) -> Changes:
+        taken, self.pending = self.pending, Changes()
+        return taken
+
+    def problems(self) -> Sequence[Problem]:
+        return self.found
+
+    def counts(self) -> Mapping[str, int]:
+        return {"Ingress": 2, "Service": 1}
+
+
+def endpoint_state(key: str) -> dict[str, Any]:
+    numbers = {"weight": 1, "active": 0, "idle": 2, "requests": 20, "failures": 0, "ejected_for_ms": 0}
+    return {"key": key, "state": "ready", **numbers}
+
+
+def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> Config:
+    """One listener, one host with so many routes to one upstream of two endpoints, and a local answer."""
+    origin = Origin("Ingress", "shop", "web", "shop.yaml", 12, 3)
+    made = [
+        Route(f"shop/web:0:{index}", Match(PathMatch("prefix", f"/{index}")), Forward((WeightedUpstream("shop/web:http"),)))
+        for index in range(routes)
+    ]
+    answer = Route("shop/web:1:0", Match(), Respond(404), origin=origin, field="spec.rules[1]")
+    host = VirtualHost("shop.example.com", (*made, answer))
+    endpoints = (Endpoint("127.0.0.11", 9001, target="pod/a"), Endpoint("127.0.0.12", 9001, target="pod/b"))
+    return Config(
+        listeners={"http": Listener("http", port, address, origin=origin)},
+        hosts={"default": {"shop.example.com": host}},
+        upstreams={"shop/web:http": Upstream("shop/web:http", endpoints=endpoints, origin=origin)},
+    )

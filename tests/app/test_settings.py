@@ -1,0 +1,129 @@
+"""Settings: what is read, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lb.settings import Bind, Settings, SettingsError, load_settings, parse_bind, parse_publish
+
+HEAD = "apiVersion: lb/v1\nkind: Config\n"
+
+
+def load(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "lb.yaml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, HEAD + text)
+    return str(caught.value).removeprefix(str(tmp_path / "lb.yaml"))
+
+
+def test_everything_has_a_default(tmp_path: Path) -> None:
+    assert load(tmp_path, HEAD + "hosts: {}\n") == Settings()
+    assert Settings().thread_count >= 1
+    assert Settings(threads=3).thread_count == 3
+
+
+def test_times_and_sizes_are_written_as_in_the_rest_of_the_file(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        HEAD
+        + """
+settings:
+  drain_timeout: 90s
+  limits: {max_buffer: 64Mi, max_connections: 10}
+  publish: ["80=127.0.0.1:8080"]
+  error_answers: [{status: 503, body: down}]
+  defaults:
+    http: {head_timeout: 5s, trusted_proxies: [10.0.0.0/8]}
+    route: {response_timeout: 1m30s}
+    upstream: {max_queue: 7}
+""",
+    )
+    assert settings.drain_timeout_ms == 90_000
+    assert settings.limits.max_buffer_bytes == 64 << 20
+    assert settings.error_answers[0].body == "down"
+    assert settings.defaults.http.head_timeout_ms == 5_000
+    assert settings.defaults.http.trusted_proxies == ("10.0.0.0/8",)
+    assert settings.defaults.route.response_timeout_ms == 90_000
+    assert settings.defaults.upstream.max_queue == 7
+
+
+def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
+    other = "apiVersion: v1\nkind: ConfigMap\nsettings: {threads: 7}\n"
+    assert load(tmp_path, other).threads == 0
+    assert load(tmp_path, f"{other}---\n{HEAD}settings: {{threads: 2}}\n").threads == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("settings:\n  admin:\n    sokcet: x\n", ":5: settings.admin.sokcet: unknown field; did you mean `socket`?"),
+        ("settings: {zzz: 1}\n", ":3: settings.zzz: unknown field"),
+        ("settings: {threads: many}\n", ":3: settings.threads: Expected `int`, got `str`"),
+        ("settings: {threads: -1}\n", ":3: settings.threads: Expected `int` >= 0"),
+        (
+            "settings:\n  drain_timeout: 30\n",
+            ":4: settings.drain_timeout: 30 is not a duration such as 500ms, 5s, 1m or 1h",
+        ),
+        (
+            "settings:\n  error_answers:\n  - {status: 503, body: x}\n  - {status: 700, body: x}\n",
+            ":6: settings.error_answers[1].status: Expected `int` <= 599",
+        ),
+        ("settings: [1]\n", ":3: `settings` must be a mapping"),
+        (
+            "settings:\n  publish: [80]\n",
+            ":4: settings.publish[0]: Expected `str`, got `int`",
+        ),
+        (
+            "settings:\n  publish: ['80:8080']\n",
+            ":4: settings.publish: `80:8080` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080`",
+        ),
+        (
+            "settings:\n  admin: {address: 'unix:/x'}\n",
+            ":4: settings.admin.address: this is for TCP; a Unix socket is `socket`",
+        ),
+    ],
+)
+def test_refusals_name_line_field_and_fix(tmp_path: Path, text: str, message: str) -> None:
+    assert refusal(tmp_path, text) == message
+
+
+def test_a_syntax_error_is_one_line_with_its_place(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "settings: {threads: 1\n")
+    assert "\n" not in message
+    assert "line" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        ("8080", Bind("", 8080)),
+        (":8080", Bind("", 8080)),
+        ("*:8080", Bind("", 8080)),
+        ("127.0.0.1:0", Bind("127.0.0.1", 0)),
+        ("[::1]:8080", Bind("::1", 8080)),
+        ("unix:/run/x.sock", Bind("unix:/run/x.sock")),
+    ],
+)
+def test_bind_addresses(text: str, bind: Bind) -> None:
+    assert parse_bind(text) == bind
+    assert parse_bind(str(bind)) == bind
+
+
+@pytest.mark.parametrize("text", ["", "x", "localhost:80", "::1:80x", "127.0.0.1:99999", "unix:", "127.0.0.1:-1"])
+def test_bad_bind_addresses(text: str) -> None:
+    with pytest.raises(SettingsError, match="`"):
+        parse_bind(text)
+
+
+def test_publish_maps_ports() -> None:
+    assert parse_publish(["80=127.0.0.1:8080", "443=8443"]) == {80: Bind("127.0.0.1", 8080), 443: Bind("", 8443)}
+    for wrong in ("8080", "http=8080", "0=8080", "99999=80"):
+        with pytest.raises(SettingsError, match="PORT=ADDRESS:PORT"):
+            parse_publish([wrong])
