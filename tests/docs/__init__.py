@@ -1,0 +1,1 @@
+"""The documentation is true: its commands run and print what it shows, its tables come from the code."""

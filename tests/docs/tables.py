@@ -1,0 +1,124 @@
+"""Tables in the documentation that come from the code. `make tables` writes them, test_tables.py compares.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import get_type_hints
+
+import msgspec
+
+from lb.model.form import option_fields
+from lb.model.listener import HttpOptions
+from lb.model.route import RouteOptions
+from lb.model.units import format_duration, format_size
+from lb.model.upstream import UpstreamOptions
+from lb.observe import metrics
+from lb.problems import CODES
+from lb.settings import Settings
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MARKED = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """The page with every marked table made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", text)
+
+
+def options_table(options: type[msgspec.Struct]) -> str:
+    """The options of a struct as they are written in the native file."""
+    meanings = _meanings(options)
+    rows = [
+        (f"`{field.key}`", _default(field.unit, field.default), meanings.get(field.attribute, _spelled(field.key)))
+        for field in option_fields(options)
+    ]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def settings_table() -> str:
+    """Every setting with its path."""
+    return _table(("setting", "default", "meaning"), _settings_rows(Settings, ""))
+
+
+def problems_table() -> str:
+    """All problem codes."""
+    rows = [(f"[{code}](#{code.lower()})", about.severity, about.title) for code, about in CODES.items()]
+    return _table(("code", "severity", "title"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "listener-options": lambda: options_table(HttpOptions),
+    "route-options": lambda: options_table(RouteOptions),
+    "upstream-options": lambda: options_table(UpstreamOptions),
+    "metrics": metrics.table,
+    "problems": problems_table,
+}
+
+
+def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
+    meanings = _meanings(section)
+    for field in option_fields(section):
+        path = f"{prefix}{field.key}"
+        if path in ("defaults.http", "defaults.route", "defaults.upstream"):
+            yield f"`{path}`", "", f"Options as in the table of {path.removeprefix('defaults.')} options."
+        elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _settings_rows(field.type, f"{path}.")
+        else:
+            meaning = meanings.get(field.attribute) or _spelled(field.key)
+            yield f"`{path}`", _default(field.unit, field.default), meaning
+
+
+def _default(unit: str, value: object) -> str:
+    if value is None or value is msgspec.NODEFAULT or value in ("", (), {}):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int) and value:
+        return f"`{ {'duration': format_duration, 'size': format_size, 'plain': int}[unit](value) }`"
+    return f"`{value}`"
+
+
+@cache
+def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Attribute -> its docstring, which only the source has."""
+    tree = ast.parse(inspect.getsource(struct))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for field, after in pairwise(body):
+        match field, after:
+            case ast.AnnAssign(target=ast.Name(id=attribute)), ast.Expr(value=ast.Constant(value=str(meaning))):
+                found[attribute] = " ".join(meaning.split()).replace("|", "\\|")
+    unknown = found.keys() - get_type_hints(struct).keys()
+    assert not unknown, unknown
+    return found
+
+
+def _spelled(key: str) -> str:
+    """For a name that says all: `max_headers` is "Max headers."."""
+    return key.replace("_", " ").capitalize() + "."
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+
+def pages() -> list[Path]:
+    """The pages with tables."""
+    return [path for path in sorted(DOCS.glob("*.md")) if MARKED.search(path.read_text())]
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(fill(page.read_text()))
+        print(page.name, file=sys.stderr)

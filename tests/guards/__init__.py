@@ -1,0 +1,1 @@
+"""House rules, checked: tools, imports, generated code, one list per concept, documentation, units."""
