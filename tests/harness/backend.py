@@ -63,7 +63,7 @@ class BackendConnection:
         try:
             self.reader.request_body(received.request)
         except Truncated:
-            self._done()
+            self.done()
             return False
         except Malformed as error:
             self._broken(error)
@@ -72,7 +72,7 @@ class BackendConnection:
         with self.backend.lock:
             received.complete = True
             self.backend.violations += [f"{problem} in {received.request.raw_head!r}" for problem in found]
-        self._done()
+        self.done()
         return True
 
     def read(self) -> Request | None:
@@ -85,9 +85,10 @@ class BackendConnection:
     def _broken(self, error: Exception) -> None:
         with self.backend.lock:
             self.backend.violations.append(f"{type(error).__name__}: {error}")
-        self._done()
+        self.done()
 
-    def _done(self) -> None:
+    def done(self) -> None:
+        """The request that was begun is over, as far as this script goes."""
         with self.backend.lock:
             self.backend.reading -= 1
 
