@@ -6,9 +6,10 @@ data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -159,6 +160,35 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     options: tuple[OptionStep, ...] = ()
     notes: tuple[str, ...] = ()
     """What else is worth knowing."""
+
+
+def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "") -> Ask:
+    """What a client sends for a URL such as `http://shop.example.com:8080/cart`, with header `lines` (`Name: value`).
+
+    A `Host:` line replaces the URL's host, as in curl. ValueError with a text for people.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"{url!r} is not like http://shop.example.com/cart")
+    headers = [_split_line(line) for line in lines]
+    hosts = [value for name, value in headers if name.lower() == "host"]
+    if client:
+        ip_address(client)
+    return Ask(
+        host=hosts[0] if hosts else parts.netloc.rpartition("@")[2],
+        target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        method=method,
+        headers=tuple(headers),
+        client=client,
+    )
+
+
+def _split_line(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon or not name.strip():
+        raise ValueError(f"{line!r} is not like `Name: value`")
+    return name.strip(), value.strip(" \t")
 
 
 def explain(config: Config, ask: Ask, states: States | None = None, listener: str | None = None) -> Explanation:
@@ -329,8 +359,8 @@ class _Explainer:
     def _note_client(self, listener: Listener) -> None:
         if not self._ask.client:
             return
-        client = ipaddress.ip_address(self._ask.client)
-        trusted = any(client in ipaddress.ip_network(one, strict=False) for one in listener.http.trusted_proxies)
+        client = ip_address(self._ask.client)
+        trusted = any(client in ip_network(one, strict=False) for one in listener.http.trusted_proxies)
         verb = "believed and extended" if trusted else "replaced"
         self._notes.append(f"X-Forwarded-* headers from {client} are {verb}")
 

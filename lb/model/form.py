@@ -33,7 +33,7 @@ Unit = Literal["duration", "size", "plain"]
 
 
 class OptionField(NamedTuple):
-    """One option of HttpOptions, RouteOptions or UpstreamOptions."""
+    """One option of HttpOptions, RouteOptions, UpstreamOptions, or of the daemon's settings."""
 
     attribute: str
     key: str

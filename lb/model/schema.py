@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import msgspec
 
@@ -26,7 +26,7 @@ from lb.model.route import (
     RouteOptions,
     VirtualHost,
 )
-from lb.model.units import DURATION_PATTERN, SIZE_PATTERN
+from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
 from lb.model.upstream import Balance, Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin
 
@@ -39,8 +39,8 @@ _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": "boolean"}
 
 
-def make_schema(settings: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
-    """The schema of a native file. `settings` is that of its `settings:` section, `definitions` is what that needs."""
+def make_schema(settings: Mapping[str, Any]) -> Schema:
+    """The schema of a native file; `settings` is that of its `settings:` section."""
     return {
         "$schema": DRAFT,
         "title": "lb native configuration file",
@@ -60,7 +60,7 @@ def make_schema(settings: Mapping[str, Any], definitions: Mapping[str, Any]) -> 
             },
             required=("apiVersion", "kind"),
         ),
-        "definitions": {**_definitions(), **definitions},
+        "definitions": _definitions(),
     }
 
 
@@ -105,7 +105,7 @@ def _listener() -> Schema:
             "address": {**_TEXT, "description": texts["address"]},
             "protocol": {"enum": ["http"]},
             "host_set": {**_TEXT, "default": "default", "description": texts["host_set"]},
-            "http": _object(_options(HttpOptions), text=_class_text(HttpOptions)),
+            "http": _object(_options(HttpOptions), text=f"{_class_text(HttpOptions)} 0 means no limit."),
             "origin": _reference("origin"),
         },
         text=_class_text(Listener),
@@ -196,19 +196,52 @@ def _endpoint() -> Schema:
     return {"description": _class_text(Endpoint), "anyOf": [_TEXT, _object(fields, required=("address",))]}
 
 
+def struct_schema(struct: type[msgspec.Struct]) -> Schema:
+    """The schema of a struct written with the keys of form.py, such as the daemon's settings."""
+    required = [field.key for field in option_fields(struct) if field.default is msgspec.NODEFAULT]
+    return _object(_options(struct), required=required, text=_class_text(struct))
+
+
 def _options(options: type[msgspec.Struct]) -> Schema:
     texts = field_texts(options)
     return {field.key: _option(field, texts.get(field.attribute, "")) for field in option_fields(options)}
 
 
 def _option(field: OptionField, text: str) -> Schema:
-    schema: Schema = {"description": f"{text} Default: {field.format(field.default)}.".strip()}
+    about: Schema = {"description": text} if text else {}
+    default = _default(field)
+    if default is not None:
+        about["default"] = default
+    return {**_option_type(field), **about}
+
+
+def _option_type(field: OptionField) -> Schema:
     if field.unit != "plain":
-        return {**schema, "allOf": [_reference(field.unit)]}
+        return {"allOf": [_reference(field.unit)]}
+    if _is_struct(field.type):
+        return struct_schema(field.type)
+    arguments = get_args(field.type)
+    if arguments and _is_struct(arguments[0]):
+        return {"type": "array", "items": struct_schema(arguments[0])}
     (found,), _ = msgspec.json.schema_components((field.type,))
-    kinds = [one for one in found.get("anyOf", [found]) if one != {"type": "null"}]
-    bounds = {"minimum": 0} if kinds[0].get("type") == "integer" else {}
-    return {**schema, **kinds[0], **bounds}
+    (kind,) = (one for one in found.get("anyOf", [found]) if one != {"type": "null"})
+    return {"minimum": 0, **kind} if kind.get("type") == "integer" else kind
+
+
+def _is_struct(kind: object) -> TypeGuard[type[msgspec.Struct]]:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _default(field: OptionField) -> object:
+    """The default as it would be written; None when there is none to tell."""
+    value = field.default
+    if value is msgspec.NODEFAULT or isinstance(value, msgspec.Struct) or value is None:
+        return None
+    if isinstance(value, tuple):
+        return list(value)
+    if field.unit == "plain" or not isinstance(value, int):
+        return value
+    return format_duration(value) if field.unit == "duration" else format_size(value)
 
 
 def _kind_text(kind: str) -> str:

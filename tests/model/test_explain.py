@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lb.model import explain as explain_module
 from lb.model.config import Config
-from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain
+from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain, make_ask
 from lb.model.match import match
 from lb.model.text import from_content
 from lb.problems import Origin
@@ -189,3 +189,29 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
     host, route = match(config, listener, request)
     assert [step.hostname for step in told.hosts if step.verdict == "won"] == ([host.hostname] if host else [])
     assert [step.name for step in told.routes if step.verdict == "won"] == ([route.name] if route else [])
+
+
+@pytest.mark.parametrize(
+    ("url", "lines", "ask"),
+    [
+        ("http://Shop.example.com", [], Ask("Shop.example.com")),
+        ("shop.example.com:81/a?b#c", [], Ask("shop.example.com:81", "/a?b", 81)),
+        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443)),
+        (
+            "http://10.0.0.1:8080/",
+            ["host: a", "X-A:  b c "],
+            Ask("a", "/", 8080, headers=(("host", "a"), ("X-A", "b c"))),
+        ),
+    ],
+)
+def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
+    assert make_ask(url, "GET", lines) == ask
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ftp://a/",), ("http:///x",), ("a:x/",), ("a", "GET", ["X"]), ("a", "GET", [": x"]), ("a", "GET", [], "me")],
+)
+def test_request_of_what_is_no_url(arguments: tuple) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        make_ask(*arguments)

@@ -16,7 +16,7 @@ from tests.model import test_text
 from tests.model.json_schema import errors
 from tests.model.strategies import configs
 
-SCHEMA = make_schema({}, {})
+SCHEMA = make_schema({})
 HEAD = "apiVersion: lb/v1\nkind: Config\n"
 
 
@@ -56,5 +56,10 @@ def test_texts_are_those_of_the_fields() -> None:
     texts = field_texts(HttpOptions)
     assert texts["merge_slashes"] == "Match and forward `//` as `/`."
     http = SCHEMA["definitions"]["listener"]["properties"]["http"]["properties"]
-    assert http["merge_slashes"] == {"description": "Match and forward `//` as `/`. Default: true.", "type": "boolean"}
+    assert http["merge_slashes"] == {
+        "description": "Match and forward `//` as `/`.",
+        "type": "boolean",
+        "default": True,
+    }
+    assert http["head_timeout"]["default"] == "10s"
     assert list(http) == [field.key for field in option_fields(HttpOptions)]
