@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guards.sources import ROOT, files, name
+from tests.guards.sources import ROOT, files, name, project_files
 
 TOOLS = Path(sys.executable).parent
 
@@ -19,7 +19,7 @@ COMMANDS = {
     "mypy": ["mypy"],
     "cython-lint": ["cython-lint", *(name(path) for path in files(".pyx", ".pxd", under="lb"))],
     "import-linter": ["lint-imports", "--no-cache"],
-    "codespell": ["codespell"],
+    "codespell": ["codespell", *(name(path) for path in project_files() if path.suffix != ".json")],
     "shellcheck": ["shellcheck", ".ci/run", *(name(path) for path in sorted((ROOT / "scripts").iterdir()))],
 }
 
