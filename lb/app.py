@@ -35,7 +35,6 @@ from lb.sources.resolve import Resolver
 from lb.sources.store import Store
 from lb.sources.watch import watch
 from lb.systemd import Notifier, take_listening_sockets
-from lb.translate.translation import Options
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -47,11 +46,11 @@ DRAIN_POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 
 
-def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> int:
+def run(settings: Settings, paths: Sequence[str], *, demo: bool = False) -> int:
     """Run until a signal says stop; returns the exit status. OSError and FormatError for what cannot start."""
     prepare_process(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Application(settings, options, paths, demo=demo).run())
+        return runner.run(Application(settings, paths, demo=demo).run())
 
 
 def prepare_process(settings: Settings) -> None:
@@ -69,7 +68,7 @@ def prepare_process(settings: Settings) -> None:
 class Application:
     """The components and their common life. Implements lb.admin.daemon.Daemon."""
 
-    def __init__(self, settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> None:
+    def __init__(self, settings: Settings, paths: Sequence[str], *, demo: bool = False) -> None:
         self.settings = settings
         self.started_at = time.time()
         self.threads = settings.thread_count
@@ -83,7 +82,7 @@ class Application:
         self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
         self._paths = paths
         self._source = FileSource(paths, store := Store())
-        self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
+        self.pipeline = Pipeline(store, settings.options, Compiler(self.engine), self.engine)
         self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
         self.metrics = Metrics(self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, settings.metrics)
         self._resolver = Resolver()

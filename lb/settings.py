@@ -25,8 +25,8 @@ from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
+from lb.translate.options import NodeAddressType, Options, Targets
 
-Targets = Literal["endpoints", "nodeports"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 Steps = tuple[str | int, ...]
@@ -119,7 +119,7 @@ class Kubernetes(Section, frozen=True):
     """Send requests to pods, or to node ports. `lb/targets` on a Service overrides it."""
     node_selector: dict[str, str] = {}
     """Labels that a node must have to be a target."""
-    node_address: Literal["InternalIP", "ExternalIP"] = "InternalIP"
+    node_address: NodeAddressType = "InternalIP"
     port: Annotated[int, Meta(ge=1, le=65_535)] = 80
     """Port of the listener that serves Ingresses."""
 
@@ -148,6 +148,23 @@ class Settings(Section, frozen=True):
     def thread_count(self) -> int:
         """Reactor threads to start."""
         return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def options(self) -> Options:
+        """What translation takes of it."""
+        kubernetes, defaults = self.kubernetes, self.defaults
+        return Options(
+            classes=kubernetes.classes,
+            take_over=kubernetes.take_over,
+            targets=kubernetes.targets,
+            node_selector=kubernetes.node_selector,
+            node_address=kubernetes.node_address,
+            port=kubernetes.port,
+            balance=defaults.balance,
+            http=defaults.http,
+            route=defaults.route,
+            upstream=defaults.upstream,
+        )
 
 
 class Bind(msgspec.Struct, frozen=True):

@@ -61,7 +61,7 @@ class Client:
             response = connection.getresponse()
             content = response.read()
         except FileNotFoundError:
-            _fail(f"no daemon: {self._path} does not exist. Is `lb run` running? --socket names another socket.")
+            _fail(f"no daemon: {self._path} does not exist. Is `lb run` running? --admin-socket names another socket.")
         except ConnectionRefusedError:
             _fail(f"no daemon: nobody listens on {self._path} any more. Is `lb run` running?")
         except PermissionError:
@@ -88,7 +88,7 @@ class Client:
 
 
 @click.group()
-@click.option("--socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon.")
+@click.option("--admin-socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def command(context: click.Context, path: str | None, output: str) -> None:

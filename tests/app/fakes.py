@@ -1,4 +1,4 @@
-"""Stand-ins for the data plane and for translation: they remember what they were told and count what they are told to."""
+"""Stand-ins for the data plane and for translation: they remember what they were told, and count what they should."""
 
 from __future__ import annotations
 
@@ -128,7 +128,11 @@ def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> 
     """One listener, one host with so many routes to one upstream of two endpoints, and a local answer."""
     origin = Origin("Ingress", "shop", "web", "shop.yaml", 12, 3)
     made = [
-        Route(f"shop/web:0:{index}", Match(PathMatch("prefix", f"/{index}")), Forward((WeightedUpstream("shop/web:http"),)))
+        Route(
+            f"shop/web:0:{index}",
+            Match(PathMatch("prefix", f"/{index}")),
+            Forward((WeightedUpstream("shop/web:http"),)),
+        )
         for index in range(routes)
     ]
     answer = Route("shop/web:1:0", Match(), Respond(404), origin=origin, field="spec.rules[1]")

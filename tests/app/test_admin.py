@@ -1,0 +1,351 @@
+"""The admin API over its real sockets, with a fake engine behind it; and `lb ctl` as its client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from click.testing import CliRunner, Result
+
+from lb.admin.api import OPERATIONS
+from lb.admin.server import AdminServer
+from lb.cli.ctl import command
+from lb.observe import logs
+from lb.observe.metrics import Metrics
+from lb.pipeline import Build
+from lb.problems import Origin, Problem
+from lb.settings import Admin, Bind
+from lb.settings import Metrics as MetricsSettings
+from lb.sockets import Opened
+from tests.app.fakes import BOUNDS, FakeEngine, endpoint_state, make_config, traffic
+
+UPSTREAM = "shop/web:http"
+
+
+class FakePipeline:
+    def __init__(self) -> None:
+        self.config = make_config(routes=3)
+        self.generation = 7
+        stages = {"read": 0.5, "translate": 0.25, "compile": 0.125, "publish": 0.0}
+        problems = {"error": 1, "warning": 1, "note": 0}
+        self.newest = self.last_good = Build(7, "published", 1.7e9, stages, {"Ingress": 3}, problems)
+        self.last_refused: Build | None = None
+        self.outcomes = Counter(published=7)
+        origin = Origin("Service", "shop", "web", "shop.yaml", 30, 1)
+        self.problems = (
+            Problem(
+                "LB3002", Origin("Ingress", "shop", "web", "shop.yaml", 12, 3), "host is empty", field="spec.rules[0]"
+            ),
+            Problem("LB4003", origin, "no ready endpoint", why="all pods are starting", fix="wait"),
+        )
+
+
+class FakeListeners:
+    def __init__(self) -> None:
+        self.opened = {"http": Opened("http", Bind("127.0.0.1", 8080), "127.0.0.1:8080")}
+        self.problems: tuple[Problem, ...] = ()
+
+    def bind_of(self, listener: object) -> Bind:
+        return Bind("127.0.0.1", 8080)
+
+
+class FakeDaemon:
+    """Implements lb.admin.daemon.Daemon."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.engine.routes = {"shop/web:0:1": traffic(5)}
+        self.engine.endpoints = {UPSTREAM: [endpoint_state("127.0.0.11:9001"), endpoint_state("127.0.0.12:9001")]}
+        self.pipeline: Any = FakePipeline()
+        self.listeners: Any = FakeListeners()
+        self.metrics = Metrics(self.engine, BOUNDS, self.pipeline, self.listeners, MetricsSettings())  # type: ignore[arg-type]
+        self.threads = 2
+        self.started_at = 1.7e9
+        self.state = (True, "serving")
+        self.reloads = 0
+
+    def readiness(self) -> tuple[bool, str]:
+        return self.state
+
+    async def reload(self) -> Build:
+        self.reloads += 1
+        build: Build = self.pipeline.newest
+        return build
+
+
+@pytest.fixture
+def daemon() -> FakeDaemon:
+    return FakeDaemon()
+
+
+@pytest.fixture
+async def server(daemon: FakeDaemon, tmp_path: Path) -> AsyncIterator[AdminServer]:
+    settings = Admin(socket=str(tmp_path / "run" / "admin.sock"), address="127.0.0.1:0")
+    server = AdminServer(daemon, settings)  # type: ignore[arg-type]
+    await server.start()
+    yield server
+    await server.stop()
+    assert not Path(server.path).exists()
+
+
+class Api:
+    def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
+        self.session, self.base = session, base
+
+    async def __call__(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        async with self.session.request(method, self.base + path, json=body) as response:
+            expected = (
+                "application/problem+json" if response.status >= 400 and path != "/readyz" else "application/json"
+            )
+            assert response.content_type == expected
+            return response.status, await response.json(content_type=None)
+
+    async def get(self, path: str) -> Any:
+        status, answer = await self("GET", path)
+        assert status == 200, answer
+        return answer
+
+
+@pytest.fixture
+async def api(server: AdminServer) -> AsyncIterator[Api]:
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(server.path)) as session:
+        yield Api(session, "http://lb")
+
+
+async def test_the_socket_is_for_owner_and_group(server: AdminServer) -> None:
+    assert stat.S_IMODE(Path(server.path).stat().st_mode) == 0o660
+
+
+async def test_liveness_and_readiness(api: Api, daemon: FakeDaemon) -> None:
+    assert await api.get("/livez") == {"live": True}
+    assert await api.get("/readyz") == {"ready": True, "why": "serving", "generation": 7}
+    daemon.state = (False, "draining")
+    assert await api("GET", "/readyz") == (503, {"ready": False, "why": "draining", "generation": 7})
+    assert (await api("GET", "/livez"))[0] == 200
+
+
+async def test_status_and_config(api: Api) -> None:
+    status = await api.get("/v1/status")
+    assert status["pid"] == os.getpid()
+    assert (status["hosts"], status["routes"], status["upstreams"]) == (1, 4, 1)
+    assert status["problems"] == {"error": 1, "warning": 1, "note": 0}
+    config = await api.get("/v1/config")
+    assert config["generation"] == 7
+    assert config["builds"] == {"published": 7, "unchanged": 0, "refused": 0}
+    assert list(config["last_good"]["seconds"]) == ["read", "translate", "compile", "publish"]
+    assert config["last_refused"] is None
+
+
+async def test_problems_by_severity(api: Api) -> None:
+    everything = await api.get("/v1/problems")
+    assert (everything["total"], len(everything["items"])) == (2, 2)
+    (only,) = (await api.get("/v1/problems?severity=error"))["items"]
+    assert only["code"] == "LB3002"
+    assert only["object"] == "Ingress shop/web"
+    assert only["place"] == "shop.yaml:12:3"
+    assert only["title"] == "host is not valid"
+
+
+async def test_listeners(api: Api, daemon: FakeDaemon) -> None:
+    (listener,) = await api.get("/v1/listeners")
+    assert (listener["open"], listener["address"], listener["requests"]) == (True, "127.0.0.1:8080", 42)
+    origin = daemon.pipeline.config.listeners["http"].origin
+    daemon.listeners.opened = {}
+    daemon.listeners.problems = (Problem("LB6001", origin, "cannot be opened", why="nginx listens there"),)
+    (listener,) = await api.get("/v1/listeners")
+    assert (listener["open"], listener["problem"]) == (False, "nginx listens there")
+    assert (await api.get("/v1/problems"))["total"] == 3
+
+
+async def test_routes_are_filtered_and_paged(api: Api) -> None:
+    page = await api.get("/v1/routes")
+    assert [one["rank"] for one in page["items"]] == [0, 1, 2, 3]
+    assert page["items"][1]["requests"] == 5
+    assert page["items"][3]["action"] == {"type": "respond", "status": 404}
+    assert page["items"][3]["source"] == "Ingress shop/web spec.rules[1] (shop.yaml:12:3)"
+    part = await api.get("/v1/routes?offset=1&limit=2")
+    assert (part["total"], part["offset"], len(part["items"])) == (4, 1, 2)
+    assert (await api.get(f"/v1/routes?upstream={UPSTREAM}"))["total"] == 3
+    assert (await api.get("/v1/routes?host=other.example.com"))["total"] == 0
+
+
+async def test_upstreams(api: Api) -> None:
+    (one,) = (await api.get("/v1/upstreams"))["items"]
+    assert (one["name"], one["endpoints"], one["endpoints_ready"], one["attempts"]) == (UPSTREAM, 2, 2, 41)
+    detail = await api.get(f"/v1/upstreams/{UPSTREAM}")
+    assert [(one["endpoint"], one["target"]) for one in detail["endpoints"]] == [
+        ("127.0.0.11:9001", "pod/a"),
+        ("127.0.0.12:9001", "pod/b"),
+    ]
+
+
+async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon: FakeDaemon) -> None:
+    daemon.engine.endpoints[UPSTREAM][0]["state"] = "drain"
+    answer = await api.get("/v1/explain?url=http://shop.example.com:8080/1?x=2&header=A:%20b&client=192.0.2.9")
+    assert (answer["path"], answer["query"], answer["reason"]) == ("/1", "x=2", "ok")
+    assert [one["verdict"] for one in answer["routes"]] == ["lost", "won", "lost", "not-reached"]
+    assert [one["state"] for one in answer["upstreams"][0]["endpoints"]] == ["drain", "ready"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "detail"),
+    [
+        ("GET", "/v1/explain?url=shop", None, 400, "`url` must be like"),
+        ("GET", "/v1/explain?url=http://a/&header=x", None, 400, "`header` must be like"),
+        ("GET", "/v1/explain?url=http://a/&client=x", None, 400, "does not appear to be"),
+        ("GET", "/v1/routes?limit=x", None, 400, "`limit` must be a number"),
+        ("GET", "/v1/upstreams/shop/wbe:http", None, 404, "did you mean `shop/web:http`?"),
+        ("GET", "/nothing", None, 404, "/nothing"),
+        ("POST", "/livez", None, 405, "Method Not Allowed"),
+        ("POST", "/v1/endpoints", {"upstream": "x", "state": "drain"}, 404, "no upstream x"),
+        ("POST", "/v1/endpoints", {"upstream": UPSTREAM}, 400, "`state`, `weight` or both"),
+        ("POST", "/v1/endpoints", {"upstream": UPSTREAM, "state": "gone"}, 400, "$.state"),
+        ("POST", "/v1/endpoints", {"upstream": UPSTREAM, "sate": "down"}, 400, "unknown field `sate`"),
+        (
+            "POST",
+            "/v1/endpoints",
+            {"upstream": UPSTREAM, "endpoint": "127.0.0.13:9001", "state": "down"},
+            404,
+            "has no endpoint",
+        ),
+        ("PUT", "/v1/log-level", {"level": "loud"}, 400, "level"),
+    ],
+)
+async def test_refusals_are_problem_documents(
+    api: Api, method: str, path: str, body: object, status: int, detail: str
+) -> None:
+    got, answer = await api(method, path, body)
+    assert got == status
+    assert answer["status"] == status
+    assert detail in answer["detail"]
+
+
+async def test_a_large_body_is_refused(api: Api) -> None:
+    status, _ = await api("POST", "/v1/endpoints", {"upstream": "x" * 100_000})
+    assert status == 413
+
+
+async def test_operators_change_endpoints(api: Api, daemon: FakeDaemon) -> None:
+    key = "127.0.0.11:9001"
+    status, detail = await api("POST", "/v1/endpoints", {"upstream": UPSTREAM, "endpoint": key, "state": "drain"})
+    assert status == 200
+    assert [one["state"] for one in detail["endpoints"]] == ["drain", "ready"]
+    await api("POST", "/v1/endpoints", {"upstream": UPSTREAM, "weight": 5})
+    assert daemon.engine.changes == [
+        (UPSTREAM, key, "drain", None),
+        (UPSTREAM, key, None, 5),
+        (UPSTREAM, "127.0.0.12:9001", None, 5),
+    ]
+
+
+async def test_reload_and_log_level(api: Api, daemon: FakeDaemon) -> None:
+    assert (await api("POST", "/v1/reload"))[1]["outcome"] == "published"
+    assert daemon.reloads == 1
+    before = logs.level()
+    try:
+        assert await api("PUT", "/v1/log-level", {"level": "error"}) == (200, {"level": "error"})
+        assert logs.level() == "error"
+    finally:
+        logs.set_level(before)
+
+
+async def test_tcp_is_for_reading_only(server: AdminServer, daemon: FakeDaemon) -> None:
+    async with aiohttp.ClientSession() as session:
+        api = Api(session, f"http://{server.address}")
+        assert (await api.get("/readyz"))["ready"]
+        for operation in OPERATIONS:
+            if operation.method != "GET":
+                status, answer = await api(operation.method, operation.path, {})
+                assert (status, "Unix socket" in answer["detail"]) == (403, True)
+    assert daemon.reloads == 0
+
+
+async def test_metrics_are_text(api: Api) -> None:
+    async with api.session.get("http://lb/metrics") as response:
+        assert response.content_type == "text/plain"
+        assert "lb_ready 1.0" in await response.text()
+
+
+async def test_the_openapi_document_describes_every_operation(api: Api) -> None:
+    document = await api.get("/openapi.json")
+    described = {(method, path) for path, item in document["paths"].items() for method in item}
+    assert described == {(one.method.lower(), one.path.replace(":path}", "}")) for one in OPERATIONS}
+    text = json.dumps(document)
+    references = set(re.findall(r"#/components/schemas/([^\"]+)", text))
+    assert references <= set(document["components"]["schemas"])
+    assert "ErrorDocument" in references
+
+
+async def test_a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not(
+    server: AdminServer, daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    second = AdminServer(daemon, Admin(socket=server.path))  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="somebody listens"):
+        await second.start()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    third = AdminServer(daemon, Admin(socket=str(tmp_path / "dead.sock")))  # type: ignore[arg-type]
+    await third.start()
+    await third.stop()
+
+
+# -- lb ctl
+
+
+async def ctl(server: AdminServer, *arguments: str) -> Result:
+    """In a thread: the server is in this loop."""
+    return await asyncio.to_thread(CliRunner().invoke, command, ["--admin-socket", server.path, *arguments])
+
+
+async def test_ctl_shows(server: AdminServer, daemon: FakeDaemon) -> None:
+    status = await ctl(server, "status")
+    assert status.exit_code == 0, status.output
+    assert "1 hosts, 4 routes, 1 upstreams" in status.output
+    assert "shop.yaml:12:3: error[LB3002]: host is empty" in (await ctl(server, "problems")).output
+    assert "127.0.0.1:8080" in (await ctl(server, "listeners")).output
+    assert "prefix /1" in (await ctl(server, "routes", "--host", "shop.example.com")).output
+    assert "2/2" in (await ctl(server, "upstreams")).output
+    assert "pod/b" in (await ctl(server, "upstreams", UPSTREAM)).output
+    assert json.loads((await ctl(server, "-o", "json", "listeners")).output)[0]["name"] == "http"
+    daemon.state = (False, "draining")
+    assert (await ctl(server, "status")).exit_code == 1
+
+
+async def test_ctl_changes(server: AdminServer, daemon: FakeDaemon) -> None:
+    key = "127.0.0.12:9001"
+    for arguments in (("drain", UPSTREAM), ("down", UPSTREAM, key), ("ready", UPSTREAM, key)):
+        result = await ctl(server, *arguments)
+        assert result.exit_code == 0, result.output
+    await ctl(server, "weight", UPSTREAM, key, "9")
+    await ctl(server, "weight", UPSTREAM, key, "default")
+    assert [change[1:] for change in daemon.engine.changes] == [
+        ("127.0.0.11:9001", "drain", None),
+        (key, "drain", None),
+        (key, "down", None),
+        (key, "ready", None),
+        (key, None, 9),
+        (key, None, -1),
+    ]
+    assert "published, generation 7 (read 500 ms" in (await ctl(server, "reload")).output
+
+
+async def test_ctl_passes_on_why_not(server: AdminServer) -> None:
+    result = await ctl(server, "drain", "shop/wbe:http")
+    assert result.exit_code == 2
+    assert "did you mean `shop/web:http`?" in result.output
+
+
+def test_ctl_without_a_daemon(tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, ["--admin-socket", str(tmp_path / "none.sock"), "status"])
+    assert result.exit_code == 2
+    assert "Is `lb run` running?" in result.output

@@ -1,0 +1,171 @@
+"""Listening sockets: real ones, on loopback addresses and Unix paths."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.model.listener import Listener
+from lb.settings import Bind
+from lb.sockets import Listeners, open_sockets
+from tests.harness.ports import free_port
+
+
+class Accepting:
+    """Keeps duplicates of what it is given, as the engine does."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, list[socket.socket]] = {}
+
+    def open_listener(self, name: str, sockets: list[int]) -> None:
+        self.open[name] = [socket.socket(fileno=os.dup(descriptor)) for descriptor in sockets]
+
+    def close_listener(self, name: str) -> None:
+        for opened in self.open.pop(name):
+            opened.close()
+
+
+@pytest.fixture
+def engine() -> Iterator[Accepting]:
+    engine = Accepting()
+    yield engine
+    for name in list(engine.open):
+        engine.close_listener(name)
+
+
+def names(**listeners: Listener) -> dict[str, Listener]:
+    return listeners
+
+
+def test_one_socket_a_thread_on_one_port(engine: Accepting) -> None:
+    listeners = Listeners(engine, 3, {})
+    listeners.sync(names(web=Listener("web", free_port(), "127.0.0.1")))
+    assert len(engine.open["web"]) == 3
+    assert len({opened.getsockname() for opened in engine.open["web"]}) == 1
+    for opened in engine.open["web"]:
+        assert not os.get_blocking(opened.fileno())
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert listeners.opened["web"].address == "127.0.0.1:{}".format(engine.open["web"][0].getsockname()[1])
+    assert not listeners.problems
+
+
+def test_a_published_port_binds_elsewhere(engine: Accepting) -> None:
+    listeners = Listeners(engine, 2, {80: Bind("127.0.0.1", 0)})
+    listeners.sync(names(web=Listener("web", 80), other=Listener("other", port := free_port(), "127.0.0.1")))
+    assert engine.open["web"][0].getsockname()[1] not in (0, 80)
+    assert listeners.opened["web"].address.startswith("127.0.0.1:")
+    assert engine.open["other"][0].getsockname() == ("127.0.0.1", port)
+
+
+def test_no_address_means_both_families(engine: Accepting) -> None:
+    port = free_port()
+    Listeners(engine, 1, {}).sync(names(web=Listener("web", port)))
+    socket.create_connection(("127.0.0.1", port), 20).close()
+    if engine.open["web"][0].family == socket.AF_INET6:
+        socket.create_connection(("::1", port), 20).close()
+
+
+def test_without_ipv6_only_ipv4_is_bound(engine: Accepting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lb.sockets._has_ipv6", lambda: False)
+    Listeners(engine, 1, {}).sync(names(web=Listener("web", free_port())))
+    assert engine.open["web"][0].family == socket.AF_INET
+
+
+def test_a_taken_port_is_a_problem_that_says_who_has_it_and_the_others_serve(engine: Accepting) -> None:
+    with socket.socket() as holder:
+        # Even one that would share its port.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", free_port()))
+        holder.listen()
+        port = holder.getsockname()[1]
+        listeners = Listeners(engine, 1, {})
+        wanted = names(bad=Listener("bad", port, "127.0.0.1"), good=Listener("good", free_port(), "127.0.0.1"))
+        listeners.sync(wanted)
+        (problem,) = listeners.problems
+        assert problem.code == "LB6001"
+        assert f"127.0.0.1:{port}" in problem.what
+        assert "listens there" in problem.why
+        assert f"--publish {port}=" in problem.fix
+        assert list(listeners.opened) == ["good"]
+    listeners.sync(wanted)  # the port is free now
+    assert sorted(listeners.opened) == ["bad", "good"]
+    assert not listeners.problems
+
+
+def test_an_address_that_is_not_here_is_told(engine: Accepting) -> None:
+    listeners = Listeners(engine, 1, {})
+    listeners.sync(names(web=Listener("web", free_port(), "192.0.2.1")))
+    assert listeners.problems[0].why == "this host does not have the address 192.0.2.1"
+
+
+def test_only_what_changed_is_opened_and_closed(engine: Accepting) -> None:
+    listeners = Listeners(engine, 1, {})
+    first, second = free_port(), free_port()
+    listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
+    kept = engine.open["a"]
+    listeners.sync(names(a=Listener("a", first, "127.0.0.1", host_set="other")))
+    assert engine.open == {"a": kept}, "what is not about the address leaves the sockets alone"
+    assert list(listeners.opened) == ["a"]
+
+
+def test_two_listeners_may_swap_their_ports(engine: Accepting) -> None:
+    listeners = Listeners(engine, 2, {})
+    first, second = free_port(), free_port()
+    listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
+    listeners.sync(names(a=Listener("a", second, "127.0.0.1"), b=Listener("b", first, "127.0.0.1")))
+    assert engine.open["a"][0].getsockname()[1] == second
+    assert engine.open["b"][0].getsockname()[1] == first
+
+
+def test_a_unix_socket_replaces_a_dead_one_only(engine: Accepting, tmp_path: Path) -> None:
+    path = tmp_path / "http.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    listeners = Listeners(engine, 2, {})
+    listeners.sync(names(web=Listener("web", 0, f"unix:{path}")))
+    assert len(engine.open["web"]) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    rival = Listeners(engine, 1, {})
+    rival.sync(names(rival=Listener("rival", 0, f"unix:{path}")))
+    assert rival.problems[0].code == "LB6001"
+    listeners.close()
+    assert not path.exists()
+    path.write_text("precious")
+    listeners.sync(names(web=Listener("web", 0, f"unix:{path}")))
+    assert listeners.problems
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as activated:
+        port = activated.getsockname()[1]
+        listeners = Listeners(engine, 4, {}, [("web" if by_name else "unknown", activated)])
+        listeners.sync(names(web=Listener("web", 81 if by_name else port)))
+        assert len(engine.open["web"]) == 1, "all threads share it"
+        assert listeners.opened["web"].activated
+        listeners.close()
+        socket.create_connection(("127.0.0.1", port), 20).close()
+
+
+def test_sockets_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[socket.socket] = []
+    real = socket.socket.listen
+
+    def fail_at_third(self: socket.socket, backlog: int) -> None:
+        opened.append(self)
+        if len(opened) == 3:
+            raise OSError("no more")
+        real(self, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", fail_at_third)
+    with pytest.raises(OSError, match="no more"):
+        open_sockets(Bind("127.0.0.1", 0), 4)
+    assert all(one.fileno() == -1 for one in opened)
