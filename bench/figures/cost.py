@@ -1,0 +1,119 @@
+"""CPU time per request: of the whole process tree, divided by the requests completed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
+
+from bench.contenders import ClosingFloor, Contender, Floor
+from bench.export import Cluster, make_cluster
+from bench.load import BODY_BYTES, Load, run_wrk, targets_file
+from bench.machine import cpu_seconds
+from bench.measure import Figure, Row, Settings, running
+
+FEW, MANY = 100, 100_000
+
+
+def _seconds(settings: Settings) -> float:
+    return 1 if settings.quick else 2
+
+
+def _measure(contender: Contender, load: Load, settings: Settings) -> tuple[float, float]:
+    """µs of CPU per request: (proxy, backend)."""
+    proxy, backend = cpu_seconds(contender.pid), cpu_seconds(settings.backend_pid)
+    requests = run_wrk(load, contender.port, _seconds(settings))
+    return (
+        (cpu_seconds(contender.pid) - proxy) * 1e6 / requests,
+        (cpu_seconds(settings.backend_pid) - backend) * 1e6 / requests,
+    )
+
+
+def _cost(answer: str, *, close: bool = False) -> Callable[[Settings], list[Row]]:
+    def run(settings: Settings) -> list[Row]:
+        cluster = make_cluster(FEW, 10, 2, settings.backend_port)
+        route = cluster.routes[7]
+        kinds = [ClosingFloor if close and kind is Floor else kind for kind in settings.contenders]
+        with running(kinds, cluster, settings.directory) as contenders, ExitStack() as stack:
+            loads = {}
+            for contender in contenders:
+                path = route.target("128-close" if isinstance(contender, ClosingFloor) else answer)
+                targets = stack.enter_context(targets_file([(route.host, path)]))
+                loads[contender.name] = Load(targets, close=close, body_bytes=BODY_BYTES[answer])
+                run_wrk(loads[contender.name], contender.port, 1)  # warm-up
+            taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
+            for _ in range(settings.rounds):
+                for contender in contenders:
+                    taken[contender.name].append(_measure(contender, loads[contender.name], settings))
+        floor = [proxy for proxy, _ in taken.get("floor", [])]
+        return [
+            Row(name, [proxy for proxy, _ in values], floor, {"backend µs": round(median(b for _, b in values), 1)})
+            for name, values in taken.items()
+        ]
+
+    return run
+
+
+def _targets(cluster: Cluster) -> list[tuple[str, str]]:
+    """Every route once, in an order that no cache can guess."""
+    routes = list(cluster.routes)
+    random.Random(1).shuffle(routes)
+    return [(route.host, route.target("128")) for route in routes]
+
+
+def _routes(settings: Settings) -> list[Row]:
+    kinds = settings.choose("lb", "nginx", "haproxy", "envoy")
+    few, many = (make_cluster(count, 10, 2, settings.backend_port) for count in (FEW, MANY))
+    rows = []
+    for kind in kinds:  # one after the other: together they need gigabytes
+        with (
+            running([kind], few, settings.directory) as (small,),
+            running([kind], many, settings.directory) as (large,),
+            targets_file(_targets(few)) as few_targets,
+            targets_file(_targets(many)) as many_targets,
+        ):
+            turns = [(small, Load(few_targets)), (large, Load(many_targets))]
+            for contender, load in turns:
+                run_wrk(load, contender.port, 1)
+            taken = [[_measure(*turn, settings)[0] for turn in turns] for _ in range(settings.rounds)]
+        rows.append(Row(kind.name, [value for _, value in taken], [base for base, _ in taken]))
+    return rows
+
+
+KEEPALIVE = Figure(
+    "keepalive",
+    "CPU per request, keep-alive, 128-byte answers",
+    "µs",
+    "the floor",
+    "≤ 1.20 × floor and below every peer",
+    "64 connections, wrk, closed loop.",
+    _cost("128"),
+)
+BODY_16K = Figure(
+    "body-16k",
+    "CPU per request, keep-alive, 16 KiB answers",
+    "µs",
+    "the floor",
+    "≤ 1.35 × floor",
+    "64 connections, wrk, closed loop.",
+    _cost("16k"),
+)
+NEW_CONNECTION = Figure(
+    "new-connection",
+    "CPU per request, a new client connection for each",
+    "µs",
+    "the floor",
+    "≤ nginx and HAProxy",
+    "wrk sends `Connection: close`, the proxy closes; backend connections are kept.",
+    _cost("128", close=True),
+)
+ROUTES = Figure(
+    "routes",
+    "CPU per request with 100,000 routes against 100",
+    "µs",
+    "itself with 100 routes",
+    "≤ 1.05 ×",
+    "Each request goes to another host, in random order over all of them; 10 Services.",
+    _routes,
+)

@@ -1,0 +1,81 @@
+"""Start and memory: with a large cluster, and for idle connections."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from bench.contenders import Contender, Lb, LbSingleFile
+from bench.export import make_cluster
+from bench.load import Client, LoadFailed, targets_file
+from bench.machine import resident_bytes
+from bench.measure import Figure, Row, Settings
+
+INGRESSES, SERVICES, ENDPOINTS = 100_000, 10_000, 3
+
+
+def _scale(settings: Settings) -> list[Row]:
+    cluster = make_cluster(INGRESSES, SERVICES, ENDPOINTS, settings.backend_port)
+    rows = []
+    for kind in settings.choose("lb", "nginx", "haproxy", "envoy"):
+        seconds, megabytes = [], []
+        for _ in range(1 if settings.quick else 3):
+            contender = (LbSingleFile if kind is Lb else kind)(cluster, settings.directory)
+            try:
+                seconds.append(contender.start())
+                megabytes.append(resident_bytes(contender.pid) / 1e6)
+            finally:
+                contender.stop()
+        rows.append(Row(kind.name, seconds, extra={"resident MB": round(median(megabytes))}))
+    return rows
+
+
+def _hold(contender: Contender, count: int, route_target: tuple[str, str]) -> int:
+    """Resident bytes while `count` connections wait for their next request."""
+    with targets_file([route_target]) as targets, Client("idle", contender.port, count, targets) as client:
+        opened = client.read_line()
+        resident = resident_bytes(contender.pid)
+        client.finish()
+        after = client.read_line()
+    if opened["answered"] != count or after["closed"]:
+        raise LoadFailed(f"{contender.name}: {opened} {after}")
+    return resident
+
+
+def _idle(settings: Settings) -> list[Row]:
+    few, many = (500, 2500) if settings.quick else (1000, 8000)
+    cluster = make_cluster(100, 10, 2, settings.backend_port)
+    target = (cluster.routes[7].host, cluster.routes[7].target("128"))
+    rows = []
+    for kind in settings.choose("lb", "nginx", "haproxy", "envoy"):
+        values = []
+        for _ in range(1 if settings.quick else 3):
+            contender = kind(cluster, settings.directory)
+            try:
+                contender.start()
+                base = _hold(contender, few, target)
+                values.append((_hold(contender, many, target) - base) / (many - few))
+            finally:
+                contender.stop()
+        rows.append(Row(kind.name, values))
+    return rows
+
+
+SCALE = Figure(
+    "scale",
+    "Start to first answer with 100,000 Ingresses",
+    "s",
+    "",
+    "≤ 10 s and ≤ 600 MB",
+    "lb reads one JSON export with 100,000 Ingresses, 10,000 Services and EndpointSlices of 3 endpoints; the peers "
+    "read their own configuration with the same routes and endpoints. Resident memory after the first answer.",
+    _scale,
+)
+IDLE = Figure(
+    "idle",
+    "Resident memory per idle keep-alive connection",
+    "bytes",
+    "",
+    "≤ 512 bytes",
+    "Growth from 1,000 to 8,000 connections, each after one request. Kernel memory is not counted.",
+    _idle,
+)
