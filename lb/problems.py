@@ -88,7 +88,7 @@ CODES: dict[str, Code] = {
     "LB3002": Code("error", "host is not valid"),
     "LB3003": Code("error", "pathType is missing or unknown"),
     "LB3004": Code("warning", "another object already serves this host and path"),
-    "LB3005": Code("error", "backend is neither a service nor a resource, or is both"),
+    "LB3005": Code("error", "backend is not valid: it needs one service or resource, and one port"),
     "LB3006": Code("warning", "resource backends are not served"),
     "LB3007": Code("warning", "rule is shadowed and never matches"),
     "LB3008": Code("note", "age of conflicting objects is unknown or equal: ordered by namespace and name"),
@@ -106,6 +106,8 @@ CODES: dict[str, Code] = {
     "LB5002": Code("warning", "annotation is not known"),
     "LB5003": Code("error", "native file is not valid"),
     "LB5004": Code("error", "reference names nothing in the native file"),
+    "LB5005": Code("warning", "name is defined more than once; the first definition counts"),
+    "LB5006": Code("warning", "annotations of several objects contradict each other"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
 }

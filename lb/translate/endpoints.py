@@ -1,0 +1,157 @@
+"""The addresses behind a Service port: EndpointSlices, or the older Endpoints, as a list of endpoints.
+
+Source: kubernetes/api discovery/v1/types.go; kube-proxy for what terminating endpoints are good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, cast
+
+from lb.model.upstream import Endpoint
+from lb.objects.core import EndpointAddress, Endpoints, EndpointSubset, ObjectReference, Service, ServicePort
+from lb.objects.discovery import EndpointSlice, SliceEndpoint
+from lb.objects.view import Stored, View
+
+Readiness = Literal["ready", "draining", "unready"]
+
+
+class Backing(NamedTuple):
+    """An address that a Service port has, whether it may serve or not, and the node it runs on."""
+
+    endpoint: Endpoint
+    readiness: Readiness
+    node: str
+
+
+def find_backings(view: View, stored: Stored, port: ServicePort) -> list[Backing]:
+    """Every address behind a Service port, each once.
+
+    Addresses are of one family: a pod with an IPv4 and an IPv6 address is one server, and would get twice its share.
+    That is the family of the clusterIP (the Service's primary one), or IPv4 where that says nothing, and the other one
+    when the first has nobody who can serve. A terminating endpoint that still serves is `draining`: it gets requests
+    while nobody is ready, as with kube-proxy.
+    """
+    service = cast(Service, stored.object)
+    namespace, name = service.metadata.namespace, service.metadata.name
+    slices = view.slices_of(namespace, name)
+    if not slices:
+        endpoints = view.get("Endpoints", namespace, name)
+        return _merge(_from_endpoints(endpoints, service, port)) if endpoints is not None else []
+    families = ("IPv6", "IPv4") if ":" in service.spec.cluster_ip else ("IPv4", "IPv6")
+    first, second = (
+        _merge(backing for one in slices if _family(one) == family for backing in _from_slice(one, service, port))
+        for family in families
+    )
+    return first if _can_serve(first) or not _can_serve(second) else second
+
+
+def usable(backings: Iterable[Backing]) -> tuple[Endpoint, ...]:
+    """The endpoints that may get requests; terminating ones are marked as draining."""
+    return tuple(backing.endpoint for backing in backings if backing.readiness != "unready")
+
+
+def _can_serve(backings: Sequence[Backing]) -> bool:
+    return any(backing.readiness != "unready" for backing in backings)
+
+
+def _family(stored: Stored) -> str:
+    return cast(EndpointSlice, stored.object).address_type
+
+
+_PREFERENCE: dict[Readiness, int] = {"ready": 0, "draining": 1, "unready": 2}
+
+
+def _merge(backings: Iterable[Backing]) -> list[Backing]:
+    """Each address once. While an endpoint moves between slices it stands in both, and the better word counts."""
+    merged: dict[tuple[str, int], Backing] = {}
+    for backing in backings:
+        key = (backing.endpoint.address, backing.endpoint.port)
+        known = merged.get(key)
+        if known is None or _PREFERENCE[backing.readiness] < _PREFERENCE[known.readiness]:
+            merged[key] = backing
+    return list(merged.values())
+
+
+def _from_slice(stored: Stored, service: Service, port: ServicePort) -> Iterator[Backing]:
+    one = cast(EndpointSlice, stored.object)
+    number = _slice_port(one, port)
+    if number is None:
+        return
+    for endpoint in one.endpoints or ():
+        if not endpoint.addresses:
+            continue
+        readiness = _readiness(endpoint, service)
+        yield Backing(
+            Endpoint(
+                # "Consumers should only use the first address" (discovery/v1, Endpoint.addresses).
+                endpoint.addresses[0],
+                number,
+                draining=readiness == "draining",
+                target=_target(endpoint.target_ref),
+                origin=stored.origin,
+            ),
+            readiness,
+            endpoint.node_name or "",
+        )
+
+
+def _slice_port(one: EndpointSlice, port: ServicePort) -> int | None:
+    """The slice's port for a Service port: by name.
+
+    Two allowances of ingress-nginx (`internal/ingress/controller/endpointslices.go`), which slices written by hand rely
+    on: a Service port without a name takes the slice's only port whatever its name, and a slice without ports takes a
+    numeric targetPort.
+    """
+    ports = [candidate for candidate in one.ports or () if (candidate.protocol or "TCP") == "TCP"]
+    for candidate in ports:
+        if (candidate.name or "") == port.name:
+            return candidate.port or _numeric_target(port)
+    if not port.name and len(ports) == 1:
+        return ports[0].port or _numeric_target(port)
+    return None if one.ports else _numeric_target(port)
+
+
+def _numeric_target(port: ServicePort) -> int | None:
+    if port.target_port is None:
+        return port.port
+    return port.target_port if isinstance(port.target_port, int) else None
+
+
+def _readiness(endpoint: SliceEndpoint, service: Service) -> Readiness:
+    """Missing conditions mean ready, serving, not terminating."""
+    conditions = endpoint.conditions
+    if conditions.ready is not False or service.spec.publish_not_ready_addresses:
+        return "ready"
+    if conditions.terminating and conditions.serving is not False:
+        return "draining"
+    return "unready"
+
+
+def _target(reference: ObjectReference | None) -> str:
+    return f"{reference.kind.lower()}/{reference.name}" if reference is not None and reference.name else ""
+
+
+def _from_endpoints(stored: Stored, service: Service, port: ServicePort) -> Iterator[Backing]:
+    for subset in cast(Endpoints, stored.object).subsets:
+        number = _subset_port(subset, port)
+        if number is None:
+            continue
+        unready: Readiness = "ready" if service.spec.publish_not_ready_addresses else "unready"
+        for address in subset.addresses:
+            yield _from_address(address, number, "ready", stored)
+        for address in subset.not_ready_addresses:
+            yield _from_address(address, number, unready, stored)
+
+
+def _subset_port(subset: EndpointSubset, port: ServicePort) -> int | None:
+    ports = [candidate for candidate in subset.ports if candidate.protocol == "TCP"]
+    named = next((candidate.port for candidate in ports if candidate.name == port.name), None)
+    if named is None and not port.name and len(ports) == 1:
+        return ports[0].port
+    return named
+
+
+def _from_address(address: EndpointAddress, port: int, readiness: Readiness, stored: Stored) -> Backing:
+    endpoint = Endpoint(address.ip, port, target=_target(address.target_ref), origin=stored.origin)
+    return Backing(endpoint, readiness, address.node_name or "")

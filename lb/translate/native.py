@@ -1,0 +1,195 @@
+"""Native files: the model as the operator wrote it, merged over all files.
+
+Native files come before every other dialect: they are the operator's own word on this host. A native route may also
+name the upstream of a Service (`shop/web:80`), whether an Ingress uses it or not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import msgspec
+
+from lb.model.config import Config
+from lb.model.listener import Listener
+from lb.model.route import Forward, Route, VirtualHost
+from lb.model.text import from_content
+from lb.model.upstream import Upstream
+from lb.objects.view import NativeConfig, View
+from lb.problems import Origin, Problem, Problems
+from lb.translate.ingress import Directory
+from lb.translate.precedence import shadow_problem
+from lb.translate.services import Reference, missing_port, resolved_endpoints
+from lb.translate.shadow import shadowed_routes
+
+_SERVICE_UPSTREAM = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[0-9]{1,5})")
+
+_DEFAULT_PORT = 80
+"""Of a native upstream with `resolve` whose endpoints say no port."""
+
+
+class NativePart(msgspec.Struct, frozen=True):
+    """What the native files say together."""
+
+    config: Config = Config()
+    references: tuple[Reference, ...] = ()
+    """Service ports whose upstreams routes name."""
+    dangling: dict[str, Route] = {}
+    """Upstream names that neither a native file nor a Service explains -> the first route that has it."""
+    resolves: tuple[str, ...] = ()
+    """External names whose Resolutions were used."""
+    problems: tuple[Problem, ...] = ()
+
+
+def translate_native(view: View, directory: Directory) -> NativePart:
+    """All native files, in the order of their names."""
+    stored = view.all("NativeConfig")
+    if not stored:
+        return NativePart()
+    merge = _Merge()
+    for key in sorted(stored):
+        native = cast(NativeConfig, stored[key].object)
+        config, problems = from_content(native.content, stored[key].origin, native.lines)
+        # Only here it is known which upstreams there are: other files and Services make some, too.
+        merge.problems.extend(problem for problem in problems if problem.code != "LB5004")
+        merge.add(config)
+    for hosts in merge.hosts.values():
+        for hostname, host in hosts.items():
+            for loser, winner in shadowed_routes(host.routes):
+                merge.problems.extend((shadow_problem(hostname, loser, winner),))
+    upstreams = {name: _resolve(view, upstream) for name, upstream in merge.upstreams.items()}
+    references, dangling = _classify(merge, directory)
+    return NativePart(
+        Config(merge.listeners, merge.hosts, upstreams),
+        references,
+        dangling,
+        tuple(upstream.resolve for upstream in upstreams.values() if upstream.resolve),
+        tuple(merge.problems),
+    )
+
+
+def missing_upstream(name: str, route: Route) -> tuple[Upstream, Problem]:
+    """What stands for an upstream that nothing defines, so that its requests are answered 503 with a reason."""
+    why = f"there is no upstream {name}"
+    problem = Problem(
+        "LB5004",
+        route.origin,
+        f"route {route.name} forwards to {name}, which is no upstream",
+        why="its requests are answered 503",
+        fix="define it under `upstreams`, or write NAMESPACE/SERVICE:PORT for a Service of the cluster",
+    )
+    return Upstream(name, unavailable=why, origin=route.origin), problem
+
+
+def clash(what: str, loser: Origin, winner: Origin, winner_text: str = "") -> Problem:
+    """The problem that a name is taken (LB5005)."""
+    return Problem(
+        "LB5005",
+        loser,
+        f"{what} is already defined by {winner_text or winner.place or winner.object}",
+        why="the first definition counts; this one is ignored",
+        fix="rename or remove one of the two",
+    )
+
+
+class _Merge:
+    """The native files read so far."""
+
+    def __init__(self) -> None:
+        self.problems = Problems()
+        self.listeners: dict[str, Listener] = {}
+        self.hosts: dict[str, dict[str, VirtualHost]] = {}
+        self.upstreams: dict[str, Upstream] = {}
+        self._routes: dict[str, Route] = {}
+
+    def add(self, config: Config) -> None:
+        for name, listener in config.listeners.items():
+            winner = self.listeners.setdefault(name, listener)
+            self._check(f"listener {name}", listener.origin, winner.origin, is_new=winner is listener)
+        for name, upstream in config.upstreams.items():
+            known = self.upstreams.setdefault(name, upstream)
+            self._check(f"upstream {name}", upstream.origin, known.origin, is_new=known is upstream)
+        for host_set, hosts in config.hosts.items():
+            merged = self.hosts.setdefault(host_set, {})
+            for hostname, host in hosts.items():
+                if hostname in merged:
+                    self._report_host(host_set, merged[hostname], host)
+                else:
+                    merged[hostname] = self._with_new_names(host)
+
+    def _check(self, what: str, loser: Origin, winner: Origin, *, is_new: bool) -> None:
+        if not is_new:
+            self.problems.extend((clash(what, loser, winner),))
+
+    def _report_host(self, host_set: str, winner: VirtualHost, loser: VirtualHost) -> None:
+        winner_origin = winner.routes[0].origin if winner.routes else Origin()
+        loser_origin = loser.routes[0].origin if loser.routes else Origin()
+        what = f"host {loser.hostname} of host set {host_set}"
+        self.problems.extend((clash(what, loser_origin, winner_origin, "" if winner.routes else "another file"),))
+
+    def _with_new_names(self, host: VirtualHost) -> VirtualHost:
+        """The host without routes whose name another file has taken: names key logs and metrics."""
+        kept: list[Route] = []
+        for route in host.routes:
+            winner = self._routes.setdefault(route.name, route)
+            self._check(f"route {route.name}", route.origin, winner.origin, is_new=winner is route)
+            if winner is route:
+                kept.append(route)
+        return host if len(kept) == len(host.routes) else msgspec.structs.replace(host, routes=tuple(kept))
+
+
+def _resolve(view: View, upstream: Upstream) -> Upstream:
+    """An upstream with `resolve` gets the addresses of that name; what the file lists serves until they are known."""
+    if not upstream.resolve:
+        return upstream
+    port = upstream.endpoints[0].port if upstream.endpoints else _DEFAULT_PORT
+    endpoints, _ = resolved_endpoints(view, upstream.resolve, port, upstream.origin)
+    return msgspec.structs.replace(upstream, endpoints=endpoints, unavailable="") if endpoints else upstream
+
+
+def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...], dict[str, Route]]:
+    """Names that routes forward to and no native file defines: (Service ports, the rest)."""
+    references: dict[Reference, None] = {}
+    dangling: dict[str, Route] = {}
+    seen: set[str] = set()
+    for name, route in _forwards(merge.hosts):
+        if name in merge.upstreams or name in seen:
+            continue
+        seen.add(name)
+        found = _SERVICE_UPSTREAM.fullmatch(name)
+        if found is None:
+            dangling[name] = route
+            continue
+        reference = _refer(directory, found["namespace"], found["service"], int(found["port"]))
+        references[reference] = None
+        if reference.mistake:
+            merge.problems.extend((_bad_reference(directory, reference, route),))
+    return tuple(references), dangling
+
+
+def _forwards(hosts: Mapping[str, Mapping[str, VirtualHost]]) -> Iterator[tuple[str, Route]]:
+    for host_set in hosts.values():
+        for host in host_set.values():
+            for route in host.routes:
+                if isinstance(route.action, Forward):
+                    for upstream in route.action.upstreams:
+                        yield upstream.name, route
+
+
+def _refer(directory: Directory, namespace: str, service: str, port: int) -> Reference:
+    table = directory.table(namespace, service)
+    if not table.exists:
+        return Reference(namespace, service, port, "LB4001")
+    known = any(one.port == port and one.protocol == "TCP" for one in table.ports)
+    return Reference(namespace, service, port, "" if known or (table.external and not table.ports) else "LB4002")
+
+
+def _bad_reference(directory: Directory, reference: Reference, route: Route) -> Problem:
+    if reference.mistake == "LB4001":
+        what, fix = f"Service {reference.namespace}/{reference.service} does not exist", "check namespace and name"
+    else:
+        what, fix = missing_port(reference, directory.table(reference.namespace, reference.service))
+    why = f"requests for route {route.name} are answered 503"
+    return Problem(reference.mistake, route.origin, what, why=why, fix=fix)

@@ -1,0 +1,35 @@
+"""What the operator decides about translation, as opposed to what the objects say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from lb.model.listener import HttpOptions
+from lb.model.route import RouteOptions
+from lb.model.upstream import Balance, UpstreamOptions
+
+Targets = Literal["endpoints", "nodeports"]
+NodeAddressType = Literal["InternalIP", "ExternalIP"]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Settings of translation. Annotations on objects override those that name a default."""
+
+    classes: tuple[str, ...] = ()
+    """Names of Ingress classes to serve besides those whose controller is lb's, as field or as annotation."""
+    take_over: tuple[str, ...] = ()
+    """Controllers whose Ingress classes are served as if they were lb's, such as `k8s.io/ingress-nginx`."""
+    targets: Targets = "endpoints"
+    """Send requests to pod addresses, or to node addresses and node ports. `lb/targets` on a Service overrides it."""
+    node_selector: dict[str, str] = {}
+    """Labels that a node must have to be a target."""
+    node_address: NodeAddressType = "InternalIP"
+    """Which address of a node is the target."""
+    port: int = 80
+    """Port of the listener that serves Ingresses."""
+    balance: Balance = "round-robin"
+    http: HttpOptions = HttpOptions()
+    route: RouteOptions = RouteOptions()
+    upstream: UpstreamOptions = UpstreamOptions()

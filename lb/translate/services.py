@@ -1,0 +1,292 @@
+"""Services as upstreams: one for each port that something refers to, named `namespace/name:port`.
+
+The port in the name is the Service's port *number*, also where it was referred to by name: every port has a number, and
+both kinds of reference must give the same upstream. What cannot be resolved keeps the port as it was written.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from lb.model.upstream import Balance, Endpoint, Upstream
+from lb.objects.core import Service, ServicePort
+from lb.objects.networking import ServiceBackendPort
+from lb.objects.view import Resolution, Stored, View
+from lb.problems import Origin, Problem, Problems
+from lb.translate.annotations import Values, read_annotations
+from lb.translate.endpoints import find_backings, usable
+from lb.translate.nodes import NodeTarget, node_endpoints
+from lb.translate.options import Options
+
+_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+class PortTable(msgspec.Struct, frozen=True):
+    """What references to a Service depend on. When it stays, no Ingress needs to be looked at again."""
+
+    exists: bool = False
+    external: bool = False
+    ports: tuple[ServicePort, ...] = ()
+
+
+class Reference(msgspec.Struct, frozen=True, gc=False):
+    """A Service port that something refers to."""
+
+    namespace: str
+    service: str
+    port: int | str
+    """The Service port's number; as it was written when there is no such port."""
+    mistake: str = ""
+    """Problem code when it cannot be resolved."""
+
+    @property
+    def upstream(self) -> str:
+        return f"{self.namespace}/{self.service}:{self.port}"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What the objects that refer to a Service want of it."""
+
+    ports: tuple[int | str, ...] = ()
+    """Sorted by text."""
+    balances: dict[int | str, Balance] = {}
+    """Port -> what the oldest Ingress with `lb/balance` says."""
+    problems: tuple[Problem, ...] = ()
+
+
+class ServicePart(msgspec.Struct, frozen=True):
+    """A Service's share of the model."""
+
+    table: PortTable
+    wanted: Wanted
+    upstreams: tuple[Upstream, ...]
+    problems: tuple[Problem, ...]
+    uses_nodes: bool = False
+    resolve: str = ""
+    """External name whose Resolution the upstreams depend on."""
+
+
+def read_port_table(stored: Stored | None) -> PortTable:
+    if stored is None:
+        return PortTable()
+    spec = cast(Service, stored.object).spec
+    return PortTable(True, spec.type == "ExternalName", spec.ports)
+
+
+def resolve_reference(table: PortTable, namespace: str, service: str, port: ServiceBackendPort) -> Reference:
+    """Which port of the Service is meant.
+
+    Besides name and number of a Service port, a targetPort is taken where nothing else fits, as in ingress-nginx
+    (`internal/ingress/controller/controller.go`, serviceEndpoints). An ExternalName Service needs no ports.
+    """
+    written: int | str = port.name or port.number
+    if not table.exists:
+        return Reference(namespace, service, written, "LB4001")
+    found = find_port(table.ports, written)
+    if found is not None:
+        return Reference(namespace, service, found.port)
+    if table.external and not table.ports and isinstance(written, int):
+        return Reference(namespace, service, written)
+    return Reference(namespace, service, written, "LB4002")
+
+
+def find_port(ports: Sequence[ServicePort], written: int | str) -> ServicePort | None:
+    """The TCP port with this number or name, or else with this targetPort."""
+    tcp = [port for port in ports if port.protocol == "TCP"]
+    for port in tcp:
+        if port.port == written or (port.name and port.name == written):
+            return port
+    return next((port for port in tcp if port.target_port == written), None)
+
+
+def translate_service(
+    view: View, options: Options, nodes: Sequence[NodeTarget], namespace: str, name: str, wanted: Wanted
+) -> ServicePart:
+    """The upstreams of all wanted ports of a Service, whether it exists or not."""
+    stored = view.get("Service", namespace, name)
+    table = read_port_table(stored)
+    if stored is None:
+        why = f"Service {namespace}/{name} does not exist"
+        missing = (Upstream(f"{namespace}/{name}:{port}", unavailable=why) for port in wanted.ports)
+        return ServicePart(table, wanted, tuple(missing), wanted.problems)
+    return _ServiceTranslation(view, options, nodes, stored, table, wanted).translate()
+
+
+def missing_port(reference: Reference, table: PortTable) -> tuple[str, str]:
+    """(what is wrong, how to fix it) with a reference to a port that does not exist."""
+    known = ", ".join(f"{port.port} ({port.name})" if port.name else str(port.port) for port in _tcp(table))
+    what = f"Service {reference.namespace}/{reference.service} has no TCP port {reference.port}"
+    return what, f"its ports are: {known}" if known else "it has no TCP ports"
+
+
+def _tcp(table: PortTable) -> list[ServicePort]:
+    return [port for port in table.ports if port.protocol == "TCP"]
+
+
+class _ServiceTranslation:
+    """One Service that exists; holds what all its ports share."""
+
+    def __init__(
+        self,
+        view: View,
+        options: Options,
+        nodes: Sequence[NodeTarget],
+        stored: Stored,
+        table: PortTable,
+        wanted: Wanted,
+    ) -> None:
+        self._view = view
+        self._options = options
+        self._nodes = nodes
+        self._stored = stored
+        self._service = cast(Service, stored.object)
+        self._table = table
+        self._wanted = wanted
+        self._problems = Problems(wanted.problems)
+        self._values: Values = read_annotations(stored, "Service", self._problems)
+        self._targets = self._values.targets or options.targets
+        self._resolve = ""
+        self._name = f"{self._service.metadata.namespace}/{self._service.metadata.name}"
+
+    def translate(self) -> ServicePart:
+        upstreams = tuple(self._translate_port(port) for port in self._wanted.ports)
+        uses_nodes = self._targets == "nodeports" and not self._table.external
+        return ServicePart(self._table, self._wanted, upstreams, tuple(self._problems), uses_nodes, self._resolve)
+
+    def _translate_port(self, wanted: int | str) -> Upstream:
+        port = find_port(self._table.ports, wanted) if isinstance(wanted, int) else None
+        if self._table.external:
+            endpoints, why = self._external_endpoints(wanted, port)
+        elif port is None:
+            # The Problem is said where the reference stands.
+            endpoints, why = (), f"Service {self._name} has no TCP port {wanted}"
+        elif self._targets == "nodeports":
+            endpoints, why = self._node_endpoints(port)
+        else:
+            endpoints, why = self._pod_endpoints(port)
+        options = self._options.upstream
+        if self._values.upstream:
+            options = msgspec.structs.replace(options, **self._values.upstream)
+        return Upstream(
+            f"{self._name}:{wanted}",
+            self._values.balance or self._wanted.balances.get(wanted) or self._options.balance,
+            endpoints,
+            "client-ip" if self._service.spec.session_affinity == "ClientIP" else "none",
+            options,
+            "" if endpoints else why,
+            self._resolve,
+            self._stored.origin,
+        )
+
+    def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
+        backings = find_backings(self._view, self._stored, port)
+        endpoints = usable(backings)
+        if not any(backing.readiness == "ready" for backing in backings):
+            self._report_nobody_ready(len(backings), len(endpoints))
+        return endpoints, f"Service {self._name} has no ready endpoint"
+
+    def _report_nobody_ready(self, known: int, usable_count: int) -> None:
+        if usable_count:
+            why, fix = "its terminating endpoints get the requests", ""
+        elif known:
+            why, fix = f"requests are answered 503; {known} endpoints are not ready", "look at the pods' readiness"
+        else:
+            why = "requests are answered 503; the input has no EndpointSlice with an address for it"
+            fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
+        self._add("LB4003", f"Service {self._name} has no ready endpoint", why, fix)
+
+    def _node_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
+        if not port.node_port:
+            what = f"port {port.port} of Service {self._name} has no nodePort"
+            self._add(
+                "LB4006",
+                what,
+                "requests are answered 503: its targets are node ports",
+                "make the Service's type NodePort or LoadBalancer, or set the annotation lb/targets: endpoints",
+            )
+            return (), what
+        local = None
+        if self._service.spec.external_traffic_policy == "Local":
+            local = find_backings(self._view, self._stored, port)
+            if not any(backing.readiness == "ready" for backing in local):
+                self._report_nobody_ready(len(local), len(usable(local)))
+        endpoints = node_endpoints(self._nodes, port.node_port, local)
+        what = f"no node can serve as target for Service {self._name}"
+        if not endpoints:
+            self._add(
+                "LB4007",
+                what,
+                "requests are answered 503",
+                f"the input needs Nodes with an {self._options.node_address} that are neither excluded nor unselected"
+                + (", and ready endpoints on them (externalTrafficPolicy: Local)" if local is not None else ""),
+            )
+        return endpoints, what
+
+    def _external_endpoints(self, wanted: int | str, port: ServicePort | None) -> tuple[tuple[Endpoint, ...], str]:
+        number = self._external_port(wanted, port)
+        name = self._service.spec.external_name
+        if number is None:
+            return (), f"Service {self._name} has no TCP port {wanted}"
+        mistake = _external_name_mistake(name)
+        if mistake:
+            what = f"externalName {name!r} of Service {self._name} {mistake}"
+            self._add(
+                "LB4004", what, "requests are answered 503", "write a DNS name or an address", "spec.externalName"
+            )
+            return (), what
+        if _parse_address(name) is not None:
+            return (Endpoint(name, number, target=f"external/{name}", origin=self._stored.origin),), ""
+        self._resolve = name
+        endpoints, why = resolved_endpoints(self._view, name, number, self._stored.origin)
+        if why.startswith("name "):
+            self._add(
+                "LB4005", why, "requests are answered 503", "check the name and the resolver", "spec.externalName"
+            )
+        return endpoints, why
+
+    def _external_port(self, wanted: int | str, port: ServicePort | None) -> int | None:
+        if port is not None:
+            return port.target_port if isinstance(port.target_port, int) else port.port
+        return wanted if isinstance(wanted, int) and not self._table.ports else None
+
+    def _add(self, code: str, what: str, why: str, fix: str, field: str = "") -> None:
+        self._problems.add(code, self._stored.origin, what, why=why, fix=fix, field=field)
+
+
+def resolved_endpoints(view: View, name: str, port: int, origin: Origin) -> tuple[tuple[Endpoint, ...], str]:
+    """The endpoints of an external name, and why there are none (`name …` when resolving it failed)."""
+    stored = view.get("Resolution", "", name)
+    if stored is None:
+        return (), f"external name {name} is not resolved yet"
+    resolution = cast(Resolution, stored.object)
+    endpoints = tuple(
+        Endpoint(address, port, target=f"external/{name}", origin=origin)
+        for address in dict.fromkeys(resolution.addresses)
+    )
+    why = f"name {name} cannot be resolved" + (f": {resolution.error}" if resolution.error else "")
+    return endpoints, "" if endpoints else why
+
+
+def _external_name_mistake(name: str) -> str:
+    """What is wrong with an external name: loopback would reach lb's own host (ingress-nginx refuses it as well)."""
+    address = _parse_address(name)
+    bare = name.removesuffix(".").lower()
+    if address is not None:
+        return "is a loopback address" if address.is_loopback or address.is_unspecified else ""
+    if bare == "localhost" or bare.endswith(".localhost"):
+        return "is a loopback name"
+    if len(bare) > 253 or _DNS_1123.fullmatch(bare) is None:
+        return "is neither a DNS name nor an address"
+    return ""
+
+
+def _parse_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None

@@ -1,0 +1,482 @@
+"""From all objects to one Config: assembles what the dialects make, and redoes only what a change touches.
+
+The line, and what each step depends on:
+
+    IngressClasses, options      -> Classes       which Ingresses are ours
+    Ingress, Classes, port tables -> IngressPart  its claims on hosts, the Service ports it refers to
+    claims of a host             -> VirtualHost   order and conflicts
+    Service, slices, Nodes, Resolutions, who refers to it -> ServicePart  its upstreams
+    native files, port tables    -> NativePart    goes before all of the above
+    all of them                  -> Config, problems
+
+Every step keeps its results, by key, in the Translation. A change makes the results stale that depend on it; a new
+result that equals the old one *is* the old one, so that identity says what changed. The first translation is the same
+work with everything stale, so an incremental result equals a full one. Nothing in a Translation is changed after it is
+made: the next one copies the dictionaries that it changes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import chain
+from typing import TypeVar, cast
+
+import msgspec
+
+from lb.model.config import Config
+from lb.model.listener import Listener
+from lb.model.route import VirtualHost
+from lb.model.upstream import Balance, Upstream
+from lb.objects.discovery import SERVICE_NAME_LABEL
+from lb.objects.networking import Ingress
+from lb.objects.view import Changes, View
+from lb.problems import Origin, Problem, Problems
+from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
+from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
+from lb.translate.native import NativePart, clash, missing_upstream, translate_native
+from lb.translate.nodes import NodeTarget, find_node_targets
+from lb.translate.options import Options
+from lb.translate.precedence import Age, Claim, assemble_host
+from lb.translate.services import (
+    Reference,
+    ServicePart,
+    Wanted,
+    translate_service,
+)
+
+__all__ = ["HOST_SET", "LISTENER", "Options", "Translation", "translate"]
+
+LISTENER = "http"
+"""Name of the listener that serves Ingresses, unless a native file defines one for their host set."""
+HOST_SET = "ingress"
+
+_Name = tuple[str, str]
+"""(namespace, name)"""
+_Group = tuple[int, str, str]
+"""Where a problem is listed: what kind of thing it is about, then by name."""
+
+_GENERAL, _NATIVE, _INGRESS, _HOST, _SERVICE = range(5)
+
+_ValueT = TypeVar("_ValueT")
+_KeyT = TypeVar("_KeyT")
+
+
+class _State(msgspec.Struct, frozen=True):
+    """Results of all steps, kept for the next translation."""
+
+    options: Options
+    classes: Classes
+    ingresses: dict[_Name, IngressPart]
+    claims: dict[str, tuple[Claim, ...]]
+    """By hostname, oldest first."""
+    hosts: dict[str, VirtualHost]
+    users: dict[_Name, tuple[_Name, ...]]
+    """Service -> the Ingresses that refer to it."""
+    services: dict[_Name, ServicePart]
+    upstreams: dict[str, Upstream]
+    """Of Services."""
+    slice_owners: dict[_Name, str]
+    """EndpointSlice -> name of its Service."""
+    native: NativePart
+    problems: dict[_Group, tuple[Problem, ...]]
+    """Only what has some."""
+    groups: tuple[_Group, ...]
+    """The keys of `problems`, sorted."""
+
+
+class Translation(msgspec.Struct, frozen=True):
+    """What the objects mean."""
+
+    config: Config
+    problems: tuple[Problem, ...]
+    _state: _State
+
+
+def translate(view: View, options: Options, changes: Changes, previous: Translation | None) -> Translation:
+    """The model of everything in `view`.
+
+    `changes` are what differs from the view that `previous` was made of; without a previous translation, or with other
+    options, everything is translated. Parts that come out equal to `previous` are the same objects.
+    """
+    return _Build(view, options, changes, previous).run()
+
+
+_NO_STATE = _State(
+    Options(), Classes(False, frozenset(), frozenset(), ()), {}, {}, {}, {}, {}, {}, {}, NativePart(), {}, ()
+)
+
+
+class _Build:
+    """One translation under way: the old results, and those that replace them."""
+
+    def __init__(self, view: View, options: Options, changes: Changes, previous: Translation | None) -> None:
+        self._view = view
+        self._options = options
+        self._previous = previous
+        self._old = previous._state if previous is not None else _NO_STATE
+        self._fresh = previous is None or changes.everything or options != self._old.options
+        self._changed: defaultdict[str, set[_Name]] = defaultdict(set)
+        for key in chain(changes.changed, changes.removed):
+            self._changed[key.kind].add((key.namespace, key.name))
+        self._directory = Directory(view)
+        self._problems: dict[_Group, tuple[Problem, ...] | None] = {}
+        """Of the groups that were looked at again; None where there are none any more."""
+        self._rewanted: set[_Name] = set()
+        """Services that something else refers to than before, or otherwise."""
+
+    def run(self) -> Translation:
+        old = self._old
+        classes = read_classes(self._view, self._options) if self._is_stale("IngressClass") else old.classes
+        native = self._translate_native()
+        moved_ports = self._services_with_other_ports()
+        updates = self._translate_ingresses(classes, moved_ports)
+        ingresses = _patch(old.ingresses, updates)
+        claims, hosts = self._assemble_hosts(updates)
+        users = self._find_users(updates)
+        slice_owners, stale = self._follow_slices()
+        services, upstreams = self._translate_services(users, ingresses, native, stale)
+        config = self._assemble_config(hosts, upstreams, native)
+        self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
+        problems, groups = self._collect_problems()
+        state = _State(
+            self._options,
+            classes,
+            ingresses,
+            claims,
+            hosts,
+            users,
+            services,
+            upstreams,
+            slice_owners,
+            native,
+            problems,
+            groups,
+        )
+        if self._previous is not None and problems is old.problems:
+            return Translation(config, self._previous.problems, state)
+        return Translation(config, tuple(chain.from_iterable(problems[group] for group in groups)), state)
+
+    # -- Native files
+
+    def _translate_native(self) -> NativePart:
+        old = self._old.native
+        services = {(reference.namespace, reference.service) for reference in old.references}
+        if not (
+            self._is_stale("NativeConfig")
+            or not services.isdisjoint(self._changed["Service"])
+            or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
+        ):
+            return old
+        native = translate_native(self._view, self._directory)
+        if native == old:
+            return old
+        self._rewanted.update(_services(native.references), services)
+        return msgspec.structs.replace(native, config=_keep_equal_parts(native.config, old.config))
+
+    # -- Ingresses and hosts
+
+    def _services_with_other_ports(self) -> set[_Name]:
+        """Changed Services whose references must be resolved again."""
+        changed = self._changed["Service"] & self._old.services.keys()
+        return {name for name in changed if self._directory.table(*name) != self._old.services[name].table}
+
+    def _stale_ingresses(self, classes: Classes, moved_ports: Iterable[_Name]) -> Iterable[_Name]:
+        if self._fresh or classes != self._old.classes:
+            return chain(self._view.all("Ingress"), self._old.ingresses.keys() - self._view.all("Ingress").keys())
+        return self._changed["Ingress"].union(*(self._old.users.get(service, ()) for service in moved_ports))
+
+    def _translate_ingresses(self, classes: Classes, moved_ports: Iterable[_Name]) -> dict[_Name, IngressPart | None]:
+        """The Ingresses that differ from before; None for those that are gone."""
+        updates: dict[_Name, IngressPart | None] = {}
+        old = self._old.ingresses
+        stored = self._view.all("Ingress")
+        for name in self._stale_ingresses(classes, moved_ports):
+            one = stored.get(name)
+            part: IngressPart | None = None
+            if one is not None:
+                foreign = why_not_ours(classes, cast(Ingress, one.object), one.origin)
+                if foreign is None:
+                    part = translate_ingress(one, self._options, self._directory)
+                else:
+                    part = foreign_ingress(one, foreign)
+            if part == old.get(name):
+                continue
+            updates[name] = part
+            self._set_problems((_INGRESS, *name), part.problems if part is not None else ())
+        return updates
+
+    def _assemble_hosts(
+        self, updates: Mapping[_Name, IngressPart | None]
+    ) -> tuple[dict[str, tuple[Claim, ...]], dict[str, VirtualHost]]:
+        old_claims, old_hosts = self._old.claims, self._old.hosts
+        dropped, added = self._changed_claims(updates)
+        claims: dict[str, tuple[Claim, ...] | None] = {}
+        hosts: dict[str, VirtualHost | None] = {}
+        for hostname in dropped.keys() | added.keys():
+            gone = dropped.get(hostname, _NOBODY)
+            current = [one for one in old_claims.get(hostname, ()) if (one.age.namespace, one.age.name) not in gone]
+            current += added.get(hostname, ())
+            if len(current) > 1:
+                current.sort(key=_age)
+            claims[hostname] = tuple(current) or None
+            host, problems = assemble_host(hostname, current) if current else (None, ())
+            self._set_problems((_HOST, "", hostname), problems)
+            if host != old_hosts.get(hostname):
+                hosts[hostname] = host
+        return _patch(old_claims, claims), _patch(old_hosts, hosts)
+
+    def _changed_claims(
+        self, updates: Mapping[_Name, IngressPart | None]
+    ) -> tuple[dict[str, set[_Name]], dict[str, list[Claim]]]:
+        """Hostname -> the Ingresses whose old claim is gone, and the new claims."""
+        dropped: dict[str, set[_Name]] = {}
+        added: dict[str, list[Claim]] = {}
+        for name, part in updates.items():
+            new = part.claims if part is not None else ()
+            before = self._old.ingresses.get(name)
+            if before is not None and before.claims:
+                kept = {claim.hostname: claim for claim in new}
+                known = {claim.hostname: claim for claim in before.claims}
+                for hostname, claim in known.items():
+                    if kept.get(hostname) != claim:
+                        dropped.setdefault(hostname, set()).add(name)
+                new = tuple(claim for claim in new if known.get(claim.hostname) != claim)
+            for claim in new:
+                added.setdefault(claim.hostname, []).append(claim)
+        return dropped, added
+
+    # -- Services and upstreams
+
+    def _find_users(self, updates: Mapping[_Name, IngressPart | None]) -> dict[_Name, tuple[_Name, ...]]:
+        """Service -> the Ingresses that refer to it."""
+        dropped: dict[_Name, set[_Name]] = {}
+        added: dict[_Name, list[_Name]] = {}
+        for name, part in updates.items():
+            before = self._old.ingresses.get(name)
+            old = _services(before.references) if before is not None else _NOBODY
+            new = _services(part.references) if part is not None else _NOBODY
+            self._rewanted.update(old, new)
+            for service in old - new if old else ():
+                dropped.setdefault(service, set()).add(name)
+            for service in new - old if old else new:
+                added.setdefault(service, []).append(name)
+        users: dict[_Name, tuple[_Name, ...] | None] = {}
+        for service in dropped.keys() | added.keys():
+            gone = dropped.get(service, _NOBODY)
+            kept = [name for name in self._old.users.get(service, ()) if name not in gone]
+            users[service] = (*kept, *added.get(service, ())) or None
+        return _patch(self._old.users, users)
+
+    def _follow_slices(self) -> tuple[dict[_Name, str], set[_Name]]:
+        """EndpointSlice -> Service, and the Services whose slices changed."""
+        slices = self._view.all("EndpointSlice")
+        names = slices.keys() | self._old.slice_owners.keys() if self._fresh else self._changed["EndpointSlice"]
+        owners: dict[_Name, str | None] = {}
+        stale: set[_Name] = set()
+        for name in names:
+            old = self._old.slice_owners.get(name)
+            stored = slices.get(name)
+            owner = (stored.object.metadata.labels or {}).get(SERVICE_NAME_LABEL) if stored is not None else None
+            stale.update((name[0], one) for one in (old, owner) if one)
+            if owner != old:
+                owners[name] = owner
+        return _patch(self._old.slice_owners, owners), stale
+
+    def _stale_services(self, users: Mapping[_Name, object], native: NativePart, stale: set[_Name]) -> set[_Name]:
+        old = self._old.services
+        if self._fresh:
+            return {*users, *_services(native.references), *old}
+        stale = (stale | self._changed["Service"] | self._changed["Endpoints"]) & old.keys()
+        if self._changed["Node"]:
+            stale |= {name for name, part in old.items() if part.uses_nodes}
+        if self._changed["Resolution"]:
+            stale |= {name for name, part in old.items() if ("", part.resolve) in self._changed["Resolution"]}
+        return stale | self._rewanted
+
+    def _translate_services(
+        self,
+        users: Mapping[_Name, tuple[_Name, ...]],
+        ingresses: Mapping[_Name, IngressPart],
+        native: NativePart,
+        stale: set[_Name],
+    ) -> tuple[dict[_Name, ServicePart], dict[str, Upstream]]:
+        old = self._old.services
+        by_native: defaultdict[_Name, list[Reference]] = defaultdict(list)
+        for reference in native.references:
+            by_native[reference.namespace, reference.service].append(reference)
+        services: dict[_Name, ServicePart | None] = {}
+        upstreams: dict[str, Upstream | None] = {}
+        for name in self._stale_services(users, native, stale):
+            before = old.get(name)
+            if before is None or self._fresh or name in self._rewanted:
+                wanted = self._want(name, users.get(name, ()), ingresses, by_native.get(name, ()))
+            else:
+                wanted = before.wanted
+            part: ServicePart | None = None
+            if wanted.ports:
+                part = translate_service(self._view, self._options, self._nodes, *name, wanted)
+            if part == before:
+                continue
+            services[name] = part
+            self._set_problems((_SERVICE, *name), part.problems if part is not None else ())
+            for upstream in before.upstreams if before is not None else ():
+                upstreams[upstream.name] = None
+            for upstream in part.upstreams if part is not None else ():
+                known = self._old.upstreams.get(upstream.name)
+                upstreams[upstream.name] = known if known == upstream else upstream
+        return _patch(old, services), _patch(self._old.upstreams, upstreams)
+
+    @cached_property
+    def _nodes(self) -> tuple[NodeTarget, ...]:
+        return find_node_targets(self._view, self._options)
+
+    def _want(
+        self,
+        service: _Name,
+        users: Iterable[_Name],
+        ingresses: Mapping[_Name, IngressPart],
+        native: Iterable[Reference],
+    ) -> Wanted:
+        ports = {reference.port for reference in native}
+        asked: list[tuple[Age, int | str, Balance]] = []
+        for user in users:
+            part = ingresses[user]
+            for reference in part.references:
+                if reference.service == service[1] and reference.namespace == service[0]:
+                    ports.add(reference.port)
+                    if part.balance is not None:
+                        asked.append((part.age, reference.port, part.balance))
+        balances: dict[int | str, Balance] = {}
+        problems = Problems()
+        for age, port, balance in sorted(asked, key=lambda one: one[0]) if asked else ():
+            if balances.setdefault(port, balance) != balance:
+                problems.extend((self._contradiction(service, port, balances[port], age),))
+        return Wanted(tuple(sorted(ports, key=str)), balances, tuple(problems))
+
+    def _contradiction(self, service: _Name, port: int | str, balance: Balance, loser: Age) -> Problem:
+        stored = self._view.get("Ingress", loser.namespace, loser.name)
+        return Problem(
+            "LB5006",
+            stored.origin if stored is not None else Origin(),
+            f"lb/balance differs from that of an older Ingress that uses Service {service[0]}/{service[1]}:{port}",
+            why=f"one Service port has one way of balancing; {balance} is used",
+            fix="set lb/balance on the Service",
+            field="metadata.annotations[lb/balance]",
+        )
+
+    # -- The whole
+
+    def _assemble_config(
+        self, hosts: dict[str, VirtualHost], upstreams: dict[str, Upstream], native: NativePart
+    ) -> Config:
+        old = self._old
+        same = hosts is old.hosts and upstreams is old.upstreams and native is old.native
+        if self._previous is not None and same and self._options == old.options:
+            return self._previous.config
+        problems = Problems(native.problems)
+        listeners = self._listeners(hosts, native)
+        host_sets = dict(native.config.hosts)
+        if hosts or LISTENER in listeners:
+            host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
+        all_upstreams = self._with_native_upstreams(upstreams, native, problems)
+        self._set_problems((_NATIVE, "", ""), tuple(problems))
+        return Config(listeners, host_sets, all_upstreams)
+
+    def _listeners(self, hosts: Mapping[str, VirtualHost], native: NativePart) -> dict[str, Listener]:
+        """Ingresses bring their own listener, unless a native file defines one for them; alone, native files do not."""
+        listeners = native.config.listeners
+        if any(one.host_set == HOST_SET or one.name == LISTENER for one in listeners.values()):
+            return listeners
+        if listeners and not hosts:
+            return listeners
+        own = Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)
+        return {LISTENER: own, **listeners}
+
+    def _with_native_hosts(
+        self, hosts: dict[str, VirtualHost], native: NativePart, problems: Problems
+    ) -> dict[str, VirtualHost]:
+        own = native.config.hosts.get(HOST_SET)
+        if not own:
+            return hosts
+        for hostname in sorted(hosts.keys() & own.keys()):
+            winner = own[hostname].routes[0].origin if own[hostname].routes else Origin()
+            for loser in dict.fromkeys(route.origin for route in hosts[hostname].routes):
+                problems.extend((clash(f"host {hostname}", loser, winner, "" if winner.file else "a native file"),))
+        return {**hosts, **own}
+
+    def _with_native_upstreams(
+        self, upstreams: dict[str, Upstream], native: NativePart, problems: Problems
+    ) -> dict[str, Upstream]:
+        own = dict(native.config.upstreams)
+        for name in sorted(upstreams.keys() & own.keys()):
+            problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
+        for name, route in native.dangling.items():
+            if name not in upstreams:
+                own[name], problem = missing_upstream(name, route)
+                problems.extend((problem,))
+        return {**upstreams, **own} if own else upstreams
+
+    # -- Problems
+
+    def _general_problems(self, classes: Classes, ingresses: Mapping[_Name, IngressPart]) -> tuple[Problem, ...]:
+        if classes.everything and ingresses:
+            return (everything_is_served(), *classes.problems)
+        return classes.problems
+
+    def _set_problems(self, group: _Group, problems: tuple[Problem, ...]) -> None:
+        if problems != self._old.problems.get(group, ()):
+            self._problems[group] = problems or None
+
+    def _collect_problems(self) -> tuple[dict[_Group, tuple[Problem, ...]], tuple[_Group, ...]]:
+        problems = _patch(self._old.problems, self._problems)
+        if problems.keys() == self._old.problems.keys():
+            return problems, self._old.groups
+        kept = (group for group in self._old.groups if group in problems)
+        new = (group for group in self._problems if group in problems and group not in self._old.problems)
+        # Nearly sorted already, which the sort makes use of.
+        return problems, tuple(sorted(chain(kept, new)))
+
+    # -- What is stale
+
+    def _is_stale(self, kind: str) -> bool:
+        return self._fresh or bool(self._changed[kind])
+
+
+_NOBODY: frozenset[_Name] = frozenset()
+
+
+def _age(claim: Claim) -> Age:
+    return claim.age
+
+
+def _services(references: tuple[Reference, ...]) -> frozenset[_Name]:
+    return frozenset((reference.namespace, reference.service) for reference in references)
+
+
+def _patch(old: dict[_KeyT, _ValueT], updates: Mapping[_KeyT, _ValueT | None]) -> dict[_KeyT, _ValueT]:
+    """`old` with `updates`, where None removes; `old` itself when there are none."""
+    if not updates:
+        return old
+    new = dict(old)
+    for key, value in updates.items():
+        if value is None:
+            new.pop(key, None)
+        else:
+            new[key] = value
+    return new
+
+
+def _keep_equal_parts(new: Config, old: Config) -> Config:
+    """`new`, with the hosts and upstreams of `old` that are equal."""
+    hosts = {
+        host_set: {name: _keep(host, old.hosts.get(host_set, {}).get(name)) for name, host in hosts.items()}
+        for host_set, hosts in new.hosts.items()
+    }
+    upstreams = {name: _keep(upstream, old.upstreams.get(name)) for name, upstream in new.upstreams.items()}
+    return Config(new.listeners, hosts, upstreams)
+
+
+def _keep(new: _ValueT, old: _ValueT | None) -> _ValueT:
+    return old if old is not None and old == new else new
