@@ -1,0 +1,163 @@
+"""`lb check`: all that is wrong with the input, grouped by object, with places and fixes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
+from lb.cli.places import Place, Places
+from lb.model.config import Config
+from lb.problems import CODES, SEVERITIES, Problem
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+EXCERPT_WIDTH = 100
+_INDENT = "  "
+
+
+class _Finding(msgspec.Struct, frozen=True):
+    """A problem and its place, when it could be found."""
+
+    problem: Problem
+    place: Place | None
+
+    @property
+    def where(self) -> str:
+        origin = self.problem.origin
+        if self.place is not None:
+            return f"{origin.file}:{self.place.line}:{self.place.column}"
+        return origin.place
+
+
+@click.command(short_help="Tell what is wrong with objects and native files.")
+@path_arguments
+@config_option
+@translation_options
+@click.option("--strict", is_flag=True, help="Warnings count as errors.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(
+    paths: tuple[str, ...], config_file: str | None, flags: Flags, strict: bool, output: Literal["text", "json"]
+) -> None:
+    """Tell what is wrong with objects and native files.
+
+    Every problem is told with its object, file, line and column, why it matters and how to fix it. Exits with 0 when
+    there is no error, with 1 when there are some, with 2 for wrong usage.
+    """
+    read = read_input(paths, config_file, flags)
+    findings = list(_locate(read.problems))
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
+    else:
+        # Lines stay whole off a terminal, for other programs.
+        console = Console(highlight=False, soft_wrap=True)
+        _print_findings(console, findings)
+        _print_summary(console, findings, read)
+    failing = ("error", "warning") if strict else ("error",)
+    if any(problem.severity in failing for problem in read.problems):
+        raise SystemExit(1)
+
+
+def _locate(problems: Sequence[Problem]) -> Iterator[_Finding]:
+    """Problems by object, the objects in the order of their files; without an object by file."""
+    places = Places()
+    for problem in sorted(problems, key=_order):
+        yield _Finding(problem, places.find(problem))
+
+
+def _order(problem: Problem) -> tuple[object, ...]:
+    origin = problem.origin
+    index = int("".join(filter(str.isdigit, origin.item)) or 0)
+    return origin.file, origin.kind == "", origin.line, index, origin.object, SEVERITIES.index(problem.severity)
+
+
+def _print_findings(console: Console, findings: Sequence[_Finding]) -> None:
+    for name, group in groupby(findings, key=lambda finding: finding.problem.origin.object):
+        console.print(Text(name or "input", style="bold"))
+        for finding in group:
+            _print_finding(console, finding)
+        console.print()
+
+
+def _print_finding(console: Console, finding: _Finding) -> None:
+    problem = finding.problem
+    line = Text(_INDENT)
+    line.append(f"{finding.where}: " if finding.where else "")
+    line.append(f"{problem.severity}[{problem.code}]", STYLES[problem.severity])
+    line.append(f": {problem.what}")
+    console.print(line)
+    if finding.place is not None:
+        for excerpt in _excerpt(finding.place):
+            console.print(Text(f"{_INDENT}{excerpt}", style="dim"))
+    for label, text in (("field", problem.field), ("why", problem.why), ("fix", problem.fix)):
+        if text:
+            console.print(Text(f"{_INDENT * 2}{label}: {text}"))
+
+
+def _excerpt(place: Place) -> Iterator[str]:
+    """The line, or the part of it around the place, and a marker below."""
+    start = max(0, place.column - 1 - EXCERPT_WIDTH // 2) if len(place.text) > EXCERPT_WIDTH else 0
+    text = place.text[start : start + EXCERPT_WIDTH]
+    gutter = f"{place.line:>6} | "
+    # Tabs stay tabs in the line below, so that the marker stands under its character at any tab width.
+    below = "".join("\t" if character == "\t" else " " for character in text[: place.column - 1 - start])
+    yield f"{gutter}{text}"
+    yield f"{'|':>{len(gutter) - 1}} {below}^"
+
+
+def _print_summary(console: Console, findings: Sequence[_Finding], read: Input) -> None:
+    counts = _count_severities(findings)
+    told = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES if counts[severity])
+    serves = ", ".join(_plural(count, name) for name, count in _count_parts(read.config).items())
+    console.print(Text(f"{told or 'no problems'}; serves {serves}"))
+
+
+def _to_json(findings: Sequence[_Finding], read: Input) -> dict[str, Any]:
+    return {
+        "problems": [_finding_to_json(finding) for finding in findings],
+        "summary": {**_count_severities(findings), "objects": read.store.counts(), **_count_parts(read.config)},
+    }
+
+
+def _finding_to_json(finding: _Finding) -> dict[str, Any]:
+    problem, place = finding.problem, finding.place
+    return {
+        "code": problem.code,
+        "severity": problem.severity,
+        "title": CODES[problem.code].title,
+        "object": problem.origin.object,
+        "file": problem.origin.file,
+        "line": place.line if place else problem.origin.line,
+        "column": place.column if place else problem.origin.column,
+        "item": problem.origin.item,
+        "field": problem.field,
+        "what": problem.what,
+        "why": problem.why,
+        "fix": problem.fix,
+    }
+
+
+def _count_severities(findings: Sequence[_Finding]) -> dict[str, int]:
+    counts = Counter(finding.problem.severity for finding in findings)
+    return {severity: counts[severity] for severity in SEVERITIES}
+
+
+def _count_parts(config: Config) -> dict[str, int]:
+    hosts = [host for host_set in config.hosts.values() for host in host_set.values()]
+    return {
+        "listener": len(config.listeners),
+        "host": len(hosts),
+        "route": sum(len(host.routes) for host in hosts),
+        "upstream": len(config.upstreams),
+        "endpoint": sum(len(upstream.endpoints) for upstream in config.upstreams.values()),
+    }
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"

@@ -1,0 +1,60 @@
+"""`lb diff`: what changes between two inputs, in routing terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from lb.cli.inputs import Flags, config_option, read_input, translation_options
+from lb.model.config import Config
+from lb.model.diff import Change, diff
+
+SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+
+
+@click.command(short_help="Tell what would change in routing terms.")
+@click.argument("before", metavar="A", type=click.Path())
+@click.argument("after", metavar="B", type=click.Path())
+@config_option
+@translation_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(before: str, after: str, config_file: str | None, flags: Flags, as_json: bool) -> None:
+    """Tell what would change in routing terms if B were served instead of A.
+
+    A and B are files or directories. Exits with 0 when nothing changes, with 1 when something does, with 2 for wrong
+    usage.
+    """
+    changes = diff(_read(before, config_file, flags), _read(after, config_file, flags))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(changes), indent=2))
+    else:
+        _print_changes(Console(highlight=False, soft_wrap=True), changes)
+    if changes:
+        raise SystemExit(1)
+
+
+def _print_changes(console: Console, changes: Sequence[Change]) -> None:
+    for change in changes:
+        sign, style = SIGNS[change.what]
+        line = Text()
+        line.append(f"{sign} {change.kind:8} ", style)
+        line.append(change.effect)
+        place = change.after or change.before
+        if place:
+            line.append(f"  [{place}]", "dim")
+        console.print(line)
+    counts = [f"{sum(1 for change in changes if change.what == what)} {what}" for what in SIGNS]
+    console.print(Text(", ".join(counts) if changes else "nothing changes"))
+
+
+def _read(path: str, config_file: str | None, flags: Flags) -> Config:
+    """One side. Errors in it are told: what they cost looks like a removal."""
+    read = read_input((path,), config_file, flags)
+    errors = sum(1 for problem in read.problems if problem.severity == "error")
+    if errors:
+        click.echo(f"lb diff: {errors} errors in {path}; `lb check` tells which", err=True)
+    return read.config

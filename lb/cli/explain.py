@@ -1,0 +1,220 @@
+"""`lb explain`: the way of a request, step by step. Asks the running daemon, or works on files without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from urllib.parse import urlencode
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from lb.cli.inputs import Flags, config_option, path_arguments, read_input, translation_options
+from lb.model.explain import (
+    EndpointStep,
+    Explanation,
+    OptionStep,
+    RouteStep,
+    Source,
+    UpstreamStep,
+    Verdict,
+    explain,
+    make_ask,
+)
+
+MARKS: dict[Verdict, tuple[str, str]] = {"won": ("✓", "green"), "lost": ("✗", "red"), "not-reached": ("·", "dim")}
+MAX_LOSERS = 12
+"""How many routes in a row that lost by their path are printed; --json has all."""
+MAX_ENDPOINTS = 12
+_LABEL_WIDTH = 10
+
+
+@click.command(short_help="Tell which rule serves a request, and why not the others.")
+@click.argument("url")
+@path_arguments
+@config_option
+@translation_options
+@click.option("-X", "--request", "method", default="GET", show_default=True, metavar="METHOD")
+@click.option("-H", "--header", "lines", multiple=True, metavar="'NAME: VALUE'", help="Header line. Repeatable.")
+@click.option("--from", "client", default="", metavar="IP", help="Address of the client.")
+@click.option("--live", "socket", metavar="SOCKET", help="Admin socket of the daemon to ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    url: str,
+    paths: tuple[str, ...],
+    config_file: str | None,
+    flags: Flags,
+    method: str,
+    lines: tuple[str, ...],
+    client: str,
+    socket: str | None,
+    as_json: bool,
+) -> None:
+    """Tell which rule serves a request for URL, and why not the others.
+
+    With PATHs the answer is worked out from them, without them the running daemon is asked, which also knows the state
+    of its endpoints.
+    """
+    if paths and socket:
+        raise click.UsageError("give either PATHs or --live")
+    if paths or config_file:
+        explanation = _explain_files(url, method, lines, client, paths, config_file, flags)
+    else:
+        explanation = _ask_daemon(url, method, lines, client, socket)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(explanation), indent=2))
+    else:
+        print_explanation(Console(highlight=False, soft_wrap=True), explanation)
+
+
+def _explain_files(
+    url: str,
+    method: str,
+    lines: Sequence[str],
+    client: str,
+    paths: Sequence[str],
+    config_file: str | None,
+    flags: Flags,
+) -> Explanation:
+    try:
+        ask = make_ask(url, method, lines, client)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return explain(read_input(paths, config_file, flags).config, ask)
+
+
+def _ask_daemon(url: str, method: str, lines: Sequence[str], client: str, socket: str | None) -> Explanation:
+    # The client of the admin API is needed here only; without it the offline verbs start faster.
+    from lb.cli.ctl import Client
+    from lb.settings import find_admin_socket
+
+    query = [("url", url), ("method", method), ("client", client), *(("header", line) for line in lines)]
+    given = urlencode([(name, value) for name, value in query if value])
+    answer = Client(socket or find_admin_socket(), "json").get(f"/v1/explain?{given}")
+    return msgspec.convert(answer, Explanation)
+
+
+def print_explanation(console: Console, told: Explanation) -> None:
+    """Print the steps in the order in which they are decided. Without colour the marks say the same."""
+    query = "" if told.query is None else f"?{told.query}"
+    _print(console, "request", Text(f"{told.method} {told.host}{told.path}{query}"))
+    _print_rows(
+        console,
+        "listener",
+        [
+            _step(
+                one.verdict, f"{one.name} {_address(one.address, one.port)}, serves host set {one.host_set}", one.source
+            )
+            for one in told.listeners
+        ],
+    )
+    _print_rows(
+        console,
+        "host",
+        [_step(one.verdict, f"{one.hostname} ({one.routes} routes)", why=one.why) for one in told.hosts],
+    )
+    _print_rows(console, "route", list(_route_rows(told.routes)))
+    if told.action:
+        _print(console, "action", Text(told.action))
+    for upstream in told.upstreams:
+        _print_rows(console, "upstream", list(_upstream_rows(upstream)))
+    _print_rows(console, "options", list(_option_rows(told.options)))
+    _print_rows(console, "note", [Text(note) for note in told.notes])
+    _print(console, "result", _result(told))
+
+
+def _route_rows(routes: Sequence[RouteStep]) -> Iterator[Text]:
+    """All routes; of many in a row that lost by their path only the first and last few."""
+    for by_path, group in groupby(routes, key=lambda step: step.failed == "path"):
+        steps = list(group)
+        if by_path and len(steps) > MAX_LOSERS:
+            half = MAX_LOSERS // 2
+            yield from map(_route_row, steps[:half])
+            yield Text(f"  … {len(steps) - 2 * half} more whose path does not match", "dim")
+            yield from map(_route_row, steps[-half:])
+        else:
+            yield from map(_route_row, steps)
+
+
+def _route_row(step: RouteStep) -> Text:
+    return _step(step.verdict, f"{step.name}: {step.match}", step.source, step.why)
+
+
+def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
+    share = "" if upstream.share == 1 else f" gets {upstream.share:.0%}"
+    policy = f", {upstream.balance}" if upstream.balance else ""
+    affinity = f", affinity {upstream.affinity}" if upstream.affinity != "none" else ""
+    verdict: Verdict = "won" if upstream.serves and upstream.share else "lost" if upstream.share else "not-reached"
+    yield _step(verdict, f"{upstream.name}{share}{policy}{affinity}", upstream.source, upstream.why)
+    for endpoint in upstream.endpoints[:MAX_ENDPOINTS]:
+        yield _endpoint_row(endpoint)
+    rest = len(upstream.endpoints) - MAX_ENDPOINTS
+    if rest > 0:
+        yield Text(f"    … {rest} more endpoints", "dim")
+
+
+def _endpoint_row(endpoint: EndpointStep) -> Text:
+    style = "green" if endpoint.state == "ready" else "yellow"
+    row = Text("    ")
+    row.append(f"{endpoint.key} ")
+    row.append(endpoint.state, style)
+    details = [f"weight {endpoint.weight}"] if endpoint.weight != 1 else []
+    details += [f"{endpoint.active} active"] if endpoint.active is not None else []
+    details += [endpoint.target] if endpoint.target else []
+    row.append("".join(f", {detail}" for detail in details))
+    return _with_source(row, endpoint.source)
+
+
+def _option_rows(options: Sequence[OptionStep]) -> Iterator[Text]:
+    """What somebody set, each on its line; the built-in ones together."""
+    for option in options:
+        if option.set_by != "built in":
+            yield Text(f"{option.name} {option.value}  [{option.set_by}]")
+    built_in = ", ".join(f"{option.name} {option.value}" for option in options if option.set_by == "built in")
+    if built_in:
+        yield Text(f"built in: {built_in}", "dim")
+
+
+def _result(told: Explanation) -> Text:
+    if told.reason == "ok":
+        return Text(f"forwarded: {told.why}", "bold green")
+    if told.status is None:
+        return Text(f"no answer, {told.reason}: {told.why}", "bold red")
+    return Text(f"{told.status}, {told.reason}: {told.why}", "bold green" if told.status < 400 else "bold red")
+
+
+def _step(verdict: Verdict, text: str, source: Source | None = None, why: str = "") -> Text:
+    mark, style = MARKS[verdict]
+    row = Text()
+    row.append(f"{mark} ", style)
+    row.append(text, "bold" if verdict == "won" else "")
+    if why:
+        row.append(f" ({why})")
+    return row if source is None else _with_source(row, source)
+
+
+def _with_source(row: Text, source: Source) -> Text:
+    parts = [source.object if source.object != source.place else "", source.place, source.field]
+    text = " ".join(part for part in parts if part)
+    if text:
+        row.append(f"  [{text}]", "dim")
+    return row
+
+
+def _address(address: str, port: int) -> str:
+    if address.startswith("unix:"):
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address or '*'}:{port}"
+
+
+def _print_rows(console: Console, label: str, rows: Sequence[Text]) -> None:
+    for index, row in enumerate(rows):
+        _print(console, "" if index else label, row)
+
+
+def _print(console: Console, label: str, row: Text) -> None:
+    line = Text(f"{label:{_LABEL_WIDTH}}", "cyan")
+    line.append_text(row)
+    console.print(line)

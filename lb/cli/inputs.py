@@ -1,0 +1,166 @@
+"""What the verbs take and read: paths and the options of translation, and from them the Config and its problems."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+import msgspec
+
+from lb.model.config import Config
+from lb.objects.view import Changes
+from lb.problems import Origin, Problem, Problems
+from lb.settings import Kubernetes, Settings, SettingsError, load_settings
+from lb.sources.files import read_paths
+from lb.sources.store import Store
+from lb.translate.translation import Options, translate
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+class Flags(msgspec.Struct, frozen=True):
+    """The options of translation as given on the command line; None and () where they are not given."""
+
+    classes: tuple[str, ...] = ()
+    take_over: tuple[str, ...] = ()
+    targets: Literal["endpoints", "nodeports"] | None = None
+    node_selector: dict[str, str] | None = None
+    node_address: Literal["InternalIP", "ExternalIP"] | None = None
+
+    def apply(self, kubernetes: Kubernetes) -> Kubernetes:
+        """`kubernetes` with what was given in place of what it says."""
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name))}
+        return msgspec.structs.replace(kubernetes, **given)
+
+
+class Input(msgspec.Struct, frozen=True):
+    """All that was read."""
+
+    store: Store
+    config: Config
+    problems: tuple[Problem, ...]
+
+
+class _Labels(click.ParamType[dict[str, str]]):
+    """`a=b,c=d` as a dict."""
+
+    name = "labels"
+
+    def convert(
+        self, value: str | dict[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        if isinstance(value, dict):
+            return value
+        labels = {}
+        for label in value.split(","):
+            name, equals, text = label.partition("=")
+            if not equals or not name:
+                self.fail(f"{value!r} is not like NAME=VALUE,NAME=VALUE", param, ctx)
+            labels[name.strip()] = text.strip()
+        return labels
+
+
+_TRANSLATION = (
+    click.option(
+        "--class", "classes", multiple=True, metavar="NAME", help="Also serve this Ingress class. Repeatable."
+    ),
+    click.option(
+        "--take-over",
+        multiple=True,
+        metavar="CONTROLLER",
+        help="Serve what names this controller, such as k8s.io/ingress-nginx. Repeatable.",
+    ),
+    click.option(
+        "--targets",
+        type=click.Choice(["endpoints", "nodeports"]),
+        help="Send requests to pod addresses (the default) or to node ports.",
+    ),
+    click.option(
+        "--node-selector", type=_Labels(), metavar="NAME=VALUE,…", help="Labels that a node must have to be a target."
+    ),
+    click.option(
+        "--node-address",
+        type=click.Choice(["InternalIP", "ExternalIP"]),
+        help="Which address of a node is the target; InternalIP when not given.",
+    ),
+)
+
+
+def translation_options(function: FunctionT) -> FunctionT:
+    """Adds the options of translation. The function gets them as one argument, `flags: Flags`."""
+
+    @functools.wraps(function)
+    def collect(**arguments: Any) -> Any:  # noqa: ANN401  # click passes on whatever the command takes and returns
+        given = {name: arguments.pop(name) for name in Flags.__struct_fields__}
+        return function(flags=Flags(**given), **arguments)
+
+    for option in reversed(_TRANSLATION):
+        collect = option(collect)
+    return collect  # type: ignore[return-value]  # click's decorators keep the function
+
+
+def config_option(function: FunctionT) -> FunctionT:
+    """Adds `-c FILE`. The function gets it as `config_file: str | None`."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_file",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="Native file whose settings count; it is read like a PATH, too.",
+    )(function)
+
+
+def path_arguments(function: FunctionT) -> FunctionT:
+    """Adds `[PATH]...`. The function gets them as `paths: tuple[str, ...]`."""
+    return click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())(function)
+
+
+def read_input(paths: Sequence[str], config_file: str | None, flags: Flags) -> Input:
+    """Read and translate everything. What is wrong with it is in `problems`; UsageError when nothing is named."""
+    names = [*paths, *([config_file] if config_file and config_file not in paths else ())]
+    if not names:
+        raise click.UsageError("name at least one PATH to read, or - for standard input")
+    settings, problems = _read_settings(config_file)
+    store = read_paths(names)
+    translation = translate(store, make_options(settings, flags), Changes(everything=True), None)
+    return Input(store, translation.config, tuple(Problems([*problems, *store.problems(), *translation.problems])))
+
+
+def make_options(settings: Settings, flags: Flags) -> Options:
+    """The options of translation: the settings, and the command line over them."""
+    kubernetes = flags.apply(settings.kubernetes)
+    defaults = settings.defaults
+    return Options(
+        classes=kubernetes.classes,
+        take_over=kubernetes.take_over,
+        targets=kubernetes.targets,
+        node_selector=kubernetes.node_selector,
+        node_address=kubernetes.node_address,
+        port=kubernetes.port,
+        balance=defaults.balance,
+        http=defaults.http,
+        route=defaults.route,
+        upstream=defaults.upstream,
+    )
+
+
+def _read_settings(config_file: str | None) -> tuple[Settings, list[Problem]]:
+    """The settings, or the built-in ones and the Problem with those of the file."""
+    if config_file is None:
+        return Settings(), []
+    try:
+        return load_settings(config_file), []
+    except SettingsError as error:
+        return Settings(), [_settings_problem(config_file, str(error))]
+
+
+def _settings_problem(file: str, text: str) -> Problem:
+    """SettingsError begins with `FILE:LINE: `, which belongs in the origin."""
+    line, colon, what = text.removeprefix(f"{file}:").partition(": ")
+    if not colon or not line.isdigit():
+        return Problem("LB5003", Origin(file=file), text.removeprefix(f"{Path(file)}: "))
+    return Problem("LB5003", Origin(file=file, line=int(line)), what)

@@ -1,0 +1,144 @@
+"""Where exactly in a file a problem is: from object and field path to a line, a column and the line's text.
+
+Translation knows objects and field paths, not columns. The file is read again here, when somebody wants to see the
+place; a file that is gone, or no longer what it was, has no excerpt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lb.objects import yamltext
+from lb.problems import Problem
+
+MAX_FILE_BYTES = 4 << 20
+"""Larger files are exports of whole clusters: finding a place in them takes longer than it helps."""
+
+
+class Place(NamedTuple):
+    """A place in a file."""
+
+    line: int
+    column: int
+    text: str
+    """The whole line."""
+
+
+class Places:
+    """Finds places; keeps each file's nodes for the next problem in it."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, _File | None] = {}
+
+    def find(self, problem: Problem) -> Place | None:
+        """The place of a problem, as exactly as the file allows."""
+        origin = problem.origin
+        if origin.file not in self._files:
+            self._files[origin.file] = _read(origin.file)
+        file = self._files[origin.file]
+        return None if file is None else file.find(problem)
+
+
+class _Document(NamedTuple):
+    lines_before: int
+    root: Node
+
+    def line(self, node: Node) -> int:
+        return self.lines_before + int(node.start_mark.line) + 1
+
+
+class _File:
+    def __init__(self, data: bytes) -> None:
+        self._lines = data.decode("utf-8", "replace").splitlines()
+        self._documents = list(_compose(data))
+
+    def find(self, problem: Problem) -> Place | None:
+        origin = problem.origin
+        if origin.line and not problem.field:
+            return self._place(origin.line, origin.column or 1)
+        found = self._find_object(origin.line, origin.item)
+        if found is not None:
+            document, node = found
+            below = _descend(node, problem.field)
+            return self._place(document.line(below), below.start_mark.column + 1)
+        return None
+
+    def _find_object(self, line: int, item: str) -> tuple[_Document, Node] | None:
+        """The object that begins at `line` (the last one before it, for a place inside), or stands at `item`."""
+        if not line:
+            return (self._documents[0], _descend(self._documents[0].root, item)) if self._documents else None
+        before = [
+            (document, node)
+            for document in self._documents
+            for node in _objects(document.root)
+            if document.line(node) <= line
+        ]
+        return before[-1] if before else None
+
+    def _place(self, line: int, column: int) -> Place | None:
+        return Place(line, column, self._lines[line - 1]) if 0 < line <= len(self._lines) else None
+
+
+def _read(name: str) -> _File | None:
+    path = Path(name)
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            return None
+        return _File(path.read_bytes())
+    except OSError:
+        # The problem itself says that the file cannot be read; there is just no excerpt.
+        return None
+
+
+def _compose(data: bytes) -> Iterator[_Document]:
+    """The documents that are YAML (JSON is, too). Broken ones have their own problem, with line and column."""
+    for chunk in yamltext.split(data):
+        try:
+            for root in yamltext.compose(chunk.data):
+                yield _Document(chunk.first_line, root)
+        except yamltext.YamlError:
+            continue
+
+
+def _objects(root: Node) -> Iterator[Node]:
+    yield root
+    items = yamltext.member(root, "items")
+    if isinstance(items, SequenceNode):
+        yield from items.value
+
+
+def _descend(node: Node, path: str) -> Node:
+    """What `spec.rules[0].host` leads to, or the last part of it that exists: the value, or the key of what is nested.
+
+    Keys may have dots (`hosts.default.shop.example.com[0]`, annotations): the longest key that fits is taken.
+    """
+    mark = node
+    while path:
+        index = re.match(r"\.?\[([0-9]+)\]", path)
+        if isinstance(node, SequenceNode) and index is not None and int(index[1]) < len(node.value):
+            mark = node = node.value[int(index[1])]
+            path = path[index.end() :]
+            continue
+        entry = _entry(node, path.removeprefix("."))
+        if entry is None:
+            break
+        key, node = entry
+        mark = node if isinstance(node, ScalarNode) else key
+        path = path.removeprefix(".")[len(key.value) :]
+    return mark
+
+
+def _entry(node: Node, path: str) -> tuple[Node, Node] | None:
+    if not isinstance(node, MappingNode):
+        return None
+    fitting = [
+        (key, value)
+        for key, value in node.value
+        if isinstance(key, ScalarNode) and re.match(rf"{re.escape(key.value)}(?=[.\[]|$)", path)
+    ]
+    return max(fitting, key=lambda entry: len(entry[0].value), default=None)

@@ -1,0 +1,26 @@
+"""`lb render`: the model of any input as a native file."""
+
+from __future__ import annotations
+
+import click
+
+from lb.cli.inputs import Flags, config_option, path_arguments, read_input, translation_options
+from lb.model.text import to_text
+
+
+@click.command(short_help="Print what would be served as a native file.")
+@path_arguments
+@config_option
+@translation_options
+def command(paths: tuple[str, ...], config_file: str | None, flags: Flags) -> None:
+    """Print what would be served as a native file.
+
+    `lb run` serves the printed file as it serves the input. Exits with 1 when there were errors; what they cost is not
+    in the file, and `lb check` tells of them.
+    """
+    read = read_input(paths, config_file, flags)
+    click.echo(to_text(read.config), nl=False)
+    errors = sum(1 for problem in read.problems if problem.severity == "error")
+    if errors:
+        click.echo(f"lb render: {errors} errors in the input; `lb check` tells which", err=True)
+        raise SystemExit(1)
