@@ -244,7 +244,7 @@ class _KnownItems:
             old = self._by_key.get(_identity(entry))
         if old is None or old.object != entry.object:
             return entry
-        return old if old.origin == entry.origin else Stored(old.object, entry.origin)
+        return old if old.origin == entry.origin else Stored(old.object, replace(old.origin, item=entry.origin.item))
 
 
 def _identity(stored: Stored) -> tuple[type[Object], str, str]:

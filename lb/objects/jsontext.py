@@ -135,8 +135,13 @@ def _at(data: bytes, what: str, offset: int, truncated: bool) -> JsonError:
 
 def line_and_column(data: bytes, offset: int) -> tuple[int, int]:
     """Both from 1; the column counts characters."""
+    return data.count(b"\n", 0, offset) + 1, column(data, offset)
+
+
+def column(data: bytes, offset: int) -> int:
+    """Characters from the beginning of the line, from 1."""
     line_start = data.rfind(b"\n", 0, offset) + 1
-    return data.count(b"\n", 0, offset) + 1, len(data[line_start:offset].decode(errors="replace")) + 1
+    return len(data[line_start:offset].decode(errors="replace")) + 1
 
 
 def first_item_offset(data: bytes) -> int | None:

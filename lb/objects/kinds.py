@@ -20,7 +20,7 @@ class Kind(NamedTuple):
     type: type[Object]
     namespaced: bool
     keeps: frozenset[str]
-    """Which texts of the metadata lb uses. The others are dropped: they would cost memory, and a change of them (a leader
+    """What lb uses of the metadata's texts. The others are dropped: they cost memory, and a change of them (a leader
     election's heartbeat) would count as a change of the object."""
 
 

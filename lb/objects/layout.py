@@ -45,8 +45,8 @@ class Change(NamedTuple):
     first_item: int
     end_item: int
     text: bytearray
-    """Items with the commas between and behind them, and a spare byte before and behind: a part may be large, and no copy
-    of it is needed to read it as an array."""
+    """Items with the commas between and behind them, and a spare byte before and behind: a part may be large, and so no
+    copy of it is needed to read it as an array."""
     at_tail: bool
     """Nothing but the tail follows, so that no comma stands behind the last item."""
     shift: int

@@ -9,13 +9,14 @@ about 1 ms per megabyte; the data plane needs no GIL); `apply` is short and runs
 """
 
 # Paths stay texts, as the user wrote them, and links must not be resolved on the way.
-# ruff: noqa: PTH100, PTH112, PTH114, PTH115, PTH116, PTH118, PTH119, PTH120, PTH123, PTH208
+# ruff: noqa: PTH100, PTH112, PTH114, PTH115, PTH116, PTH118, PTH120, PTH123, PTH208
 from __future__ import annotations
 
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ STDIN = "-"
 SUFFIXES = (".yaml", ".yml", ".json")
 _READ_ATTEMPTS = 3
 """How often a file that changes while it is read is read again at once."""
+
+_CLOCK_TICK_NS = 20_000_000
+"""File dates are this coarse: the kernel's tick, 10 ms at most, and some more."""
+
+_CHECK_PATH = "check the path"
 
 
 class Signature(NamedTuple):
@@ -55,6 +61,23 @@ class _Content(msgspec.Struct, frozen=True):
     problems: Sequence[Problem]
     unknown: Mapping[str, int]
     ends_with_newline: bool
+    settled: bool = True
+    """Whether a file with this signature must have this content."""
+
+
+class Places(NamedTuple):
+    """Where to watch for changes, and which of them matter. All paths absolute."""
+
+    walked: frozenset[str]
+    """Directories of which every entry matters."""
+    ways: frozenset[str]
+    """Files, links and directories on the way to what was named."""
+    directories: frozenset[str]
+    """The existing directories that hold all these."""
+
+    def concerns(self, path: str) -> bool:
+        """Whether an event at `path` may have changed what is read."""
+        return path in self.ways or os.path.dirname(path) in self.walked
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -62,17 +85,22 @@ class Reading(msgspec.Struct, frozen=True):
 
     changed: Mapping[str, _Content]
     removed: Sequence[str]
-    directories: frozenset[str]
-    """All directories whose entries matter: where to watch."""
+    places: Places
 
 
 class Found(msgspec.Struct):
     """What the paths lead to."""
 
     files: dict[str, os.stat_result]
-    """By the path to show, sorted when done."""
+    """By the path to show."""
     problems: dict[str, Problem]
-    directories: set[str]
+    walked: set[str]
+    ways: set[str]
+
+    def places(self) -> Places:
+        holders = self.walked | {os.path.dirname(way) for way in self.ways}
+        directories = frozenset(path for path in holders if os.path.isdir(path))
+        return Places(frozenset(self.walked), frozenset(self.ways), directories)
 
 
 def read_paths(paths: Sequence[str | Path]) -> Store:
@@ -102,7 +130,7 @@ class FileSource:
         changed: dict[str, _Content] = {}
         for file, status in sorted(found.files.items()):
             before = self._contents.get(file)
-            if before is not None and not force and before.signature == _signature(status):
+            if before is not None and not force and before.settled and before.signature == _signature(status):
                 continue
             if file == STDIN and before is not None:
                 continue  # it can be read only once
@@ -110,8 +138,14 @@ class FileSource:
         for file, problem in found.problems.items():
             changed[file] = _unreadable(problem, self._contents.get(file))
         present = found.files.keys() | found.problems.keys()
-        removed = [file for file in self._contents if file not in present]
-        return Reading(changed, removed, frozenset(found.directories))
+        closed = tuple(path + "/" for path, problem in found.problems.items() if not _is_missing(problem))
+        removed = [file for file in self._contents if file not in present and not file.startswith(closed)]
+        return Reading(changed, removed, found.places())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no file was still being written when it was read last. If one was, load again soon."""
+        return all(content.settled for content in self._contents.values())
 
     def apply(self, reading: Reading) -> None:
         """Put what was loaded into the store."""
@@ -128,7 +162,7 @@ class FileSource:
 
 def find(paths: Iterable[str]) -> Found:
     """All files that the paths lead to, each once, whatever links lead to it."""
-    found = Found({}, {}, set())
+    found = Found({}, {}, set(), set())
     seen: set[tuple[int, int]] = set()
     for path in sorted(paths):
         _find(path, found, seen)
@@ -140,7 +174,7 @@ def _find(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     if path == STDIN:
         found.files[STDIN] = os.stat_result((0,) * 10)
         return
-    found.directories.update(_directories_to(path))
+    _note_way(path, found.ways)
     try:
         status = os.stat(path)
     except OSError as error:
@@ -158,7 +192,7 @@ def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    found.directories.add(os.path.abspath(directory))
+    found.walked.add(os.path.abspath(directory))
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
@@ -172,7 +206,7 @@ def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[
 def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     try:
         if os.path.islink(path):
-            found.directories.update(_directories_to(path))
+            _note_way(path, found.ways)
         status = os.stat(path)
     except FileNotFoundError:
         return  # a link that leads nowhere, or a file that has just gone
@@ -186,29 +220,16 @@ def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
         found.files[path] = status
 
 
-def _directories_to(path: str) -> Iterator[str]:
-    """The directory that holds `path`, and those of every link on the way to the file, or the nearest that exists."""
-    current = os.path.abspath(path)
-    for _ in range(40):  # as many links as Linux follows
-        parent = os.path.dirname(current)
-        while not os.path.isdir(parent) and parent != "/":
-            parent = os.path.dirname(parent)
-        yield parent
-        real_parent = os.path.realpath(os.path.dirname(current))
-        yield from _link_directories(os.path.dirname(current))
-        link = os.path.join(real_parent, os.path.basename(current))
-        if not os.path.islink(link):
-            return
-        current = os.path.normpath(os.path.join(real_parent, os.readlink(link)))
-
-
-def _link_directories(path: str) -> Iterator[str]:
-    """The directories of the links among the parts of a path: swapping one of them swaps all below."""
-    part = path
-    while part not in ("/", ""):
-        if os.path.islink(part):
-            yield os.path.realpath(os.path.dirname(part))
-        part = os.path.dirname(part)
+def _note_way(path: str, ways: set[str]) -> None:
+    """Add every directory, link and file on the way to `path`: whichever is replaced, `path` is something else."""
+    waiting = [os.path.abspath(path)]
+    while waiting:
+        part = waiting.pop()
+        while part not in ways and part != "/":
+            ways.add(part)
+            if os.path.islink(part):
+                waiting.append(os.path.normpath(os.path.join(os.path.dirname(part), os.readlink(part))))
+            part = os.path.dirname(part)
 
 
 def _os_problem(path: str, error: OSError) -> Problem:
@@ -217,8 +238,12 @@ def _os_problem(path: str, error: OSError) -> Problem:
         "LB1001",
         Origin(file=path),
         f"{path} cannot be read: {reason}",
-        fix="check the path" if isinstance(error, FileNotFoundError) else "check its permissions",
+        fix=_CHECK_PATH if isinstance(error, FileNotFoundError | NotADirectoryError) else "check its permissions",
     )
+
+
+def _is_missing(problem: Problem) -> bool:
+    return problem.fix == _CHECK_PATH
 
 
 # Reading
@@ -322,7 +347,13 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
         [*errors, *(rejected.problem for rejected in parts.rejected)],
         parts.unknown,
         read.ends_with_newline,
+        _is_settled(read.signature),
     )
+
+
+def _is_settled(signature: Signature | None) -> bool:
+    """A file written within the last tick of its clock may change once more and keep its date."""
+    return signature is not None and abs(time.time_ns() - signature.modified_ns) > _CLOCK_TICK_NS
 
 
 def _why_cut(read: _Read, good: _Content) -> str:
@@ -351,7 +382,8 @@ def _keep_all(file: str, signature: Signature | None, good: _Content, decoded: D
         why=f"the {len(good.stored)} objects of its last good version stay in use",
         fix="write the file whole, best under another name and then renamed over it",
     )
-    return msgspec.structs.replace(good, signature=signature, problems=[problem])
+    settled = _is_settled(signature)
+    return msgspec.structs.replace(good, signature=signature, problems=[problem], settled=settled)
 
 
 def _kept_items(decoded: Decoded, parts: Parts, good: _Content | None) -> list[Stored]:
@@ -374,8 +406,7 @@ def _say_kept(problem: Problem, count: int) -> Problem:
 
 def _unreadable(problem: Problem, before: _Content | None) -> _Content:
     """A file that is there but cannot be read keeps what it had; one that is not there has nothing."""
-    missing = problem.fix == "check the path"
-    if before is None or missing:
+    if before is None or _is_missing(problem):
         return _Content(None, Decoded([]), (), (problem,), {}, ends_with_newline=False)
     kept = msgspec.structs.replace(problem, why=f"its {len(before.stored)} objects stay in use")
     return msgspec.structs.replace(before, signature=None, problems=[kept])
