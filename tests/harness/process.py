@@ -159,7 +159,7 @@ class LbProcess:
     def ctl(self, *arguments: str) -> str:
         """Output of `lb ctl`; AssertionError when it fails."""
         result = subprocess.run(
-            [sys.executable, "-m", "lb", "ctl", "--admin-socket", str(self.admin_socket), *arguments],
+            [sys.executable, "-m", "lb", "ctl", "--socket", str(self.admin_socket), *arguments],
             cwd=ROOT, env=_environment(None), capture_output=True, text=True, timeout=DEADLINE * 2, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"ctl {arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"

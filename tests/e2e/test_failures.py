@@ -1,0 +1,206 @@
+"""What fails around lb: endpoints that die, hang and return, descriptors that run out, floods of clients."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.backend import RawBackend
+from tests.harness.client import RawClient, get, post
+from tests.harness.echo_server import EchoServer
+from tests.harness.load import Load
+from tests.harness.native import Native, respond
+from tests.harness.serving import Serving, serving
+from tests.harness.waiting import DEADLINE, wait_until
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[EchoServer]]:
+    with EchoServer("a", tmp_path / "a.journal") as a, EchoServer("b", tmp_path / "b.journal") as b:
+        yield [a, b]
+
+
+@pytest.fixture
+def site(tmp_path: Path, servers: list[EchoServer]) -> Iterator[Serving]:
+    native = Native()
+    keys = [server.key for server in servers]
+    native.serve("shop.test", *keys, connect_timeout="500ms")
+    native.serve("hanging.test", *keys, connect_timeout="500ms", route={"response_timeout": "500ms"})
+    native.host("local.test", respond("local", 200, "from lb"))
+    with serving(tmp_path, native) as started:
+        yield started
+
+
+def journal(servers: list[EchoServer]) -> Counter[str]:
+    """How often each X-Id was executed."""
+    seen: Counter[str] = Counter()
+    for server in servers:
+        if server.journal is not None and server.journal.exists():
+            seen.update(server.journal.read_text().split())
+    return seen
+
+
+def test_no_get_fails_when_one_of_two_endpoints_is_killed(site: Serving, servers: list[EchoServer]) -> None:
+    with Load(site.address(), get("shop.test"), connections=16, pause=0.002) as load:
+        for server in servers:
+            server.kill()
+            load.wait_for_progress(400)
+            server.start()
+            seen = load.backends[server.name]
+            wait_until(lambda s=server, n=seen: load.backends[s.name] > n, "the endpoint is used again")
+    load.assert_perfect()
+
+
+def test_no_get_fails_when_an_endpoint_dies_in_the_middle_of_it(site: Serving, servers: list[EchoServer]) -> None:
+    """Sent, unanswered, and idempotent: it may be tried again (RFC 9110 9.2.2)."""
+    with Load(site.address(), get("shop.test", "/slow/100"), connections=16) as load:
+        servers[0].kill()
+        load.wait_for_progress(200)
+        servers[0].start()
+    answered = load.statuses
+    # A request that was already on its way to a fresh connection may be answered 502, once a connection at most.
+    assert set(answered) <= {200, 502}
+    assert answered[502] <= 16
+    assert load.closed == 0
+
+
+def test_no_post_is_executed_twice(site: Serving, servers: list[EchoServer]) -> None:
+    load = Load(
+        site.address(), lambda n: post("shop.test", b"pay", "/slow/5", f"X-Id: {n}"), connections=16, pause=0.001
+    )
+    load.remember = True
+    with load:
+        for server in servers * 2:
+            server.kill()
+            load.wait_for_progress(200)
+            server.start()
+            load.wait_for_progress(200)
+    executed = journal(servers)
+    assert executed
+    assert [number for number, count in executed.items() if count > 1] == []
+    assert {str(number) for number in load.answered} <= set(executed)
+
+
+def test_a_paused_endpoint_costs_a_timeout_and_nothing_more(site: Serving, servers: list[EchoServer]) -> None:
+    with Load(site.address(), get("hanging.test"), connections=8, pause=0.002) as load:
+        servers[0].process.send_signal(signal.SIGSTOP)
+        try:
+            load.wait_for_progress(30)
+        finally:
+            servers[0].process.send_signal(signal.SIGCONT)
+        wait_until(lambda: load.backends["a"], "the endpoint is used again")
+        failures = len(load.failures)
+        load.wait_for_progress(300)
+        # Whatever was sent while it was paused has been answered or given up by now.
+        assert len(load.failures) <= failures + 8
+    assert set(load.statuses) <= {200, 504}
+
+
+def test_all_endpoints_down_and_back_again(site: Serving, servers: list[EchoServer]) -> None:
+    with site.connect() as client:
+        assert client.ask(get("shop.test")).status == 200
+        for server in servers:
+            server.kill()
+        for _ in range(5):
+            assert client.ask(get("shop.test")).status in (502, 503)
+        assert client.ask(get("local.test")).status == 200
+        for server in servers:
+            server.start()
+        wait_until(lambda: client.ask(get("shop.test")).status == 200, "it is served again", interval=0.05)
+
+
+def test_descriptors_that_run_out_stop_nothing_for_long(tmp_path: Path) -> None:
+    native = Native()
+    backend = RawBackend()
+    native.serve("shop.test", backend)
+    native.host("local.test", respond("local", 200, "from lb"))
+    with serving(tmp_path, native, {"shop.test": backend}, open_files=160) as site:
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    clients.append(stack.enter_context(site.connect(timeout=5)))
+            for client in clients:
+                client.send(get("shop.test"))
+            assert site.lb.process.poll() is None
+            # It must not spin on a listener that it cannot accept from.
+            spent = site.lb.cpu_seconds()
+            idle = threading.Event()
+            idle.wait(1.0)
+            assert site.lb.cpu_seconds() - spent < 0.5
+
+        def served() -> bool:
+            with contextlib.suppress(OSError, AssertionError, EOFError), site.connect(timeout=2) as client:
+                return client.ask(get("shop.test")).status == 200
+            return False
+
+        wait_until(served, "it serves again", interval=0.1)
+        wait_until(lambda: site.lb.fd_count() < 100, "descriptors are given back", interval=0.1)
+        backend.assert_clean()
+
+
+def test_two_thousand_half_sent_requests_leave_others_alone(site: Serving) -> None:
+    half = get("shop.test")[:-2]
+    clients: list[RawClient] = []
+    before = site.lb.rss_bytes()
+    try:
+        for _ in range(2_000):
+            client = site.connect()
+            client.send(half)
+            clients.append(client)
+        wait_until(lambda: site.lb.metric("lb_connections_active") >= 2_000, "all are accepted", interval=0.1)
+        assert site.lb.rss_bytes() - before < 100_000_000
+        with site.connect() as client:
+            for _ in range(50):
+                assert client.ask(get("shop.test")).status == 200
+        for client in clients[::100]:
+            client.send(b"\r\n")
+            assert client.response().status == 200
+    finally:
+        for client in clients:
+            client.close()
+    wait_until(lambda: site.lb.metric("lb_connections_active") == 0, "all have gone", interval=0.1)
+
+
+def test_connections_that_are_reset_at_once_leak_nothing(site: Serving) -> None:
+    with site.connect() as client:
+        assert client.ask(get("shop.test")).status == 200
+    before = site.lb.sockets()
+    for number in range(1_000):
+        client = site.connect()
+        if number % 2:
+            client.send(get("shop.test"))
+        client.reset()
+    wait_until(lambda: site.lb.metric("lb_connections_active") == 0, "all have gone", interval=0.05)
+    # What stays are connections kept to the two endpoints.
+    wait_until(lambda: site.lb.sockets() <= before + 100, "their sockets have gone", timeout=DEADLINE)
+    with Load(site.address(), get("shop.test"), connections=4) as load:
+        load.wait_for_progress(200)
+    load.assert_perfect()
+
+
+def test_limits_of_an_upstream_queue_and_refuse(tmp_path: Path, servers: list[EchoServer]) -> None:
+    native = Native()
+    native.serve("queue.test", servers[0].key, max_connections=2, max_queue=100, queue_timeout="20s")
+    native.serve("full.test", servers[0].key, max_connections=1, max_queue=1)
+    native.serve("late.test", servers[0].key, max_connections=1, queue_timeout="300ms")
+    with serving(tmp_path / "limits", native) as site:
+        with Load(site.address(), get("queue.test", "/slow/5"), connections=20) as load:
+            load.wait_for_progress(200)
+        load.assert_perfect()
+        for host in ("full.test", "late.test"):
+            clients = [site.connect() for _ in range(4)]
+            for client in clients:
+                client.send(get(host, "/slow/1000"))
+            statuses = Counter(client.response().status for client in clients)
+            assert statuses[200] >= 1
+            assert statuses[503] + statuses[504] >= 2
+            assert sum(statuses.values()) == 4
+            for client in clients:
+                client.close()
