@@ -55,6 +55,10 @@ types: $(READY_TEST) ## mypy --strict
 docs: build $(READY_TEST) ## run the commands of README and docs/ and compare what they print
 	@exec $(BIN)/pytest -q tests/docs $(ARGS)
 
+.PHONY: tables
+tables: build $(READY_TEST) ## write the tables of docs/ again, from the code
+	@exec $(BIN)/python -m tests.docs.tables
+
 .PHONY: schema
 schema: build ## write conf/lb.schema.json again, from the types
 	@$(BIN)/lb schema > conf/lb.schema.json.new && mv conf/lb.schema.json.new conf/lb.schema.json

@@ -5,26 +5,23 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import get_type_hints
 
 import msgspec
 
 from lb.model.form import option_fields
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.schema import field_texts
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import UpstreamOptions
 from lb.observe import metrics
 from lb.problems import CODES
 from lb.settings import Settings
+from lb.translate.annotations import ANNOTATIONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MARKED = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -37,9 +34,13 @@ def fill(text: str) -> str:
 
 def options_table(options: type[msgspec.Struct]) -> str:
     """The options of a struct as they are written in the native file."""
-    meanings = _meanings(options)
+    meanings = field_texts(options)
     rows = [
-        (f"`{field.key}`", _default(field.unit, field.default), meanings.get(field.attribute, _spelled(field.key)))
+        (
+            f"`{field.key}`",
+            _default(field.unit, field.default),
+            _cell(meanings.get(field.attribute) or _spelled(field.key)),
+        )
         for field in option_fields(options)
     ]
     return _table(("option", "default", "meaning"), rows)
@@ -56,6 +57,12 @@ def problems_table() -> str:
     return _table(("code", "severity", "title"), rows)
 
 
+def annotations_table() -> str:
+    """Our own annotations."""
+    rows = [(f"`{one.name}`", ", ".join(one.places), _cell(one.text)) for one in ANNOTATIONS]
+    return _table(("annotation", "on", "meaning"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "listener-options": lambda: options_table(HttpOptions),
@@ -63,11 +70,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "upstream-options": lambda: options_table(UpstreamOptions),
     "metrics": metrics.table,
     "problems": problems_table,
+    "annotations": annotations_table,
 }
 
 
 def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
-    meanings = _meanings(section)
+    meanings = field_texts(section)
     for field in option_fields(section):
         path = f"{prefix}{field.key}"
         if path in ("defaults.http", "defaults.route", "defaults.upstream"):
@@ -75,7 +83,7 @@ def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _settings_rows(field.type, f"{path}.")
         else:
-            meaning = meanings.get(field.attribute) or _spelled(field.key)
+            meaning = _cell(meanings.get(field.attribute) or _spelled(field.key))
             yield f"`{path}`", _default(field.unit, field.default), meaning
 
 
@@ -89,24 +97,13 @@ def _default(unit: str, value: object) -> str:
     return f"`{value}`"
 
 
-@cache
-def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Attribute -> its docstring, which only the source has."""
-    tree = ast.parse(inspect.getsource(struct))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    found = {}
-    for field, after in pairwise(body):
-        match field, after:
-            case ast.AnnAssign(target=ast.Name(id=attribute)), ast.Expr(value=ast.Constant(value=str(meaning))):
-                found[attribute] = " ".join(meaning.split()).replace("|", "\\|")
-    unknown = found.keys() - get_type_hints(struct).keys()
-    assert not unknown, unknown
-    return found
-
-
 def _spelled(key: str) -> str:
     """For a name that says all: `max_headers` is "Max headers."."""
     return key.replace("_", " ").capitalize() + "."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
