@@ -85,7 +85,6 @@ class Reading(msgspec.Struct, frozen=True):
 
     changed: Mapping[str, _Content]
     removed: Sequence[str]
-    places: Places
 
 
 class Found(msgspec.Struct):
@@ -114,38 +113,47 @@ class FileSource:
     """Keeps a store in step with files and directories."""
 
     def __init__(self, paths: Sequence[str | Path], store: Store) -> None:
+        self.places = Places(frozenset(), frozenset(), frozenset())
+        """Where to watch, as of the last look."""
         self._paths = [str(path) for path in paths]
         self._store = store
         self._contents: dict[str, _Content] = {}
 
     def read(self, force: bool = False) -> bool:
-        """Load and apply at once. Returns whether anything was different."""
+        """Load and apply at once. Returns whether there was anything new."""
         reading = self.load(force)
         self.apply(reading)
         return bool(reading.changed or reading.removed)
 
-    def load(self, force: bool = False) -> Reading:
-        """Find all files and read those that changed, or all with `force`. One call at a time; any thread."""
-        found = find(self._paths)
-        changed: dict[str, _Content] = {}
-        for file, status in sorted(found.files.items()):
-            before = self._contents.get(file)
-            if before is not None and not force and before.settled and before.signature == _signature(status):
-                continue
-            if file == STDIN and before is not None:
-                continue  # it can be read only once
-            changed[file] = _read(file, before)
-        for file, problem in found.problems.items():
-            changed[file] = _unreadable(problem, self._contents.get(file))
-        present = found.files.keys() | found.problems.keys()
-        closed = tuple(path + "/" for path, problem in found.problems.items() if not _is_missing(problem))
-        removed = [file for file in self._contents if file not in present and not file.startswith(closed)]
-        return Reading(changed, removed, found.places())
+    def is_stale(self) -> bool:
+        """Whether `read` would find anything new, told from the files' dates alone. Any thread."""
+        found = self._find()
+        return any(self._is_news(file, status) for file, status in found.files.items()) or (
+            found.problems.keys() | found.files.keys() != self._contents.keys()
+        )
 
     @property
     def is_settled(self) -> bool:
-        """Whether no file was still being written when it was read last. If one was, load again soon."""
+        """Whether no file was still being written when it was read last. If one was, look again soon."""
         return all(content.settled for content in self._contents.values())
+
+    def load(self, force: bool = False) -> Reading:
+        """Find all files and read those that changed, or all with `force`. Any thread, one call at a time."""
+        found = self._find()
+        changed: dict[str, _Content] = {}
+        for file, status in sorted(found.files.items()):
+            if force or self._is_news(file, status):
+                changed[file] = _read(file, status, self._contents.get(file))
+        for path, problem in found.problems.items():
+            before = self._contents.get(path)
+            content = _unreadable(problem, before, None)
+            if before is None or before.problems != content.problems or before.signature is not None:
+                changed[path] = content
+        present = found.files.keys() | found.problems.keys()
+        # What is below a directory that cannot be read now has not gone.
+        closed = tuple(path + "/" for path, problem in found.problems.items() if not _is_missing(problem))
+        removed = [file for file in self._contents if file not in present and not file.startswith(closed)]
+        return Reading(changed, removed)
 
     def apply(self, reading: Reading) -> None:
         """Put what was loaded into the store."""
@@ -155,6 +163,15 @@ class FileSource:
         for file, content in reading.changed.items():
             self._contents[file] = content
             self._store.replace_file(file, content.stored, content.problems, content.unknown)
+
+    def _find(self) -> Found:
+        found = find(self._paths)
+        self.places = found.places()
+        return found
+
+    def _is_news(self, file: str, status: os.stat_result) -> bool:
+        before = self._contents.get(file)
+        return before is None or not before.settled or before.signature != _signature(status)
 
 
 # Finding
@@ -263,12 +280,14 @@ class _Read(NamedTuple):
     ends_with_newline: bool
 
 
-def _read(file: str, before: _Content | None) -> _Content:
+def _read(file: str, status: os.stat_result, before: _Content | None) -> _Content:
+    if file == STDIN and before is not None:
+        return before  # it can be read only once
     try:
         read = _read_part(file, before) if before is not None else None
         read = read or _read_whole(file, before.decoded if before else None)
     except OSError as error:
-        return _unreadable(_os_problem(file, error), before)
+        return _unreadable(_os_problem(file, error), before, _signature(status))
     return _judge(file, read, before)
 
 
@@ -404,9 +423,9 @@ def _say_kept(problem: Problem, count: int) -> Problem:
     return msgspec.structs.replace(problem, why=why)
 
 
-def _unreadable(problem: Problem, before: _Content | None) -> _Content:
+def _unreadable(problem: Problem, before: _Content | None, signature: Signature | None) -> _Content:
     """A file that is there but cannot be read keeps what it had; one that is not there has nothing."""
     if before is None or _is_missing(problem):
-        return _Content(None, Decoded([]), (), (problem,), {}, ends_with_newline=False)
+        return _Content(signature, Decoded([]), (), (problem,), {}, ends_with_newline=False)
     kept = msgspec.structs.replace(problem, why=f"its {len(before.stored)} objects stay in use")
-    return msgspec.structs.replace(before, signature=None, problems=[kept])
+    return msgspec.structs.replace(before, signature=signature, problems=[kept])
