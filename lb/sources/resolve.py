@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,6 @@ FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 LIFETIME_S = 10.0
 """How long one look-up may try all servers."""
-GATHER_S = 0.02
-"""Answers that come together make one build."""
 _PARALLEL = 32
 """Look-ups under way at the same time."""
 
@@ -53,94 +51,65 @@ class ResolveError(Exception):
 
 
 class Resolver:
-    """Follows the names that are wanted, while it runs."""
+    """Follows a set of names. `changed` is called in the event loop after a Resolution in the store has changed."""
 
-    def __init__(self, dns_resolver: dns.asyncresolver.Resolver | None = None, hosts_file: Path = HOSTS_FILE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        changed: Callable[[], None],
+        dns_resolver: dns.asyncresolver.Resolver | None = None,
+        hosts_file: Path = HOSTS_FILE,
+    ) -> None:
         """`dns_resolver` is the system's (/etc/resolv.conf) when none is given."""
+        self._store = store
+        self._changed = changed
         self._dns_resolver = dns_resolver
         self._hosts_file = hosts_file
-        self._parallel = asyncio.Semaphore(_PARALLEL)
-        self._wanted: frozenset[str] = frozenset()
-        self._found: dict[str, Resolution] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._running = False
-        self._news = asyncio.Event()
+        self._parallel = asyncio.Semaphore(_PARALLEL)
 
-    def want(self, names: Iterable[str]) -> None:
+    def follow(self, names: Iterable[str]) -> None:
         """Follow exactly these names from now on. What is known of a name that stays is kept."""
-        self._wanted = frozenset(names)
-        if self._running:
-            self._start_and_stop()
-
-    def refresh(self) -> None:
-        """Ask for all names again now."""
-        for task in self._tasks.values():
-            task.cancel()
-        self._tasks.clear()
-        if self._running:
-            self._start_and_stop()
-
-    async def run(self, apply: Callable[[], Awaitable[object]]) -> None:
-        """Keep the names fresh until cancelled. `apply` is called when there is news; it is to call `bring`."""
-        self._running = True
-        self._start_and_stop()
-        try:
-            while True:
-                await self._news.wait()
-                await asyncio.sleep(GATHER_S)
-                self._news.clear()
-                await apply()
-        finally:
-            self._running = False
-            tasks = list(self._tasks.values())
-            self._tasks.clear()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def bring(self, store: Store) -> None:
-        """Put what is known into the store, and take out what nobody wants. For the thread that owns the store."""
-        for _, name in list(store.all("Resolution")):
-            if name not in self._wanted:
-                store.drop(Key("Resolution", "", name))
-        for name, resolution in list(self._found.items()):
-            known = store.get("Resolution", "", name)
-            if name in self._wanted and (known is None or known.object != resolution):
-                store.put(Stored(resolution, Origin(kind="Resolution", name=name)))
-
-    def _start_and_stop(self) -> None:
-        for name in self._tasks.keys() - self._wanted:
+        wanted = set(names)
+        for name in self._tasks.keys() - wanted:
             self._tasks.pop(name).cancel()
-        for name in self._found.keys() - self._wanted:
-            del self._found[name]
-            self._news.set()
-        for name in sorted(self._wanted - self._tasks.keys()):
+            self._store.drop(Key("Resolution", "", name))
+        for name in sorted(wanted - self._tasks.keys()):
             self._tasks[name] = asyncio.create_task(self._follow(name), name=f"resolve {name}")
 
+    async def close(self) -> None:
+        """Stop following; the addresses stay in the store."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _follow(self, name: str) -> None:
+        addresses: tuple[str, ...] = ()
         failures = 0
         while True:
             try:
                 async with self._parallel:
                     answer = await self.resolve(name)
             except ResolveError as error:
-                known = self._found.get(name)
-                self._note(name, known.addresses if known else (), str(error))
-                pause_s = min(FIRST_RETRY_S * 2**failures, LONGEST_RETRY_S)
+                self._put(name, addresses, str(error))
+                await asyncio.sleep(min(FIRST_RETRY_S * 2**failures, LONGEST_RETRY_S))
                 failures = min(failures + 1, 16)
-            else:
-                failures = 0
-                self._note(name, answer.addresses, "")
-                if answer.ttl_s is None:
-                    return
-                pause_s = answer.ttl_s
-            await asyncio.sleep(pause_s)
+                continue
+            failures = 0
+            addresses = answer.addresses
+            self._put(name, addresses, "")
+            if answer.ttl_s is None:
+                return
+            await asyncio.sleep(answer.ttl_s)
 
-    def _note(self, name: str, addresses: tuple[str, ...], error: str) -> None:
+    def _put(self, name: str, addresses: tuple[str, ...], error: str) -> None:
         resolution = Resolution(ObjectMeta(name=name), addresses, error)
-        if self._found.get(name) != resolution:
-            self._found[name] = resolution
-            self._news.set()
+        known = self._store.get("Resolution", "", name)
+        if known is None or known.object != resolution:
+            self._store.put(Stored(resolution, Origin(kind="Resolution", name=name)))
+            self._changed()
 
     async def resolve(self, name: str) -> Answer:
         """All addresses of a name: a literal, a line of the hosts file, or what DNS says. Raises ResolveError."""

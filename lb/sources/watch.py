@@ -1,4 +1,4 @@
-"""Follows files and directories: says when to read them again, soon after a change is complete.
+"""Follows files and directories: tells the store of changes soon after they are complete.
 
 Owns when to read: 100 ms after the last event, at most 500 ms after the first. What the events say does not matter,
 only that there were some: FileSource compares all files with what it knows, so a lost, doubled or misleading event
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from watchfiles._rust_notify import RustNotify
@@ -34,61 +34,72 @@ _Watched = Mapping[str, tuple[int, int]]
 """Directory -> device and inode: one that is deleted and made again has the same path, but is not watched any more."""
 
 
-async def watch(source: FileSource, read: Callable[[], Awaitable[object]], ready: asyncio.Event | None = None) -> None:
-    """Call `read`, which is to call `source.read()`, whenever files have changed; until cancelled.
+class Watcher:
+    """Keeps a FileSource read. `changed` is called in the event loop after the store has taken something in."""
 
-    `ready` is set while changes are noticed: all that came before was read, all that comes will be.
-    """
-    stop = _Stop()
-    ready = ready or asyncio.Event()
-    try:
+    def __init__(self, source: FileSource, changed: Callable[[], None]) -> None:
+        self._source = source
+        self._changed = changed
+        self._lock = asyncio.Lock()
+        self.ready = asyncio.Event()
+        """Set while changes are noticed: all that came before was read, all that comes will be."""
+
+    async def run(self) -> None:
+        """Read everything, then follow changes until cancelled."""
+        stop = _Stop()
+        try:
+            await self._read()
+            while True:
+                await self._watch(stop)
+        finally:
+            stop.is_stopped = True
+            self.ready.clear()
+
+    async def rescan(self) -> None:
+        """Read everything again now (SIGHUP), whatever the files' dates say."""
+        await self._read(force=True)
+
+    async def _watch(self, stop: _Stop) -> None:
+        """Follow one set of directories until it is no longer the right one."""
+        watched = _identify(self._source.places.directories)
+        try:
+            notify = _notify(watched)
+        except (OSError, RuntimeError) as error:  # a directory has gone meanwhile, or the kernel's limit is reached
+            _log.warning("files cannot be watched", error=str(error), retry_ms=_RETRY_MS)
+            await asyncio.sleep(_RETRY_MS / 1000)
+            await self._read()
+            return
+        with notify:
+            await self._read()  # what changed before the watch began sent no event
+            while watched == _identify(self._source.places.directories):
+                self.ready.set()
+                await self._wait(notify, stop)
+                await self._read()
+        self.ready.clear()
+
+    async def _wait(self, notify: RustNotify, stop: _Stop) -> None:
+        """Until files have changed and then kept still, or until it is time to look without an event."""
+        wait_ms = _LONGEST_WAIT_MS if self._source.is_settled else _RETRY_MS
         while True:
-            await _follow(source, read, ready, stop)
-            ready.clear()
-    finally:
-        stop.is_stopped = True
-        ready.clear()
-
-
-async def _follow(source: FileSource, read: Callable[[], Awaitable[object]], ready: asyncio.Event, stop: _Stop) -> None:
-    """Follow one set of directories until it is no longer the right one."""
-    stale = await asyncio.to_thread(source.is_stale)
-    watched = _identify(source.places.directories)
-    try:
-        notify = _notify(watched)
-    except (OSError, RuntimeError) as error:  # a directory has gone meanwhile, or the kernel's limit is reached
-        _log.warning("files cannot be watched", error=str(error), retry_ms=_RETRY_MS)
-        if stale:
-            await read()
-        await asyncio.sleep(_RETRY_MS / 1000)
-        return
-    with notify:
-        # What changed before the watch began sent no event, so the first look needs none.
-        while True:
-            if await asyncio.to_thread(source.is_stale):
-                await read()
-            if watched != _identify(source.places.directories):
+            events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
+            if isinstance(events, str):
                 return
-            ready.set()
-            await _wait(source, notify, stop)
+            if any(self._source.places.concerns(path) for _, path in events):
+                break
+        loop = asyncio.get_running_loop()
+        first = loop.time()
+        while (left_ms := int(LONGEST_HOLD_OFF_MS - (loop.time() - first) * 1000)) > 0:
+            wait_ms = min(left_ms, HOLD_OFF_MS - _STEP_MS)
+            events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
+            if isinstance(events, str):
+                return
 
-
-async def _wait(source: FileSource, notify: RustNotify, stop: _Stop) -> None:
-    """Until files have changed and then kept still, or until it is time to look without an event."""
-    wait_ms = _LONGEST_WAIT_MS if source.is_settled else _RETRY_MS
-    while True:
-        events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
-        if isinstance(events, str):
-            return
-        if any(source.places.concerns(path) for _, path in events):
-            break
-    loop = asyncio.get_running_loop()
-    first = loop.time()
-    while (left_ms := int(LONGEST_HOLD_OFF_MS - (loop.time() - first) * 1000)) > 0:
-        wait_ms = min(left_ms, HOLD_OFF_MS - _STEP_MS)
-        events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
-        if isinstance(events, str):
-            return
+    async def _read(self, force: bool = False) -> None:
+        async with self._lock:
+            reading = await asyncio.to_thread(self._source.load, force)
+            if reading.changed or reading.removed:
+                self._source.apply(reading)
+                self._changed()
 
 
 class _Stop:
