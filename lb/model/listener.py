@@ -21,12 +21,19 @@ class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     linger_timeout_ms: int = 2_000
     """How long unread bytes are drained after an early answer, so that the client can read it."""
     max_requests_per_connection: int = 0
+    """After how many requests a client's connection is closed."""
     max_head_bytes: int = 32_768
+    """Largest request head, request line and headers together (431)."""
     max_headers: int = 100
+    """Most header lines of a request (431)."""
     max_target_bytes: int = 8_192
+    """Longest request target (414)."""
     max_body_bytes: int = 0
+    """Largest request body (413). A route's own limit comes before it."""
     max_connections: int = 0
+    """Client connections open on this listener (503)."""
     max_connections_per_client: int = 0
+    """Client connections open from one address (429)."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose X-Forwarded-* and Forwarded headers are believed and extended; everybody else's are replaced."""
     forwarded_header: bool = False
@@ -53,3 +60,10 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which entry of Config.hosts it serves."""
     http: HttpOptions = HttpOptions()
     origin: Origin = Origin()
+
+    @property
+    def bind(self) -> str:
+        """`*:80`, `127.0.0.1:80`, `[::1]:80` or `unix:/path`."""
+        if self.address.startswith("unix:"):
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address or '*'}:{self.port}"

@@ -89,6 +89,7 @@ class RouteOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     request_timeout_ms: int | None = None
     """The whole exchange. Built in: none."""
     max_body_bytes: int | None = None
+    """Largest request body (413). Built in: the listener's limit."""
     retries: int | None = None
     """How many more endpoints a request may try after the first one. Built in: 2."""
 

@@ -48,15 +48,19 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     """Connection policy. Times in milliseconds; 0 means no limit."""
 
     connect_timeout_ms: int = 5_000
+    """How long connecting to an endpoint may take; then another one is tried."""
     idle_timeout_ms: int = 55_000
     """How long an unused connection is kept. A server's `Keep-Alive: timeout=` shortens it."""
     max_requests_per_connection: int = 0
+    """After how many requests a connection to an endpoint is closed."""
     max_connections: int = 0
     """Requests under way in the whole upstream; what is over it waits in the queue."""
     max_connections_per_endpoint: int = 0
+    """Requests under way on one endpoint."""
     max_queue: int = 1_024
     """How many requests may wait when a limit is reached; the next one is answered 503."""
     queue_timeout_ms: int = 10_000
+    """How long a request may wait in the queue (503)."""
 
 
 class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
