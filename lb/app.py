@@ -25,16 +25,17 @@ from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
 from lb.admin.server import AdminServer
 from lb.compile.table import Compiler
 from lb.demo import EchoProcess, hints
+from lb.inbox import Files, Inbox, Names
 from lb.observe.access import compile_format
 from lb.observe.metrics import Metrics
 from lb.pipeline import Build, Pipeline
 from lb.settings import Settings, parse_publish
 from lb.sockets import Listeners
-from lb.sources.files import FileSource
 from lb.sources.resolve import Resolver
 from lb.sources.store import Store
-from lb.sources.watch import watch
+from lb.sources.watch import Watcher
 from lb.systemd import Notifier, take_listening_sockets
+from lb.translate.options import Options
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -46,11 +47,11 @@ DRAIN_POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 
 
-def run(settings: Settings, paths: Sequence[str], *, demo: bool = False) -> int:
+def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> int:
     """Run until a signal says stop; returns the exit status. OSError and FormatError for what cannot start."""
     prepare_process(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Application(settings, paths, demo=demo).run())
+        return runner.run(Application(settings, options, paths, demo=demo).run())
 
 
 def prepare_process(settings: Settings) -> None:
@@ -68,7 +69,7 @@ def prepare_process(settings: Settings) -> None:
 class Application:
     """The components and their common life. Implements lb.admin.daemon.Daemon."""
 
-    def __init__(self, settings: Settings, paths: Sequence[str], *, demo: bool = False) -> None:
+    def __init__(self, settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> None:
         self.settings = settings
         self.started_at = time.time()
         self.threads = settings.thread_count
@@ -81,18 +82,22 @@ class Application:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
         self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
         self._paths = paths
-        self._source = FileSource(paths, store := Store())
-        self.pipeline = Pipeline(store, settings.options, Compiler(self.engine), self.engine)
+        store = Store()
+        self._inbox = Inbox()
+        self._files = Files(paths, store, self._inbox)
+        self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
         self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
         self.metrics = Metrics(self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, settings.metrics)
-        self._resolver = Resolver()
+        self._changed = asyncio.Event()
+        self._watcher = Watcher(self._files, self._changed.set)
+        self._resolver = Resolver(Names(store, self._inbox), self._changed.set)
         self._admin = AdminServer(self, settings.admin)
         self._notifier = Notifier()
         self._demo = EchoProcess() if demo else None
         self._stopping = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._reloading: asyncio.Task[Build] | None = None
+        self._reload_wanted = False
 
     # -- What the admin API asks
 
@@ -110,8 +115,7 @@ class Application:
     async def reload(self) -> Build:
         """Read all sources again, now."""
         self._notifier.reloading()
-        self._resolver.refresh()
-        build = await self._apply(lambda: self._source.read(force=True))
+        build = await self._apply(lambda: self._files.read(force=True))
         self._notifier.ready(self._summary())
         return build
 
@@ -126,7 +130,7 @@ class Application:
         try:
             await self._load()
             self._notifier.ready(self._summary())
-            for work in (self._tick, self._watch, self._resolve):
+            for work in (self._tick, self._watcher.run, self._build_on_change):
                 self._tasks.append(asyncio.create_task(self._keep_running(work)))
             await self._stopping.wait()
             await self._drain()
@@ -138,22 +142,29 @@ class Application:
     async def _load(self) -> None:
         """The first build. Objects that stay for good are made here, so the garbage collector keeps out of it."""
         gc.disable()
-        await self._apply(self._source.read)
+        await self._apply(self._files.read)
         gc.freeze()
         gc.enable()
         if self._demo is not None:
             self._print_hints()
 
-    async def _apply(self, read: Callable[[], object]) -> Build:
-        """One build, and what follows from it outside the table."""
-        build = await self.pipeline.apply(read)
+    async def _apply(self, read: Callable[[], object] | None = None) -> Build:
+        """One build of what `read` finds and what waits in the inbox, and what follows from it outside the table."""
+
+        def take_in() -> None:
+            if read is not None:
+                read()
+            self._inbox.take_in()
+
+        build = await self.pipeline.apply(take_in)
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
         self.listeners.sync(config.listeners)
-        self._resolver.want(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
+        self._resolver.follow(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
         self._notifier.status(self._summary())
-        log.info(
+        tell = log.debug if build.outcome == "unchanged" else log.info
+        tell(
             build.outcome,
             generation=build.generation,
             milliseconds=round(sum(build.seconds.values()) * 1000),
@@ -181,6 +192,7 @@ class Application:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._resolver.close()
         self.listeners.close()
         self.engine.flush_log()
         self.engine.stop()
@@ -214,11 +226,13 @@ class Application:
                 self._notifier.watchdog()
             await asyncio.sleep(min(TICK_SECONDS, patience))
 
-    async def _watch(self) -> None:
-        """Apply changes of files."""
-
-    async def _resolve(self) -> None:
-        """Keep external names' addresses fresh."""
+    async def _build_on_change(self) -> None:
+        """Serve what sources brought."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            wanted, self._reload_wanted = self._reload_wanted, False
+            await (self.reload() if wanted else self._apply())
 
     # -- Signals
 
@@ -230,7 +244,8 @@ class Application:
         loop.add_signal_handler(signal.SIGINT, self._on_stop)
 
     def _on_reload(self) -> None:
-        self._reloading = asyncio.create_task(self.reload())
+        self._reload_wanted = True
+        self._changed.set()
 
     def _on_reopen(self) -> None:
         try:
@@ -269,4 +284,4 @@ class Application:
         opened = next(iter(self.listeners.opened.values()), None)
         if opened is not None:
             lines = hints(self.pipeline.config, opened.address.replace("*", "127.0.0.1"), self._paths[0])
-            print("\nTry:\n", *(f"  {line}\n" for line in lines), sep="\n", flush=True)
+            print("Try:", *(f"  {line}" for line in lines), sep="\n", flush=True)

@@ -123,9 +123,9 @@ def hints(config: Config, address: str, path: str) -> list[str]:
 
 
 def _examples(config: Config) -> Iterator[tuple[str, str]]:
-    """(host, path) that an endpoint answers, one for each exact hostname."""
+    """(host, path) that an endpoint answers, one for each exact hostname, those with most routes first."""
     for hosts in config.hosts.values():
-        for hostname, host in hosts.items():
+        for hostname, host in sorted(hosts.items(), key=lambda item: -len(item[1].routes)):
             served = [route for route in host.routes if _is_example(route, config)]
             if served and "*" not in hostname:
                 # The longest path says most about how routes are chosen.

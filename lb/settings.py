@@ -25,7 +25,7 @@ from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
-from lb.translate.options import NodeAddressType, Options, Targets
+from lb.translate.options import NodeAddressType, Targets
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -149,23 +149,6 @@ class Settings(Section, frozen=True):
         """Reactor threads to start."""
         return self.threads or len(os.sched_getaffinity(0))
 
-    @property
-    def options(self) -> Options:
-        """What translation takes of it."""
-        kubernetes, defaults = self.kubernetes, self.defaults
-        return Options(
-            classes=kubernetes.classes,
-            take_over=kubernetes.take_over,
-            targets=kubernetes.targets,
-            node_selector=kubernetes.node_selector,
-            node_address=kubernetes.node_address,
-            port=kubernetes.port,
-            balance=defaults.balance,
-            http=defaults.http,
-            route=defaults.route,
-            upstream=defaults.upstream,
-        )
-
 
 class Bind(msgspec.Struct, frozen=True):
     """Where a listener really binds."""
@@ -232,17 +215,18 @@ def _admin_sockets() -> list[str]:
 
 def load_settings(path: str | Path) -> Settings:
     """The `settings:` section of a native file; all defaults when it has none. SettingsError, OSError."""
-    try:
-        found = _find_section(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {_one_line(error)}") from None
-    if found is None:
+    node = next((top["settings"] for top in _documents(path) if "settings" in top), None)
+    if node is None:
         return Settings()
-    content, node = found
     try:
-        return parse_settings(content)
+        return parse_settings(_content_of(node))
     except _FieldError as error:
         raise SettingsError(f"{path}:{_line_of(node, error.path)}: {error}") from None
+
+
+def has_routing(path: str | Path) -> bool:
+    """Whether a native file says anything besides settings. SettingsError, OSError."""
+    return any(top.keys() & {"listeners", "hosts", "upstreams"} for top in _documents(path))
 
 
 def parse_settings(content: object) -> Settings:
@@ -300,21 +284,26 @@ def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], pat
     return attributes
 
 
-def _find_section(text: str) -> tuple[object, yaml.Node] | None:
-    """(content, node) of the `settings:` of the first native document that has one."""
-    loader = yaml.CSafeLoader(text)
+def _documents(path: str | Path) -> list[dict[str, yaml.Node]]:
+    """The native documents of a file: key at the top -> node."""
     try:
-        while loader.check_node():
-            document = loader.get_node()
-            if not isinstance(document, yaml.MappingNode):
-                continue
-            top = {key.value: value for key, value in document.value if isinstance(key, yaml.ScalarNode)}
-            version = top.get("apiVersion")
-            if version is not None and str(version.value).startswith("lb/") and "settings" in top:
-                return loader.construct_object(top["settings"], deep=True), top["settings"]
+        documents = list(yaml.compose_all(Path(path).read_text(encoding="utf-8"), Loader=yaml.CSafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
+    tops = [
+        {key.value: value for key, value in document.value if isinstance(key, yaml.ScalarNode)}
+        for document in documents
+        if isinstance(document, yaml.MappingNode)
+    ]
+    return [top for top in tops if "apiVersion" in top and str(top["apiVersion"].value).startswith("lb/")]
+
+
+def _content_of(node: yaml.Node) -> object:
+    loader = yaml.CSafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
     finally:
         loader.dispose()
-    return None
 
 
 def _line_of(node: yaml.Node, path: Steps) -> int:
@@ -341,7 +330,3 @@ def _split_path(path: str) -> Steps:
 
 def _step(step: str | int) -> str:
     return f"[{step}]" if isinstance(step, int) else f".{step}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

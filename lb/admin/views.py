@@ -9,15 +9,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from lb import __version__
 from lb.admin import schema
 from lb.admin.daemon import Daemon
 from lb.model.config import Config
-from lb.model.explain import Ask, Explanation
+from lb.model.explain import Explanation, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.route import Forward, Route
 from lb.model.upstream import Upstream
@@ -168,37 +166,15 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
     )
 
 
-def explain(daemon: Daemon, url: str, method: str, lines: Iterable[str], client: str) -> Explanation:
+def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str) -> Explanation:
     """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
     config = daemon.pipeline.config
-    ask = _ask(url, method, lines, client)
+    ask = make_ask(url, method, lines, client)
     states = _EndpointStates(daemon)
     # A client names the port that was published, which is not the listener's own.
     at_port = [name for name, opened in daemon.listeners.opened.items() if opened.address.endswith(f":{ask.port}")]
     known = any(listener.port == ask.port for listener in config.listeners.values())
     return explain_request(config, ask, states, at_port[0] if at_port and not known else None)
-
-
-def _ask(url: str, method: str, lines: Iterable[str], client: str) -> Ask:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"`url` must be like http://shop.example.com/cart, not `{url}`")
-    headers = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip():
-            raise ValueError(f"`header` must be like `Name: value`, not `{line}`")
-        headers.append((name.strip(), value.strip()))
-    if client:
-        ip_address(client)
-    return Ask(
-        host=parts.netloc.rpartition("@")[2],
-        target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-        port=parts.port or (443 if parts.scheme == "https" else 80),
-        method=method,
-        headers=tuple(headers),
-        client=client,
-    )
 
 
 class _EndpointStates(Mapping[str, Sequence[Any]]):

@@ -227,7 +227,9 @@ def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[obj
 
 
 def _show_status(console: Console, answer: Json) -> None:
-    found = ", ".join(f"{count} {severity}s" for severity, count in answer["problems"].items() if count)
+    found = ", ".join(
+        f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in answer["problems"].items() if count
+    )
     rows = [
         ("state", answer["why"]),
         ("version", f"{answer['version']}, process {answer['pid']}, {answer['threads']} threads"),

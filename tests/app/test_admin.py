@@ -200,8 +200,8 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "detail"),
     [
-        ("GET", "/v1/explain?url=shop", None, 400, "`url` must be like"),
-        ("GET", "/v1/explain?url=http://a/&header=x", None, 400, "`header` must be like"),
+        ("GET", "/v1/explain?url=ftp://shop", None, 400, "is not like http://"),
+        ("GET", "/v1/explain?url=http://a/&header=x", None, 400, "is not like `Name: value`"),
         ("GET", "/v1/explain?url=http://a/&client=x", None, 400, "does not appear to be"),
         ("GET", "/v1/routes?limit=x", None, 400, "`limit` must be a number"),
         ("GET", "/v1/upstreams/shop/wbe:http", None, 404, "did you mean `shop/web:http`?"),

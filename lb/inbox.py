@@ -1,0 +1,85 @@
+"""What sources bring, waiting for the next build.
+
+The store belongs to the build that runs, in a worker thread; sources bring changes whenever they find them, in the
+event loop. So changes wait here, and the build takes them in before it reads the store. Owns that order and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from lb.objects.meta import Key
+from lb.objects.view import Stored
+from lb.sources.files import FileSource, Reading
+from lb.sources.store import Store
+
+
+class Inbox:
+    """Changes of a store, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, change: Callable[[], None]) -> None:
+        """Let `change` happen in the next build."""
+        self._waiting.append(change)
+
+    def take_in(self) -> None:
+        """Let all that wait happen. Called by the build."""
+        while self._waiting:
+            self._waiting.popleft()()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting
+
+
+class Files(FileSource):
+    """Files whose readings go through the inbox."""
+
+    def __init__(self, paths: Sequence[str], store: Store, inbox: Inbox) -> None:
+        super().__init__(paths, store)
+        self._inbox = inbox
+        self._one_at_a_time = threading.Lock()
+        self._was_settled = True
+
+    def load(self, force: bool = False) -> Reading:
+        """As in FileSource, but from any number of threads."""
+        with self._one_at_a_time:
+            return super().load(force)
+
+    def apply(self, reading: Reading) -> None:
+        """Put what was loaded into the inbox."""
+        self._inbox.add(partial(self._apply, reading))
+
+    def _apply(self, reading: Reading) -> None:
+        with self._one_at_a_time:
+            super().apply(reading)
+            self._was_settled = super().is_settled
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no file was still being written when it was read last. If one was, load again soon."""
+        return self._was_settled and self._inbox.is_empty
+
+
+class Names(Store):
+    """The store as the resolver of names sees it: it reads at once and writes through the inbox."""
+
+    def __init__(self, store: Store, inbox: Inbox) -> None:
+        super().__init__()
+        self._store = store
+        self._inbox = inbox
+
+    def get(self, kind: str, namespace: str, name: str) -> Stored | None:
+        return self._store.get(kind, namespace, name)
+
+    def put(self, stored: Stored) -> None:
+        self._inbox.add(partial(self._store.put, stored))
+
+    def drop(self, key: Key) -> None:
+        self._inbox.add(partial(self._store.drop, key))
