@@ -1,0 +1,191 @@
+"""Who gets the request: shares, least connections, affinity, drained and weightless endpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.backend import BackendConnection, RawBackend
+from tests.harness.client import get
+from tests.harness.native import Native, forward
+from tests.harness.serving import Serving, serving
+from tests.harness.waiting import DEADLINE, wait_until
+
+Named = dict[str, RawBackend]
+
+
+class Hold:
+    """Answers with a name; holds requests for `/hold` until it is released."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name.encode()
+        self.release = threading.Event()
+
+    def __call__(self, connection: BackendConnection) -> None:
+        while (request := connection.read()) is not None:
+            if request.target == b"/hold":
+                assert self.release.wait(DEADLINE)
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(self.name), self.name))
+
+
+@pytest.fixture(scope="module")
+def backends() -> Iterator[Named]:
+    named = {name: RawBackend(Hold(name)) for name in "abc"}
+    yield named
+    for backend in named.values():
+        backend.close()
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backends: Named
+) -> Iterator[Serving]:
+    native = Native()
+    a, b, c = backends.values()
+    native.serve("even.test", a, b, c)
+    native.serve(
+        "weighted.test",
+        {"address": a.key, "weight": 5}, {"address": b.key, "weight": 1}, {"address": c.key, "weight": 1},
+    )  # fmt: skip
+    native.serve("zero.test", a, {"address": b.key, "weight": 0})
+    native.serve("all-zero.test", {"address": a.key, "weight": 0})
+    native.serve("draining.test", a, {"address": b.key, "draining": True})
+    native.serve("all-draining.test", {"address": b.key, "draining": True})
+    native.serve("least.test", a, b, c, balance="least-connections")
+    native.serve("least-weighted.test", {"address": a.key, "weight": 2}, b, balance="least-connections")
+    native.serve("sticky.test", a, b, c, affinity="client-ip")
+    native.upstream("only-a", [a])
+    native.upstream("only-b", [b])
+    native.host("split.test", forward("split", ("only-a", 3), ("only-b", 1), ("even.test", 0)))
+    with serving(tmp_path_factory.mktemp("balance"), native, None, threads=request.param) as started:
+        yield started
+        for backend in backends.values():
+            backend.assert_clean()
+
+
+def names(site: Serving, host: str, count: int) -> list[str]:
+    with site.connect() as client:
+        return [client.ask(get(host)).body.decode() for _ in range(count)]
+
+
+def test_round_robin_is_even(site: Serving) -> None:
+    assert Counter(names(site, "even.test", 30)) == {"a": 10, "b": 10, "c": 10}
+
+
+def test_weighted_round_robin_is_exact_and_smooth(site: Serving) -> None:
+    seen = names(site, "weighted.test", 70)
+    for start in range(0, 70, 7):
+        assert Counter(seen[start : start + 7]) == {"a": 5, "b": 1, "c": 1}
+    # Smooth: the light ones never follow each other (nginx's algorithm gives a a b a c a a).
+    pairs = set(itertools.pairwise(seen))
+    assert not pairs & {("b", "c"), ("c", "b")}
+
+
+def test_an_endpoint_without_weight_gets_nothing(site: Serving) -> None:
+    assert set(names(site, "zero.test", 20)) == {"a"}
+    with site.connect() as client:
+        assert client.ask(get("all-zero.test")).status == 503
+
+
+def test_a_draining_endpoint_is_the_last_resort(site: Serving) -> None:
+    assert set(names(site, "draining.test", 20)) == {"a"}
+    assert set(names(site, "all-draining.test", 5)) == {"b"}
+
+
+def test_traffic_is_split_by_weight(site: Serving) -> None:
+    seen = Counter(names(site, "split.test", 400))
+    assert set(seen) == {"a", "b"}
+    # Exact where it is done in turns; chance must stay within five standard deviations of 300.
+    assert 250 < seen["a"] < 350
+
+
+def test_least_connections_spreads_what_is_under_way_exactly(site: Serving, backends: Named) -> None:
+    with held(site, backends, "least.test", 12) as active:
+        assert active == {"a": 4, "b": 4, "c": 4}
+
+
+def test_least_connections_obeys_weights(site: Serving, backends: Named) -> None:
+    with held(site, backends, "least-weighted.test", 12) as active:
+        assert active == {"a": 8, "b": 4}
+
+
+def test_a_busy_endpoint_is_avoided(site: Serving, backends: Named) -> None:
+    with held(site, backends, "least.test", 2) as active:
+        busy = set(active)
+        assert len(busy) == 2
+        assert set(names(site, "least.test", 10)) == {"a", "b", "c"} - busy
+
+
+@contextlib.contextmanager
+def held(site: Serving, backends: Named, host: str, count: int) -> Iterator[dict[str, int]]:
+    """`count` requests under way at once, each on a connection of its own; gives their number by backend."""
+    holds = [backend.script for backend in backends.values() if isinstance(backend.script, Hold)]
+    for backend in backends.values():
+        backend.take()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(count):
+            client = stack.enter_context(site.connect())
+            client.send(get(host, "/hold"))
+            clients.append(client)
+            wait_until(lambda wanted=number + 1: arrived(backends).total() == wanted, "the request arrives")
+        try:
+            yield dict(arrived(backends))
+        finally:
+            for hold in holds:
+                hold.release.set()
+            for client in clients:
+                assert client.response().status == 200
+            for hold in holds:
+                hold.release.clear()
+
+
+def arrived(backends: Named) -> Counter[str]:
+    """Requests for `/hold` by backend."""
+    seen: Counter[str] = Counter()
+    for name, backend in backends.items():
+        with backend.lock:
+            seen[name] += sum(received.request.target == b"/hold" for received in backend.received)
+    return +seen
+
+
+def test_a_client_stays_on_its_endpoint(site: Serving) -> None:
+    chosen = {}
+    for number in range(2, 32):
+        source = f"127.0.0.{number}"
+        seen = set()
+        for _ in range(3):
+            with site.connect(source=source) as client:
+                seen |= {client.ask(get("sticky.test")).body for _ in range(2)}
+        assert len(seen) == 1, f"{source} was moved"
+        chosen[source] = seen.pop()
+    assert set(chosen.values()) == {b"a", b"b", b"c"}
+
+
+def test_a_client_whose_endpoint_goes_moves_and_the_others_stay(tmp_path: Path, backends: Named) -> None:
+    native = Native()
+    native.serve("sticky.test", *backends.values(), affinity="client-ip")
+    sources = [f"127.0.0.{number}" for number in range(2, 32)]
+    with serving(tmp_path, native) as site:
+
+        def choices() -> dict[str, bytes]:
+            chosen = {}
+            for source in sources:
+                with site.connect(source=source) as client:
+                    chosen[source] = client.ask(get("sticky.test")).body
+            return chosen
+
+        before = choices()
+        native.upstream("sticky.test", [backends["a"], backends["b"]], affinity="client-ip")
+        site.apply()
+        after = choices()
+        assert set(after.values()) == {b"a", b"b"}
+        # kube-proxy keeps clients whose endpoint stays; so must we.
+        moved = [source for source in sources if before[source] != b"c" and before[source] != after[source]]
+        assert moved == []
