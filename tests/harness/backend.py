@@ -141,6 +141,18 @@ def answering(answer: Answer | bytes, *, close: bool = False) -> Script:
     return script
 
 
+def _listen(address: str, port: int) -> socket.socket:
+    if address.startswith("unix:"):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address.removeprefix("unix:"))
+    else:
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+    listener.listen(512)
+    return listener
+
+
 class RawBackend:
     """A listening socket with one thread a connection. The script runs once for each connection, which ends with it."""
 
@@ -156,18 +168,17 @@ class RawBackend:
         self.open: set[BackendConnection] = set()
         self.reading = 0
         """Requests begun but not read to their end."""
-        self._listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((address, port))
-        self._listener.listen(512)
+        self._listener = _listen(address, port)
         self.address = address
-        self.port: int = self._listener.getsockname()[1]
+        self.port: int = 0 if address.startswith("unix:") else self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name=f"backend {self.port}", daemon=True)
         self._thread.start()
 
     @property
     def key(self) -> str:
-        return f"{self.address}:{self.port}"
+        if self.address.startswith("unix:"):
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def _accept(self) -> None:
         while True:
@@ -176,7 +187,8 @@ class RawBackend:
             except OSError:
                 return
             connected.settimeout(DEADLINE * 2)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connected.family != socket.AF_UNIX:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 connection = BackendConnection(self, connected, self.connections)
                 self.connections += 1

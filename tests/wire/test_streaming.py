@@ -159,6 +159,9 @@ def wire(tmp_path_factory: pytest.TempPathFactory, blackhole: str) -> Iterator[S
         "switch.test": RawBackend(switching),
         "drip.test": RawBackend(dripping),
     }
+    sockets = tmp_path_factory.mktemp("sockets")
+    backends["six.test"] = RawBackend(check, address="::1")
+    backends["unix.test"] = RawBackend(check, address=f"unix:{sockets}/backend.sock")
     native = Native()
     native.listen("http", free_port())
     native.listen("impatient", free_port(), head_timeout="300ms", keepalive_timeout="300ms", idle_timeout="300ms")
@@ -270,6 +273,13 @@ class TestLargeBodies:
             assert client.ask(post("check.test", payload(size))).body == digest(size)
             request = get("check.test", "/", "Transfer-Encoding: chunked", method="POST")
             assert client.ask(request + chunked(*([payload(size)] if size else []))).body == digest(size)
+
+    @pytest.mark.parametrize("host", ["six.test", "unix.test"])
+    def test_endpoints_of_other_families(self, host: str, wire: Serving) -> None:
+        with wire.connect() as client:
+            for _ in range(3):
+                assert client.ask(post(host, payload(100_000))).body == digest(100_000)
+            assert client.ask(get(host, "/chunked/100000")).body == payload(100_000)
 
 
 class TestBackpressure:
