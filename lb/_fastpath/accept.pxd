@@ -1,0 +1,17 @@
+"""Accepting: listening sockets, admission, and what happens when descriptors run out.
+
+The ladder under pressure: above 90 % of the descriptors the longest idle clients are closed; when accept fails for want of
+descriptors or memory, listening stops for 100 ms instead of spinning, and idle connections make room.
+"""
+from lb._fastpath.reactor cimport command, reactor
+from lb._fastpath.transport cimport conn, listening
+
+cdef enum:
+    ACCEPTS_PER_TURN = 64
+    PAUSE_MS = 100
+    PRESSURE_BATCH = 32
+
+cdef void client_gone(conn* c) noexcept nogil
+cdef void run_listen(reactor* r, command* c) noexcept nogil
+cdef void run_close_listener(reactor* r, command* c) noexcept nogil
+cdef void run_stop_accepting(reactor* r, command* c) noexcept nogil

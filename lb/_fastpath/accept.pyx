@@ -1,0 +1,325 @@
+"""Accepting (accept.pxd)."""
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+from lb._fastpath.c.sys cimport (
+    AF_INET,
+    AF_INET6,
+    ECONNABORTED,
+    EINTR,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLIN,
+    LB_R_NO_DESCRIPTORS,
+    LB_R_PRESSURE,
+    LB_R_TOO_MANY_CONNECTIONS,
+    LB_R_TOO_MANY_FROM_CLIENT,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    accept4,
+    close,
+    epoll_ctl,
+    epoll_event,
+    errno,
+    lb_add_int,
+    lb_hash,
+    lb_peek_int,
+    lb_reason_statuses,
+    lb_try_lock,
+    lb_unlock,
+    ntohs,
+    send,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    sockaddr,
+    sockaddr_in,
+    sockaddr_in6,
+    sockaddr_storage,
+    socklen_t,
+)
+from lb._fastpath.counters cimport bump, listener_traffic, stats_block
+from lb._fastpath.http1 cimport server_drain_idle, server_open
+from lb._fastpath.reactor cimport (
+    IO_READABLE,
+    IO_WRITABLE,
+    client_cell,
+    client_shard,
+    current_table,
+    io,
+    io_bury,
+    io_watch,
+)
+from lb._fastpath.table cimport listener_view, table
+from lb._fastpath.timers cimport timer, timer_cancel, timer_set
+from lb._fastpath.transport cimport conn_leave, conn_new
+
+
+cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
+    return <listener_traffic*>stats_block(&r.listener_stats, slot, sizeof(listener_traffic))
+
+
+# --------------------------------------------------------------------------------------------------------------- admission
+
+cdef client_shard* shard_of(reactor* r, const unsigned char* peer, uint32_t* row) noexcept nogil:
+    cdef unsigned long long hash = lb_hash(<const char*>peer, 16)
+    row[0] = <uint32_t>((hash >> 8) & 255)
+    return &r.s.clients[hash & 63]
+
+
+cdef bint admit_client(reactor* r, conn* c, int most) noexcept nogil:
+    """Count a connection of this client address, unless it has `most` already. Exact over all reactors."""
+    cdef uint32_t row
+    cdef client_shard* shard = shard_of(r, c.peer, &row)
+    cdef client_cell* cell
+    cdef bint admitted = True
+    while not lb_try_lock(&shard.lock):
+        pass  # a few instructions, and only for listeners with this limit
+    cell = shard.cells[row]
+    while cell != NULL and memcmp(cell.address, c.peer, 16) != 0:
+        cell = cell.next
+    if cell == NULL:
+        cell = <client_cell*>calloc(1, sizeof(client_cell))
+        if cell != NULL:
+            memcpy(cell.address, c.peer, 16)
+            cell.next = shard.cells[row]
+            shard.cells[row] = cell
+    if cell == NULL or cell.count >= most:
+        admitted = False
+    else:
+        cell.count += 1
+        c.counted = 1
+    lb_unlock(&shard.lock)
+    return admitted
+
+
+cdef void forget_client(reactor* r, conn* c) noexcept nogil:
+    cdef uint32_t row
+    cdef client_shard* shard = shard_of(r, c.peer, &row)
+    cdef client_cell** link
+    cdef client_cell* cell
+    while not lb_try_lock(&shard.lock):
+        pass
+    link = &shard.cells[row]
+    while link[0] != NULL:
+        cell = link[0]
+        if memcmp(cell.address, c.peer, 16) == 0:
+            cell.count -= 1
+            if cell.count == 0:
+                link[0] = cell.next
+                free(cell)
+            break
+        link = &cell.next
+    lb_unlock(&shard.lock)
+
+
+cdef void client_gone(conn* c) noexcept nogil:
+    """A client's connection has been closed."""
+    cdef reactor* r = c.base.r
+    cdef listener_traffic* stats = stats_of(r, c.slot)
+    if c.counted:
+        forget_client(r, c)
+    lb_add_int(&r.s.connections, -1)
+    bump(&r.counts.connections_closed)
+    if stats != NULL:
+        bump(&stats.closed)
+
+
+cdef void turn_away(reactor* r, int fd, int reason) noexcept nogil:
+    """Say why in a few bytes that a fresh socket always takes, and close."""
+    cdef const char* text = (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
+    )
+    cdef size_t size = 0
+    if lb_reason_statuses[reason] == 429:
+        text = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
+    while text[size]:
+        size += 1
+    bump(&r.counts.reasons[reason])
+    send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+    close(fd)
+
+
+# ---------------------------------------------------------------------------------------------------------------- accepting
+
+cdef void note_peer(conn* c, const sockaddr_storage* address) noexcept nogil:
+    memset(c.peer, 0, 16)
+    if address.ss_family == AF_INET:
+        c.peer[10] = 0xff
+        c.peer[11] = 0xff
+        memcpy(c.peer + 12, &(<const sockaddr_in*>address).sin_addr, 4)
+        c.peer_port = ntohs((<const sockaddr_in*>address).sin_port)
+    elif address.ss_family == AF_INET6:
+        memcpy(c.peer, &(<const sockaddr_in6*>address).sin6_addr, 16)
+        c.peer_port = ntohs((<const sockaddr_in6*>address).sin6_port)
+    else:
+        c.local = 1
+
+
+cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept nogil:
+    cdef reactor* r = l.base.r
+    cdef table* t = current_table(r)
+    cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
+    cdef listener_traffic* stats = stats_of(r, l.slot)
+    cdef conn* c
+    cdef int open_now = lb_add_int(&r.s.connections, 1)
+    if (r.s.max_connections and open_now > r.s.max_connections) or (
+        view != NULL and view.max_connections and stats != NULL and listener_active(r, l.slot) >= view.max_connections
+    ):
+        lb_add_int(&r.s.connections, -1)
+        turn_away(r, fd, LB_R_TOO_MANY_CONNECTIONS)
+        if stats != NULL:
+            bump(&stats.rejected)
+        return
+    c = conn_new(r, fd)
+    if c == NULL:
+        lb_add_int(&r.s.connections, -1)
+        close(fd)
+        return
+    note_peer(c, address)
+    c.slot = l.slot
+    c.listener_name = l.name
+    c.listener_name_size = l.name_size
+    if view != NULL and view.max_connections_per_client and not c.local:
+        if not admit_client(r, c, view.max_connections_per_client):
+            lb_add_int(&r.s.connections, -1)
+            lb_add_int(&r.s.descriptors, -1)
+            turn_away(r, fd, LB_R_TOO_MANY_FROM_CLIENT)
+            conn_leave(c)
+            io_bury(&c.base)
+            if stats != NULL:
+                bump(&stats.rejected)
+            return
+    bump(&r.counts.connections_opened)
+    if stats != NULL:
+        bump(&stats.accepted)
+    c.base.flags = IO_WRITABLE
+    server_open(c)
+    if not io_watch(&c.base):
+        c.base.flags |= IO_READABLE
+    if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
+        relieve(r)
+
+
+cdef int64_t listener_active(reactor* r, uint32_t slot) noexcept nogil:
+    """Connections of a listener over all reactors."""
+    cdef int64_t total = 0
+    cdef int i
+    cdef listener_traffic* stats
+    for i in range(r.s.reactor_count):
+        stats = <listener_traffic*>r.s.reactors[i].listener_stats.chunks[0][slot]
+        if stats != NULL:
+            total += <int64_t>(stats.accepted - stats.closed)
+    return total
+
+
+cdef void relieve(reactor* r) noexcept nogil:
+    """Make room: idle clients are the cheapest to lose, they only have to connect again."""
+    cdef int before = r.idle_client_count
+    server_drain_idle(r, LB_R_PRESSURE, PRESSURE_BATCH)
+    r.counts.idle_closed_by_pressure += <unsigned long long>(before - r.idle_client_count)
+
+
+cdef void accept_ready(io* source) noexcept nogil:
+    cdef listening* l = <listening*>source
+    cdef sockaddr_storage address
+    cdef socklen_t size
+    cdef int fd, count = 0
+    while count < ACCEPTS_PER_TURN:
+        size = sizeof(address)
+        fd = accept4(source.fd, <sockaddr*>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            admit(l, fd, &address)
+            count += 1
+            continue
+        if errno == EINTR or errno == ECONNABORTED:
+            continue
+        if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            bump(&source.r.counts.reasons[LB_R_NO_DESCRIPTORS])
+            bump(&source.r.counts.accept_pauses)
+            relieve(source.r)
+            pause(l)
+        return
+
+
+cdef void pause(listening* l) noexcept nogil:
+    """Stop listening for a moment: the socket stays readable, and level-triggered events would spin."""
+    if l.stopped:
+        return
+    l.stopped = True
+    epoll_ctl(l.base.r.epfd, EPOLL_CTL_DEL, l.base.fd, NULL)
+    timer_set(&l.base.r.timers, &l.pause, l.base.r.now_ms + PAUSE_MS)
+
+
+cdef bint watch(listening* l) noexcept nogil:
+    # Level-triggered, unlike all others: what one turn leaves in the queue is announced again.
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.ptr = l
+    l.stopped = False
+    return epoll_ctl(l.base.r.epfd, EPOLL_CTL_ADD, l.base.fd, &event) == 0
+
+
+cdef void resume(timer* t) noexcept nogil:
+    cdef listening* l = <listening*>t.owner
+    if not watch(l):
+        timer_set(&l.base.r.timers, &l.pause, l.base.r.now_ms + PAUSE_MS)
+        l.stopped = True
+
+
+# ----------------------------------------------------------------------------------------------------------------- commands
+
+cdef void listening_release(io* source) noexcept nogil:
+    free(source)
+
+
+cdef void run_listen(reactor* r, command* c) noexcept nogil:
+    """Accept on descriptor `number`; `subject` is the listening prepared by the control plane."""
+    cdef listening* l = <listening*>c.subject
+    l.base.r = r
+    l.base.ready = accept_ready
+    l.base.release = listening_release
+    l.pause.owner = l
+    l.pause.fire = resume
+    l.next = <listening*>r.listeners
+    r.listeners = l
+    if not watch(l):
+        timer_set(&r.timers, &l.pause, r.now_ms + PAUSE_MS)
+
+
+cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
+    """Take what has connected already, then close: a client in the queue must not be reset."""
+    accept_ready(&l.base)
+    timer_cancel(&l.pause)
+    close(l.base.fd)
+    io_bury(&l.base)
+
+
+cdef void run_close_listener(reactor* r, command* c) noexcept nogil:
+    """Stop accepting for the listener in slot `number`."""
+    cdef listening* l = <listening*>r.listeners
+    cdef listening* kept = NULL
+    cdef listening* following
+    while l != NULL:
+        following = l.next
+        if l.slot == <uint32_t>c.number:
+            stop_listening(r, l)
+        else:
+            l.next = kept
+            kept = l
+        l = following
+    r.listeners = kept
+
+
+cdef void run_stop_accepting(reactor* r, command* c) noexcept nogil:
+    cdef listening* l = <listening*>r.listeners
+    cdef listening* following
+    r.listeners = NULL
+    while l != NULL:
+        following = l.next
+        stop_listening(r, l)
+        l = following

@@ -1,0 +1,366 @@
+"""Making and writing access log records (access.pxd)."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from lb._fastpath.c.sys cimport (
+    EAGAIN,
+    EINTR,
+    close,
+    errno,
+    gmtime_r,
+    lb_load_int,
+    lb_load_ptr,
+    lb_load_u64,
+    lb_reason_names,
+    lb_store_u64,
+    lb_swap_ptr,
+    nanosleep,
+    timespec,
+    tm,
+    write,
+)
+from lb._fastpath.clock cimport realtime_ns
+from lb._fastpath.counters cimport bump
+from lb._fastpath.memory cimport page_data
+from lb._fastpath.reactor cimport reactor
+from lb._fastpath.ring cimport (
+    TEXT_CLIENT,
+    TEXT_COUNT,
+    TEXT_ENDPOINT,
+    TEXT_HOST,
+    TEXT_LISTENER,
+    TEXT_METHOD,
+    TEXT_REFERER,
+    TEXT_REQUEST_ID,
+    TEXT_ROUTE,
+    TEXT_TARGET,
+    TEXT_UPSTREAM,
+    TEXT_USER_AGENT,
+    TEXT_VIRTUAL_HOST,
+    log_record,
+    ring,
+    ring_commit,
+    ring_reserve,
+)
+from lb._fastpath.table cimport text_at
+from lb._fastpath.transport cimport conn
+
+cdef enum:
+    BUFFER_BYTES = 262144
+    RECORD_ROOM = 131072  # no formatted record is longer: texts are cut at TEXT_LIMIT
+    TEXT_LIMIT = 8192
+    SLEEP_NS = 20000000
+
+
+# ------------------------------------------------------------------------------------------------------- in the reactor
+
+cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
+    """Put a record into the reactor's ring; count it when there is no room."""
+    cdef const char* at[TEXT_COUNT]
+    cdef uint32_t sizes[TEXT_COUNT]
+    cdef char client[48]
+    cdef uint64_t total = sizeof(log_record)
+    cdef char* room
+    cdef log_record* record
+    cdef const char* texts = page_data(x.request) if x.request != NULL else NULL
+    cdef int i
+    for i in range(TEXT_COUNT):
+        at[i] = NULL
+        sizes[i] = x.text_sizes[i]
+        if sizes[i]:
+            at[i] = texts
+            texts += sizes[i]
+            if sizes[i] > TEXT_LIMIT:
+                sizes[i] = TEXT_LIMIT
+    at[TEXT_CLIENT] = x.client_text
+    sizes[TEXT_CLIENT] = x.client_text_size
+    at[TEXT_LISTENER] = x.listener_name
+    sizes[TEXT_LISTENER] = x.listener_name_size
+    at[TEXT_REQUEST_ID] = x.request_id
+    sizes[TEXT_REQUEST_ID] = x.request_id_size
+    if x.host != NULL:
+        at[TEXT_VIRTUAL_HOST] = text_at(x.host, x.host.hostname)
+        sizes[TEXT_VIRTUAL_HOST] = x.host.hostname.size
+        if x.rt != NULL:
+            at[TEXT_ROUTE] = text_at(x.host, x.rt.name)
+            sizes[TEXT_ROUTE] = x.rt.name.size
+    if x.live != NULL:
+        at[TEXT_UPSTREAM] = x.live.name
+        sizes[TEXT_UPSTREAM] = x.live.name_size
+    if x.ep != NULL:
+        at[TEXT_ENDPOINT] = x.ep.key
+        sizes[TEXT_ENDPOINT] = x.ep.key_size
+    for i in range(TEXT_COUNT):
+        total += sizes[i]
+    total = (total + 7) & ~(<uint64_t>7)
+    room = ring_reserve(&x.r.log, total)
+    if room == NULL:
+        bump(&x.r.counts.log_dropped)
+        return
+    record = <log_record*>room
+    record.size = <uint32_t>total
+    record.status = x.status
+    record.end_realtime_ns = realtime_ns()
+    record.duration_ns = duration
+    record.queue_ns = x.queued_ns
+    record.connect_ns = x.connect_ns
+    record.first_byte_ns = x.first_byte_ns
+    record.bytes_in = x.bytes_in
+    record.bytes_out = x.bytes_out
+    record.generation = x.generation
+    record.client_port = x.client_port
+    record.reason = x.reason
+    record.attempts = x.attempts
+    record.minor = x.minor
+    room += sizeof(log_record)
+    for i in range(TEXT_COUNT):
+        record.text_sizes[i] = sizes[i]
+        if sizes[i]:
+            memcpy(room, at[i], sizes[i])
+            room += sizes[i]
+    ring_commit(&x.r.log, total)
+
+
+# --------------------------------------------------------------------------------------------------- in the writer thread
+
+cdef void log_program_free(log_program* p) noexcept nogil:
+    if p == NULL:
+        return
+    if p.fd >= 0:
+        close(p.fd)
+    free(p.steps)
+    free(p.literals)
+    free(p)
+
+
+cdef void flush(log_writer* w) noexcept nogil:
+    """Write the buffer out. A disk that is full costs the records, not the daemon."""
+    cdef uint32_t at = 0
+    cdef long n
+    cdef timespec pause
+    cdef int patience = 50
+    while at < w.used and w.program != NULL and w.program.fd >= 0:
+        n = write(w.program.fd, w.buffer + at, w.used - at)
+        if n > 0:
+            at += <uint32_t>n
+        elif n < 0 and errno == EINTR:
+            continue
+        elif n < 0 and errno == EAGAIN and patience:
+            patience -= 1
+            pause.tv_sec = 0
+            pause.tv_nsec = SLEEP_NS
+            nanosleep(&pause, NULL)
+        else:
+            w.failed += 1
+            break
+    w.used = 0
+
+
+cdef void put_bytes(log_writer* w, const char* data, uint32_t size) noexcept nogil:
+    memcpy(w.buffer + w.used, data, size)
+    w.used += size
+
+
+cdef void put_escaped(log_writer* w, const char* data, uint32_t size, int escape) noexcept nogil:
+    """JSON: what a JSON string needs, and \\u00XX for bytes outside ASCII, which no text here promises to be UTF-8. CLF: \\xXX as Apache."""
+    cdef uint32_t i
+    cdef uint8_t byte
+    cdef const char* digits = b"0123456789abcdef"
+    cdef char* out = w.buffer + w.used
+    if size == 0 and escape == ESCAPE_CLF:
+        out[0] = c"-"
+        w.used += 1
+        return
+    for i in range(size):
+        byte = <uint8_t>data[i]
+        if escape == ESCAPE_RAW or (0x20 <= byte < 0x7f and byte != c"\"" and byte != c"\\"):
+            out[0] = <char>byte
+            out += 1
+        elif byte == c"\"" or byte == c"\\":
+            out[0] = c"\\"
+            out[1] = <char>byte
+            out += 2
+        elif escape == ESCAPE_JSON:
+            memcpy(out, b"\\u00", 4)
+            out[4] = digits[byte >> 4]
+            out[5] = digits[byte & 15]
+            out += 6
+        else:
+            out[0] = c"\\"
+            out[1] = c"x"
+            out[2] = digits[byte >> 4]
+            out[3] = digits[byte & 15]
+            out += 4
+    w.used = <uint32_t>(out - w.buffer)
+
+
+cdef void put_seconds(log_writer* w, int64_t ns, int escape) noexcept nogil:
+    """Seconds with six digits; what did not happen is `null` in JSON and `-` elsewhere."""
+    if ns < 0:
+        if escape == ESCAPE_JSON:
+            put_bytes(w, b"null", 4)
+        else:
+            put_bytes(w, b"-", 1)
+        return
+    w.used += <uint32_t>snprintf(w.buffer + w.used, 40, b"%lld.%06lld", <long long>(ns // 1000000000), <long long>(ns % 1000000000 // 1000))
+
+
+cdef void put_number(log_writer* w, uint64_t value) noexcept nogil:
+    w.used += <uint32_t>snprintf(w.buffer + w.used, 24, b"%llu", <unsigned long long>value)
+
+
+cdef void put_time(log_writer* w, int64_t realtime, bint clf) noexcept nogil:
+    cdef long second = <long>(realtime // 1000000000)
+    cdef tm t
+    if second != w.clock_second:
+        w.clock_second = second
+        gmtime_r(&second, &t)
+        snprintf(
+            w.clock_iso, sizeof(w.clock_iso), b"%04d-%02d-%02dT%02d:%02d:%02d",
+            t.tm_year + 1900, t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec
+        )
+        snprintf(
+            w.clock_clf, sizeof(w.clock_clf), b"%02d/%.3s/%04d:%02d:%02d:%02d +0000",
+            t.tm_mday, <const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec" + 3 * t.tm_mon, t.tm_year + 1900,
+            t.tm_hour, t.tm_min, t.tm_sec
+        )
+    if clf:
+        put_bytes(w, w.clock_clf, 26)
+    else:
+        put_bytes(w, w.clock_iso, 19)
+        w.used += <uint32_t>snprintf(w.buffer + w.used, 8, b".%03dZ", <int>(realtime // 1000000 % 1000))
+
+
+cdef int text_of(int field) noexcept nogil:
+    """Which text of a record holds the field; -1: it is no text."""
+    if field == LOG_CLIENT:
+        return TEXT_CLIENT
+    if field == LOG_LISTENER:
+        return TEXT_LISTENER
+    if field == LOG_METHOD:
+        return TEXT_METHOD
+    if field == LOG_HOST:
+        return TEXT_HOST
+    if field == LOG_TARGET:
+        return TEXT_TARGET
+    if field == LOG_VIRTUAL_HOST:
+        return TEXT_VIRTUAL_HOST
+    if field == LOG_ROUTE:
+        return TEXT_ROUTE
+    if field == LOG_UPSTREAM:
+        return TEXT_UPSTREAM
+    if field == LOG_ENDPOINT:
+        return TEXT_ENDPOINT
+    if field == LOG_REQUEST_ID:
+        return TEXT_REQUEST_ID
+    if field == LOG_USER_AGENT:
+        return TEXT_USER_AGENT
+    if field == LOG_REFERER:
+        return TEXT_REFERER
+    return -1
+
+
+cdef void put_field(log_writer* w, const log_record* record, const char** texts, const log_step* step) noexcept nogil:
+    cdef int text = text_of(step.field)
+    cdef const char* name
+    cdef uint32_t size = 0
+    if text >= 0:
+        put_escaped(w, texts[text], record.text_sizes[text], step.escape)
+    elif step.field == LOG_TIME or step.field == LOG_TIME_CLF:
+        put_time(w, record.end_realtime_ns, step.field == LOG_TIME_CLF)
+    elif step.field == LOG_STATUS:
+        put_number(w, <uint64_t>record.status)
+    elif step.field == LOG_CLIENT_PORT:
+        put_number(w, record.client_port)
+    elif step.field == LOG_BYTES_IN:
+        put_number(w, record.bytes_in)
+    elif step.field == LOG_BYTES_OUT:
+        put_number(w, record.bytes_out)
+    elif step.field == LOG_ATTEMPTS:
+        put_number(w, record.attempts)
+    elif step.field == LOG_GENERATION:
+        put_number(w, record.generation)
+    elif step.field == LOG_DURATION:
+        put_seconds(w, record.duration_ns, step.escape)
+    elif step.field == LOG_FIRST_BYTE:
+        put_seconds(w, record.first_byte_ns, step.escape)
+    elif step.field == LOG_CONNECT:
+        put_seconds(w, record.connect_ns, step.escape)
+    elif step.field == LOG_QUEUE:
+        put_seconds(w, record.queue_ns, step.escape)
+    elif step.field == LOG_PROTOCOL:
+        put_bytes(w, b"HTTP/1.1" if record.minor else b"HTTP/1.0", 8)
+    elif step.field == LOG_REASON:
+        name = lb_reason_names[record.reason]
+        while name[size]:
+            size += 1
+        put_bytes(w, name, size)
+
+
+cdef void put_record(log_writer* w, const log_record* record) noexcept nogil:
+    cdef const char* texts[TEXT_COUNT]
+    cdef const char* at = <const char*>record + sizeof(log_record)
+    cdef uint32_t i
+    cdef const log_step* step
+    for i in range(TEXT_COUNT):
+        texts[i] = at
+        at += record.text_sizes[i]
+    for i in range(w.program.count):
+        # A program that names long texts often may need more than is left: send what there is and go on.
+        if w.used > BUFFER_BYTES - RECORD_ROOM:
+            flush(w)
+        step = &w.program.steps[i]
+        if step.field == LOG_LITERAL:
+            put_bytes(w, w.program.literals + step.at, step.size)
+        else:
+            put_field(w, record, texts, step)
+    w.written += 1
+
+
+cdef bint take_records(log_writer* w, ring* q) noexcept nogil:
+    cdef uint64_t written = lb_load_u64(&q.written)
+    cdef uint64_t at
+    cdef const log_record* record
+    if q.taken == written:
+        return False
+    while q.taken != written:
+        at = q.taken & (q.size - 1)
+        record = <const log_record*>(q.data + at)
+        if record.size == 0:
+            lb_store_u64(&q.taken, q.taken + (q.size - at))
+            continue
+        if w.program != NULL and w.program.count:
+            put_record(w, record)
+        lb_store_u64(&q.taken, q.taken + record.size)
+    return True
+
+
+cdef void* log_main(void* argument) noexcept nogil:
+    cdef log_writer* w = <log_writer*>argument
+    cdef log_program* incoming
+    cdef timespec pause
+    cdef bint busy, running = True
+    cdef uint64_t asked
+    cdef int i
+    while running:
+        running = lb_load_int(&w.running)
+        asked = lb_load_u64(&w.flush_asked)
+        busy = False
+        for i in range(w.s.reactor_count):
+            if w.s.reactors[i].log.data != NULL and take_records(w, &w.s.reactors[i].log):
+                busy = True
+        if w.used:
+            flush(w)
+        if lb_load_ptr(&w.incoming) != NULL:
+            # What was logged before the change went to the old place.
+            incoming = <log_program*>lb_swap_ptr(&w.incoming, NULL)
+            log_program_free(w.program)
+            w.program = incoming
+        lb_store_u64(&w.flush_done, asked)
+        if not busy and running:
+            pause.tv_sec = 0
+            pause.tv_nsec = SLEEP_NS
+            nanosleep(&pause, NULL)
+    return NULL

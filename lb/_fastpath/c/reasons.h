@@ -1,0 +1,73 @@
+/* Why an exchange or a connection ended: the one list. Log field, metric label and `explain` text come from it.
+ * LB_REASON(identifier, name, status lb answers when nothing was sent yet; 0 closes without an answer). */
+#ifndef LB_REASONS_H
+#define LB_REASONS_H
+
+#define LB_REASON_LIST(LB_REASON)                                        \
+    LB_REASON(OK, "ok", 0)                                               \
+    LB_REASON(LOCAL_ANSWER, "local-answer", 0)                           \
+    /* the client */                                                     \
+    LB_REASON(CLIENT_CLOSED, "client-closed", 0)                         \
+    LB_REASON(CLIENT_RESET, "client-reset", 0)                           \
+    LB_REASON(KEEPALIVE_TIMEOUT, "keepalive-timeout", 0)                 \
+    LB_REASON(HEAD_TIMEOUT, "head-timeout", 408)                         \
+    LB_REASON(CLIENT_IDLE_TIMEOUT, "client-idle-timeout", 408)           \
+    /* what it sent */                                                   \
+    LB_REASON(NOT_HTTP, "not-http", 0)                                   \
+    LB_REASON(BAD_REQUEST_LINE, "bad-request-line", 400)                 \
+    LB_REASON(BAD_METHOD, "bad-method", 400)                             \
+    LB_REASON(METHOD_REFUSED, "method-refused", 405)                     \
+    LB_REASON(BAD_TARGET, "bad-target", 400)                             \
+    LB_REASON(BAD_VERSION, "bad-version", 505)                           \
+    LB_REASON(BAD_HEADER, "bad-header", 400)                             \
+    LB_REASON(BAD_HOST, "bad-host", 400)                                 \
+    LB_REASON(HOST_MISMATCH, "host-mismatch", 400)                       \
+    LB_REASON(BAD_FRAMING, "bad-framing", 400)                           \
+    LB_REASON(BAD_CHUNK, "bad-chunk", 400)                               \
+    LB_REASON(BAD_TRANSFER_CODING, "bad-transfer-coding", 501)           \
+    LB_REASON(BAD_EXPECTATION, "bad-expectation", 417)                   \
+    LB_REASON(HEAD_TOO_LARGE, "head-too-large", 431)                     \
+    LB_REASON(TOO_MANY_HEADERS, "too-many-headers", 431)                 \
+    LB_REASON(TARGET_TOO_LONG, "target-too-long", 414)                   \
+    LB_REASON(BODY_TOO_LARGE, "body-too-large", 413)                     \
+    /* routing */                                                        \
+    LB_REASON(NO_HOST, "no-host", 404)                                   \
+    LB_REASON(NO_ROUTE, "no-route", 404)                                 \
+    LB_REASON(NO_UPSTREAM, "no-upstream", 503)                           \
+    LB_REASON(NO_ENDPOINT, "no-endpoint", 503)                           \
+    LB_REASON(QUEUE_FULL, "queue-full", 503)                             \
+    LB_REASON(QUEUE_TIMEOUT, "queue-timeout", 503)                       \
+    /* the endpoint */                                                   \
+    LB_REASON(CONNECT_FAILED, "connect-failed", 502)                     \
+    LB_REASON(CONNECT_TIMEOUT, "connect-timeout", 504)                   \
+    LB_REASON(UPSTREAM_CLOSED, "upstream-closed", 502)                   \
+    LB_REASON(UPSTREAM_RESET, "upstream-reset", 502)                     \
+    LB_REASON(UPSTREAM_TRUNCATED, "upstream-truncated", 502)             \
+    LB_REASON(BAD_RESPONSE, "bad-response", 502)                         \
+    LB_REASON(RESPONSE_TOO_LARGE, "response-too-large", 502)             \
+    LB_REASON(RESPONSE_TIMEOUT, "response-timeout", 504)                 \
+    LB_REASON(UPSTREAM_IDLE_TIMEOUT, "upstream-idle-timeout", 504)       \
+    LB_REASON(REQUEST_TIMEOUT, "request-timeout", 504)                   \
+    LB_REASON(TUNNEL_TIMEOUT, "tunnel-timeout", 0)                       \
+    /* lb itself */                                                      \
+    LB_REASON(TOO_MANY_CONNECTIONS, "too-many-connections", 503)         \
+    LB_REASON(TOO_MANY_FROM_CLIENT, "too-many-from-client", 429)         \
+    LB_REASON(NO_DESCRIPTORS, "no-descriptors", 503)                     \
+    LB_REASON(NO_MEMORY, "no-memory", 503)                               \
+    LB_REASON(PRESSURE, "pressure", 0)                                   \
+    LB_REASON(DRAIN, "drain", 0)                                         \
+    LB_REASON(SHUTDOWN, "shutdown", 503)
+
+#define LB_REASON_ENUM(id, name, status) LB_R_##id,
+enum lb_reason { LB_REASON_LIST(LB_REASON_ENUM) LB_REASON_COUNT };
+#undef LB_REASON_ENUM
+
+#define LB_REASON_NAME(id, name, status) name,
+static const char *const lb_reason_names[] = {LB_REASON_LIST(LB_REASON_NAME)};
+#undef LB_REASON_NAME
+
+#define LB_REASON_STATUS(id, name, status) status,
+static const short lb_reason_statuses[] = {LB_REASON_LIST(LB_REASON_STATUS)};
+#undef LB_REASON_STATUS
+
+#endif

@@ -1,0 +1,57 @@
+"""Live state of upstreams and endpoints: what survives every table. Blocks are grouped by who writes them."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from lb._fastpath.c.sys cimport sockaddr_storage, socklen_t
+
+cdef enum:
+    MAX_REACTORS = 64
+    # Connect failures in a row before an endpoint rests (HAProxy `observe layer4` fall 3, nginx max_fails).
+    EJECT_AFTER = 3
+    EJECT_MS = 10000  # For how long (nginx fail_timeout).
+
+cdef enum:  # admin_state
+    ADMIN_READY = 0
+    ADMIN_DRAIN
+    ADMIN_DOWN
+
+cdef struct idle_pool:
+    # The unused connections of one reactor to one endpoint, most recently used first.  Written by whoever holds the lock: its reactor, or a sibling that takes a connection over. The lock is only ever tried.
+    int lock
+    int count
+    void* newest
+    void* oldest
+    char padding[40]
+
+cdef struct upstream_live:
+    # control plane
+    uint32_t id
+    char* name
+    uint32_t name_size
+    # every reactor, at the start and end of each exchange
+    int active
+    int queued
+    char padding[40]
+    # each reactor its own
+    uint32_t cursors[MAX_REACTORS * 16]  # Round-robin position; one cache line a reactor.
+
+cdef struct endpoint:
+    # control plane, rarely
+    upstream_live* upstream
+    sockaddr_storage address
+    socklen_t address_size
+    int family
+    char* key
+    uint32_t key_size
+    int admin
+    int retired  # No longer in the current table: connections close when they are done.
+    uint64_t hash  # Of the key, for rendezvous hashing.
+    # every reactor, atomically
+    int active  # Exchanges and tunnels under way, over all reactors: exact.
+    int failures_in_row
+    int64_t ejected_until_ms
+    int connections  # Open, used or not.
+    uint64_t requests
+    uint64_t failures
+    char padding[24]
+    # each reactor its own
+    idle_pool* pools  # One a reactor.

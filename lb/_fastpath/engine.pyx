@@ -1,0 +1,1236 @@
+"""The only file of the data plane with Python objects: what the control plane drives.
+
+Python objects own the C structs of tables, one each (HostProgram, HostIndex, UpstreamView, ListenerView, Table), and keep each
+other alive the way the structs point at each other. Live state (Endpoint, Upstream, listener and route ids) is in the engine's
+registries and outlives all tables. Everything here runs in the control plane's thread; reactors are reached through the table
+pointer, through atomics, and through commands.
+"""
+import errno
+import os
+import resource
+import socket as sockets_module
+import time
+
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from lb._fastpath.accept cimport run_close_listener, run_listen, run_stop_accepting
+from lb._fastpath.access cimport (
+    ESCAPE_CLF,
+    ESCAPE_JSON,
+    ESCAPE_RAW,
+    LOG_FIELD_COUNT,
+    LOG_LITERAL,
+    log_main,
+    log_program,
+    log_program_free,
+    log_step,
+    log_writer,
+)
+from lb._fastpath.c.sys cimport (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    F_DUPFD_CLOEXEC,
+    LB_R_DRAIN,
+    LB_REASON_COUNT,
+    close,
+    fcntl,
+    htons,
+    inet_pton,
+    lb_hash,
+    lb_load_int,
+    lb_load_ptr,
+    lb_load_u64,
+    lb_peek_i64,
+    lb_peek_int,
+    lb_peek_u64,
+    lb_put_int,
+    lb_reason_names,
+    lb_store_int,
+    lb_store_ptr,
+    lb_store_u64,
+    lb_swap_ptr,
+    pthread_create,
+    pthread_join,
+    pthread_setname_np,
+    pthread_t,
+    sockaddr_in,
+    sockaddr_in6,
+    sockaddr_un,
+)
+from lb._fastpath.clock cimport monotonic_ns
+from lb._fastpath.counters cimport (
+    BUCKETS,
+    STATS_CHUNK,
+    STATS_CHUNKS,
+    counters,
+    lb_bounds_us,
+    listener_traffic,
+    stats_space,
+    traffic,
+    upstream_traffic,
+)
+from lb._fastpath.endpoint cimport (
+    ADMIN_DOWN,
+    ADMIN_DRAIN,
+    ADMIN_READY,
+    MAX_REACTORS,
+    endpoint,
+    idle_pool,
+    upstream_live,
+)
+from lb._fastpath.exchange cimport exchange, exchange_install
+from lb._fastpath.http1 cimport server_drain_idle
+from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
+from lb._fastpath.memory cimport slab_init
+from lb._fastpath.message cimport MAX_FIELDS, field, head
+from lb._fastpath.reactor cimport (
+    command,
+    error_answer,
+    reactor,
+    reactor_init,
+    reactor_main,
+    reactor_post,
+    reactor_release,
+    reactor_wake,
+    shared,
+)
+from lb._fastpath.table cimport (
+    ACTION_FORWARD,
+    ACTION_RESPOND,
+    MAX_HOST,
+    NO_ROUTE,
+    arena,
+    arena_take,
+    arena_text,
+    build_paths,
+    build_sequence,
+    find_host,
+    find_route,
+    host_entry,
+    host_index,
+    index_insert,
+    listener_view,
+    network,
+    pattern,
+    predicate,
+    route,
+    route_at,
+    table,
+    target,
+    text,
+    text_at,
+    upstream_view,
+    vhost,
+)
+from lb._fastpath.transport cimport conn, listening
+from lb._fastpath.upstream cimport pool_close
+
+REASONS = tuple(lb_reason_names[i].decode() for i in range(LB_REASON_COUNT))
+HISTOGRAM_BOUNDS_SECONDS = tuple(lb_bounds_us[i] / 1e6 for i in range(BUCKETS - 1))
+LOG_FIELDS = (
+    "time", "time_clf", "client", "client_port", "listener", "method", "host", "target", "protocol", "status",
+    "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
+    "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation",
+)
+assert len(LOG_FIELDS) == LOG_FIELD_COUNT
+
+cdef enum:
+    MAX_SEQUENCE = 8192
+    MAX_LISTENERS = STATS_CHUNK
+    MAX_IDS = STATS_CHUNK * STATS_CHUNKS
+
+
+# ------------------------------------------------------------------------------------------------------------- live state
+
+cdef class Endpoint:
+    """Live state of one endpoint of one upstream."""
+
+    cdef endpoint* p
+    cdef readonly str upstream
+    cdef readonly str key
+    cdef readonly str admin
+    cdef readonly object weight_override
+
+    def __cinit__(self, Upstream upstream not None, str key, str address, int port, int reactors):
+        cdef bytes raw = key.encode()
+        cdef size_t size = reactors * sizeof(idle_pool)
+        self.p = <endpoint*>calloc(1, sizeof(endpoint))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.pools = <idle_pool*>calloc(1, size)
+        self.p.key = <char*>malloc(len(raw) + 1)
+        if self.p.pools == NULL or self.p.key == NULL:
+            raise MemoryError
+        memcpy(self.p.key, <char*>raw, len(raw) + 1)
+        self.p.key_size = <uint32_t>len(raw)
+        self.p.hash = lb_hash(self.p.key, self.p.key_size)
+        self.p.upstream = upstream.p
+        self.upstream = upstream.name
+        self.key = key
+        self.admin = "ready"
+        self.weight_override = None
+        self.set_address(address, port)
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.pools)
+            free(self.p.key)
+            free(self.p)
+
+    cdef set_address(self, str address, int port):
+        cdef sockaddr_in* v4 = <sockaddr_in*>&self.p.address
+        cdef sockaddr_in6* v6 = <sockaddr_in6*>&self.p.address
+        cdef sockaddr_un* local = <sockaddr_un*>&self.p.address
+        cdef bytes raw = address.encode()
+        if address.startswith("unix:"):
+            raw = raw[5:]
+            if not 0 < len(raw) < 108:
+                raise ValueError(f"Unix socket path of {len(raw)} bytes, must be 1 to 107: {address}")
+            local.sun_family = <unsigned short>AF_UNIX
+            memcpy(local.sun_path, <char*>raw, len(raw) + 1)
+            self.p.family = AF_UNIX
+            self.p.address_size = <unsigned int>(2 + len(raw) + 1)
+        elif inet_pton(AF_INET, raw, &v4.sin_addr) == 1:
+            v4.sin_family = <unsigned short>AF_INET
+            v4.sin_port = htons(<uint16_t>port)
+            self.p.family = AF_INET
+            self.p.address_size = sizeof(sockaddr_in)
+        elif inet_pton(AF_INET6, raw, &v6.sin6_addr) == 1:
+            v6.sin6_family = <unsigned short>AF_INET6
+            v6.sin6_port = htons(<uint16_t>port)
+            self.p.family = AF_INET6
+            self.p.address_size = sizeof(sockaddr_in6)
+        else:
+            raise ValueError(f"not an IP address: {address}")
+
+    cdef bint unused(self):
+        return lb_peek_int(&self.p.active) == 0 and lb_peek_int(&self.p.connections) == 0
+
+
+cdef class Upstream:
+    """Live state of one upstream."""
+
+    cdef upstream_live* p
+    cdef readonly str name
+    cdef readonly dict endpoints
+
+    def __cinit__(self, str name, uint32_t id):
+        cdef bytes raw = name.encode()
+        self.p = <upstream_live*>calloc(1, sizeof(upstream_live))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.name = <char*>malloc(len(raw) + 1)
+        if self.p.name == NULL:
+            raise MemoryError
+        memcpy(self.p.name, <char*>raw, len(raw) + 1)
+        self.p.name_size = <uint32_t>len(raw)
+        self.p.id = id
+        self.name = name
+        self.endpoints = {}
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.name)
+            free(self.p)
+
+
+# ---------------------------------------------------------------------------------------------------------- parts of a table
+
+cdef class UpstreamView:
+    """An upstream as a table sees it."""
+
+    cdef upstream_view* p
+    cdef readonly Upstream live
+    cdef readonly tuple endpoints
+    cdef readonly tuple weights
+    cdef readonly tuple model_weights
+    cdef readonly tuple policy
+
+    def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None):
+        """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection, connections,
+        connections per endpoint, queue, queue timeout."""
+        cdef uint32_t i, count = <uint32_t>len(endpoints)
+        cdef Endpoint ep
+        self.live = live
+        self.endpoints = endpoints
+        self.weights = weights
+        self.model_weights = weights if model_weights is None else model_weights
+        self.policy = policy
+        self.p = <upstream_view*>calloc(1, sizeof(upstream_view))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.live = live.p
+        self.p.count = count
+        (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
+         self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
+         self.p.max_queue, self.p.queue_timeout_ms) = policy
+        if count == 0:
+            return
+        self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
+        self.p.weights = <int*>calloc(count, sizeof(int))
+        self.p.sequence = <uint32_t*>malloc(MAX_SEQUENCE * sizeof(uint32_t))
+        if self.p.endpoints == NULL or self.p.weights == NULL or self.p.sequence == NULL:
+            raise MemoryError
+        for i in range(count):
+            ep = endpoints[i]
+            self.p.endpoints[i] = ep.p
+            self.p.weights[i] = weights[i]
+        self.p.sequence_size = build_sequence(self.p.weights, count, self.p.sequence, MAX_SEQUENCE)
+        self.p.sequence = <uint32_t*>realloc(self.p.sequence, (self.p.sequence_size + 1) * sizeof(uint32_t))
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.endpoints)
+            free(self.p.weights)
+            free(self.p.sequence)
+            free(self.p)
+
+
+cdef class HostProgram:
+    """One compiled virtual host: trie, conditions, routes. Immutable."""
+
+    cdef vhost* p
+    cdef readonly str hostname
+
+    def __dealloc__(self):
+        free(self.p)
+
+    @property
+    def route_count(self):
+        return self.p.route_count
+
+    @property
+    def size_bytes(self):
+        return self.p.size
+
+
+cdef class HostIndex:
+    """Hostnames to virtual hosts, for one host set."""
+
+    cdef host_index* p
+    cdef readonly dict hosts
+
+    def __cinit__(self, dict hosts not None):
+        cdef uint32_t capacity = 16
+        cdef HostProgram program
+        cdef const char* name
+        while capacity < 2 * len(hosts):
+            capacity *= 2
+        self.hosts = hosts
+        self.p = <host_index*>calloc(1, sizeof(host_index))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.mask = capacity - 1
+        self.p.entries = <host_entry*>calloc(capacity, sizeof(host_entry))
+        if self.p.entries == NULL:
+            raise MemoryError
+        for program in hosts.values():
+            name = text_at(program.p, program.p.hostname)
+            if program.p.hostname.size == 1 and name[0] == c"*":
+                self.p.fallback = program.p
+            elif name[0] == c"*":
+                self.p.has_wildcards = True
+                index_insert(self.p, program.p, name + 1, program.p.hostname.size - 1)
+            else:
+                index_insert(self.p, program.p, name, program.p.hostname.size)
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.entries)
+            free(self.p)
+
+
+cdef class ListenerView:
+    """A listener as a table sees it."""
+
+    cdef listener_view* p
+    cdef readonly HostIndex index
+    cdef readonly str name
+
+    def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted):
+        """`options` in the order of the assignment below; `trusted`: (16-byte address, bits)."""
+        cdef uint32_t i
+        cdef bytes address
+        self.name = name
+        self.index = index
+        self.p = <listener_view*>calloc(1, sizeof(listener_view))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.hosts = index.p
+        self.p.port = port
+        (self.p.head_timeout_ms, self.p.keepalive_timeout_ms, self.p.idle_timeout_ms, self.p.linger_timeout_ms,
+         self.p.max_requests_per_connection, self.p.max_head_bytes, self.p.max_headers, self.p.max_target_bytes,
+         self.p.max_connections, self.p.max_connections_per_client, self.p.max_body_bytes, self.p.forwarded_header,
+         self.p.merge_slashes, self.p.keep_escaped_slashes, self.p.reject_bare_lf, self.p.accept_host_mismatch) = options
+        if trusted:
+            self.p.trusted = <network*>calloc(len(trusted), sizeof(network))
+            if self.p.trusted == NULL:
+                raise MemoryError
+            for address, bits in trusted:
+                i = self.p.trusted_count
+                memcpy(self.p.trusted[i].address, <char*>address, 16)
+                self.p.trusted[i].bits = bits
+                self.p.trusted_count += 1
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.trusted)
+            free(self.p)
+
+
+cdef class Table:
+    """Everything a request needs, as one immutable value."""
+
+    cdef table* p
+    cdef readonly dict listeners
+    cdef readonly dict upstreams
+    cdef dict slots
+
+    def __cinit__(self, uint64_t generation, dict listeners, dict listener_slots, dict upstreams, uint32_t upstream_slots):
+        cdef ListenerView listener
+        cdef UpstreamView upstream
+        cdef uint32_t slot
+        self.listeners = listeners
+        self.upstreams = upstreams
+        self.slots = listener_slots
+        self.p = <table*>calloc(1, sizeof(table))
+        if self.p == NULL:
+            raise MemoryError
+        self.p.generation = generation
+        self.p.listener_count = <uint32_t>len(listener_slots)
+        self.p.listeners = <listener_view**>calloc(self.p.listener_count + 1, sizeof(listener_view*))
+        self.p.upstream_count = upstream_slots
+        self.p.upstreams = <upstream_view**>calloc(upstream_slots + 1, sizeof(upstream_view*))
+        if self.p.listeners == NULL or self.p.upstreams == NULL:
+            raise MemoryError
+        for name, listener in listeners.items():
+            slot = listener_slots[name]
+            self.p.listeners[slot] = listener.p
+        for upstream in upstreams.values():
+            self.p.upstreams[upstream.live.p.id] = upstream.p
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            free(self.p.listeners)
+            free(self.p.upstreams)
+            free(self.p)
+
+    @property
+    def generation(self):
+        return self.p.generation
+
+    @property
+    def host_count(self):
+        return sum(len(index.hosts) for index in self._indexes())
+
+    @property
+    def route_count(self):
+        return sum(program.route_count for index in self._indexes() for program in index.hosts.values())
+
+    @property
+    def size_bytes(self):
+        return sum(program.size_bytes for index in self._indexes() for program in index.hosts.values())
+
+    def _indexes(self):
+        return {id(listener.index): listener.index for listener in self.listeners.values()}.values()
+
+    def match(self, str listener, bytes host, bytes path, bytes method=b"GET", headers=(), query=None):
+        """(hostname of the virtual host, name of the route), None for what there is not."""
+        cdef ListenerView view = self.listeners[listener]
+        cdef vhost* chosen = find_host(view.p.hosts, host, len(host))
+        cdef head* h
+        cdef bytes name, value
+        cdef uint32_t rank
+        cdef const char* query_at = b""
+        if chosen == NULL:
+            return None, None
+        h = <head*>calloc(1, sizeof(head))
+        if h == NULL:
+            raise MemoryError
+        try:
+            h.method_name.at = method
+            h.method_name.size = <uint32_t>len(method)
+            for name, value in headers:
+                if h.field_count == MAX_FIELDS:
+                    raise ValueError(f"more than {MAX_FIELDS} headers")
+                h.fields[h.field_count].name = name
+                h.fields[h.field_count].name_size = <uint16_t>len(name)
+                h.fields[h.field_count].value = value
+                h.fields[h.field_count].value_size = <uint32_t>len(value)
+                h.field_count += 1
+            if query is not None:
+                query_at = <bytes>query
+            rank = find_route(chosen, path, len(path), query_at, len(query or b""), query is not None, h)
+        finally:
+            free(h)
+        hostname = text_at(chosen, chosen.hostname)[:chosen.hostname.size].decode()
+        if rank == NO_ROUTE:
+            return hostname, None
+        return hostname, text_at(chosen, route_at(chosen, rank).name)[:route_at(chosen, rank).name.size].decode()
+
+
+# ----------------------------------------------------------------------------------------------------------------- commands
+
+cdef void run_drain(reactor* r, command* c) noexcept nogil:
+    server_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
+
+
+cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
+    pool_close(r, <endpoint*>c.subject, 0x7fffffff)
+
+
+# ------------------------------------------------------------------------------------------------------------------- engine
+
+cdef class Engine:
+    """N reactor threads and what they share."""
+
+    cdef shared s
+    cdef log_writer log
+    cdef bint started
+    cdef bint log_started
+    cdef dict listener_slots
+    cdef dict upstreams
+    cdef dict route_ids
+    cdef list listener_names
+    cdef list retired_tables
+    cdef dict overrides
+    cdef Table current
+    cdef int log_ring_bytes
+    cdef object doomed
+
+    def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20):
+        cdef int i
+        if not 1 <= threads <= MAX_REACTORS:
+            raise ValueError(f"threads must be 1 to {MAX_REACTORS}, not {threads}")
+        if log_ring_bytes < 65536 or log_ring_bytes & (log_ring_bytes - 1):
+            raise ValueError(f"log_ring_bytes must be a power of two of at least 65536, not {log_ring_bytes}")
+        self.log_ring_bytes = log_ring_bytes
+        self.s.reactor_count = threads
+        self.s.running = 1
+        self.s.accepting = 1
+        self.s.max_connections = max_connections
+        self.s.budget_left = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
+        self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 64
+        self.s.reactors = <reactor*>calloc(threads, sizeof(reactor))
+        if self.s.reactors == NULL:
+            raise MemoryError
+        exchange_install(&self.s)
+        for i in range(threads):
+            if not reactor_init(&self.s.reactors[i], &self.s, i):
+                raise OSError(errno.EMFILE, "cannot make a reactor: out of descriptors or memory")
+            slab_init(&self.s.reactors[i].conn_slab, sizeof(conn))
+            slab_init(&self.s.reactors[i].exchange_slab, sizeof(exchange))
+        self.log.s = &self.s
+        self.listener_slots = {}
+        self.listener_names = []
+        self.upstreams = {}
+        self.route_ids = {}
+        self.retired_tables = []
+        self.overrides = {}
+        self.doomed = set()
+
+    def __dealloc__(self):
+        cdef int i
+        cdef error_answer* a
+        if self.s.reactors == NULL:
+            return
+        if self.started:
+            self._stop()
+        for i in range(self.s.reactor_count):
+            release_reactor(&self.s.reactors[i])
+        free(self.s.reactors)
+        while self.s.error_answers != NULL:
+            a = self.s.error_answers
+            self.s.error_answers = a.next
+            free(a.content_type)
+            free(a.body)
+            free(a)
+
+    # ------------------------------------------------------------------------------------------------- making tables
+
+    cdef uint32_t _id(self, dict ids, str name) except? 0xffffffff:
+        """A number for a name, for ever: counters keep their place over every table."""
+        cdef object found = ids.get(name)
+        if found is None:
+            # The very last number is shared by all names that came too late for one of their own.
+            found = min(len(ids), MAX_IDS - 1)
+            ids[name] = found
+        return found
+
+    cdef ensure_chunk(self, int which, uint32_t id):
+        cdef int i
+        cdef stats_space* space
+        cdef void** chunk
+        for i in range(self.s.reactor_count):
+            if which == 0:
+                space = &self.s.reactors[i].listener_stats
+            elif which == 1:
+                space = &self.s.reactors[i].route_stats
+            else:
+                space = &self.s.reactors[i].upstream_stats
+            if space.chunks[id // STATS_CHUNK] == NULL:
+                chunk = <void**>calloc(STATS_CHUNK, sizeof(void*))
+                if chunk == NULL:
+                    raise MemoryError
+                space.chunks[id // STATS_CHUNK] = chunk
+
+    def compile_host(self, str hostname, bint one_label, list routes):
+        """A HostProgram. Each route: (name, path kind, path key, methods, headers, queries, action, options).
+
+        action is a list of (upstream name, weight) or (status, body); options are (max body bytes, response, idle, tunnel and
+        request timeout in ms, retries).
+        """
+        cdef HostProgram program = HostProgram.__new__(HostProgram)
+        cdef arena a
+        cdef bytes raw = hostname.encode()
+        cdef uint32_t count = <uint32_t>len(routes)
+        cdef uint32_t routes_at, rank, root
+        cdef text name
+        memset(&a, 0, sizeof(a))
+        try:
+            arena_take(&a, sizeof(vhost))
+            name = arena_text(&a, raw, len(raw))
+            routes_at = arena_take(&a, count * sizeof(route))
+            for rank in range(count):
+                self.put_route(&a, routes_at + rank * <uint32_t>sizeof(route), routes[rank])
+            root = self.put_paths(&a, routes)
+            if a.failed:
+                raise MemoryError
+            program.p = <vhost*>malloc(a.size)
+            if program.p == NULL:
+                raise MemoryError
+            memcpy(program.p, a.data, a.size)
+        finally:
+            free(a.data)
+        program.p.size = a.size
+        program.p.route_count = count
+        program.p.routes = routes_at
+        program.p.root = root
+        program.p.hostname = name
+        program.p.one_label = one_label
+        program.hostname = hostname
+        return program
+
+    cdef uint32_t put_paths(self, arena* a, list routes) except? 0xffffffff:
+        cdef list keys = sorted((spec[2], spec[1], rank) for rank, spec in enumerate(routes))
+        cdef uint32_t count = <uint32_t>len(keys), i
+        cdef pattern* patterns
+        cdef uint32_t root
+        cdef bytes key
+        if count == 0:
+            return 0
+        patterns = <pattern*>malloc(count * sizeof(pattern))
+        if patterns == NULL:
+            raise MemoryError
+        for i in range(count):
+            key = keys[i][0]
+            patterns[i].key = key
+            patterns[i].size = <uint32_t>len(key)
+            patterns[i].kind = keys[i][1]
+            patterns[i].rank = keys[i][2]
+        root = build_paths(a, patterns, 0, count, 0)
+        free(patterns)
+        return root
+
+    cdef put_route(self, arena* a, uint32_t at, tuple spec):
+        cdef route r
+        cdef bytes raw
+        cdef uint32_t i, place, sum = 0
+        cdef text t
+        name, _, _, methods, headers, queries, action, options = spec
+        memset(&r, 0, sizeof(r))
+        raw = name.encode()
+        r.name = arena_text(a, raw, len(raw))
+        r.id = self._id(self.route_ids, name)
+        self.ensure_chunk(1, r.id)
+        (r.max_body_bytes, r.response_timeout_ms, r.idle_timeout_ms, r.tunnel_timeout_ms, r.request_timeout_ms, retries) = options
+        r.retries = <uint8_t>min(retries, 250)
+        if isinstance(action, tuple):
+            r.action = ACTION_RESPOND
+            r.status = action[0]
+            raw = action[1]
+            r.body = arena_text(a, raw, len(raw))
+        else:
+            r.action = ACTION_FORWARD
+            r.target_count = <uint16_t>len(action)
+            r.targets = arena_take(a, len(action) * sizeof(target))
+            for i in range(r.target_count):
+                upstream, weight = action[i]
+                sum += <uint32_t>weight
+                place = self.live_upstream(upstream).p.id
+                if not a.failed:
+                    (<target*>(a.data + r.targets))[i].slot = place
+                    (<target*>(a.data + r.targets))[i].until = sum
+        r.method_count = <uint16_t>len(methods)
+        r.methods = arena_take(a, len(methods) * sizeof(text))
+        for i in range(r.method_count):
+            raw = methods[i]
+            t = arena_text(a, raw, len(raw))
+            if not a.failed:
+                (<text*>(a.data + r.methods))[i] = t
+        r.header_count = <uint16_t>len(headers)
+        r.headers = self.put_predicates(a, headers)
+        r.query_count = <uint16_t>len(queries)
+        r.queries = self.put_predicates(a, queries)
+        if not a.failed:
+            memcpy(a.data + at, &r, sizeof(r))
+
+    cdef uint32_t put_predicates(self, arena* a, conditions) except? 0xffffffff:
+        cdef uint32_t at = arena_take(a, len(conditions) * sizeof(predicate))
+        cdef uint32_t i
+        cdef predicate p
+        cdef bytes name, value
+        for i in range(<uint32_t>len(conditions)):
+            name, wanted = conditions[i]
+            value = wanted or b""
+            memset(&p, 0, sizeof(p))
+            p.name = arena_text(a, name, len(name))
+            p.value = arena_text(a, value, len(value))
+            p.any = wanted is None
+            if not a.failed:
+                memcpy(a.data + at + i * sizeof(predicate), &p, sizeof(p))
+        return at
+
+    cdef Upstream live_upstream(self, str name):
+        cdef Upstream live = self.upstreams.get(name)
+        if live is None:
+            live = Upstream(name, <uint32_t>len(self.upstreams))
+            self.ensure_chunk(2, live.p.id)
+            self.upstreams[name] = live
+        return live
+
+    def make_index(self, dict hosts):
+        """A HostIndex over {hostname: HostProgram}."""
+        return HostIndex(hosts)
+
+    def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted):
+        return ListenerView(name, index, port, options, trusted)
+
+    def make_upstream(self, str name, list endpoints, tuple policy):
+        """An UpstreamView; `endpoints`: (key, address, port, weight). An endpoint that was known keeps its live state."""
+        cdef Upstream live = self.live_upstream(name)
+        cdef Endpoint ep
+        cdef list members = []
+        for key, address, port, _ in endpoints:
+            ep = live.endpoints.get(key)
+            if ep is None:
+                ep = Endpoint(live, key, address, port, self.s.reactor_count)
+                live.endpoints[key] = ep
+            members.append(ep)
+        return UpstreamView(live, tuple(members), tuple(entry[3] for entry in endpoints), policy)
+
+    def make_table(self, uint64_t generation, dict listeners, dict upstreams):
+        """A Table of {name: ListenerView} and {name: UpstreamView}."""
+        for name in listeners:
+            self.slot_of(name)
+        effective = upstreams
+        if self.overrides:
+            effective = dict(upstreams)
+            for name, weights in self.overrides.items():
+                if name in effective:
+                    effective[name] = self.with_overrides(effective[name], weights)
+        return Table(generation, dict(listeners), dict(self.listener_slots), effective, <uint32_t>len(self.upstreams))
+
+    cdef UpstreamView with_overrides(self, UpstreamView view, dict weights):
+        return UpstreamView(
+            view.live, view.endpoints,
+            tuple([weights.get((<Endpoint>ep).key, weight) for ep, weight in zip(view.endpoints, view.model_weights)]),
+            view.policy, view.model_weights
+        )
+
+    cdef uint32_t slot_of(self, str name) except? 0xffffffff:
+        cdef object slot = self.listener_slots.get(name)
+        if slot is None:
+            slot = len(self.listener_slots)
+            if slot >= MAX_LISTENERS:
+                raise ValueError(f"more than {MAX_LISTENERS} listeners since start")
+            self.listener_slots[name] = slot
+            self.listener_names.append(name.encode())
+            self.ensure_chunk(0, slot)
+        return slot
+
+    # ------------------------------------------------------------------------------------------------- publishing
+
+    @property
+    def generation(self):
+        return self.current.generation if self.current is not None else 0
+
+    def publish(self, Table new not None):
+        """Make `new` the table of every request that starts from now on."""
+        cdef Table old = self.current
+        cdef UpstreamView view, before
+        cdef Endpoint ep
+        # A new endpoint may be an old one that comes back: it must be willing before the first request asks for it.
+        for name, view in new.upstreams.items():
+            if old is not None and old.upstreams.get(name) is view:
+                continue
+            for ep in view.endpoints:
+                lb_store_int(&ep.p.retired, 0)
+                self.doomed.discard(ep)
+        self.current = new
+        lb_swap_ptr(&self.s.current, new.p)
+        if old is None:
+            return
+        self.retired_tables.append((old, [lb_load_u64(&self.s.reactors[i].turn) for i in range(self.s.reactor_count)]))
+        for name, before in old.upstreams.items():
+            view = new.upstreams.get(name)
+            if view is before:
+                continue
+            kept = set(view.endpoints) if view is not None else ()
+            for ep in before.endpoints:
+                if ep not in kept:
+                    lb_store_int(&ep.p.retired, 1)
+                    self.doomed.add(ep)
+                    self.post(run_close_pool, ep.p, 0)
+
+    cdef post(self, void (*run)(reactor*, command*) noexcept nogil, void* subject, int64_t number):
+        cdef int i
+        for i in range(self.s.reactor_count):
+            self.post_to(i, run, subject, number)
+
+    cdef post_to(self, int i, void (*run)(reactor*, command*) noexcept nogil, void* subject, int64_t number):
+        cdef command* c = <command*>calloc(1, sizeof(command))
+        if c == NULL:
+            raise MemoryError
+        c.run = run
+        c.subject = subject
+        c.number = number
+        reactor_post(&self.s.reactors[i], c)
+
+    def collect(self):
+        """Free what no reactor uses any more; how many old tables are still in use."""
+        cdef Table t
+        cdef Endpoint ep
+        cdef int i
+        cdef uint64_t pins
+        cdef list kept = []
+        for t, turns in self.retired_tables:
+            passed = True
+            for i in range(self.s.reactor_count):
+                if self.started and lb_load_u64(&self.s.reactors[i].turn) <= <uint64_t>turns[i]:
+                    passed = False
+                    reactor_wake(&self.s.reactors[i])
+            pins = 0
+            for i in range(self.s.reactor_count):
+                pins += lb_load_u64(&t.p.pins[i].count)
+            if not passed or pins:
+                kept.append((t, turns))
+        self.retired_tables = kept
+        if self.doomed and not kept:
+            for ep in list(self.doomed):
+                if not ep.unused():
+                    self.post(run_close_pool, ep.p, 0)
+                elif ep.weight_override is None and ep.admin == "ready":
+                    self.doomed.discard(ep)
+                    (<Upstream>self.upstreams[ep.upstream]).endpoints.pop(ep.key, None)
+        return len(kept)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def start(self):
+        """Start the reactor threads."""
+        cdef int i
+        if self.started:
+            raise RuntimeError("the engine has been started already")
+        self.started = True
+        for i in range(self.s.reactor_count):
+            if pthread_create(&self.s.reactors[i].thread, NULL, reactor_main, &self.s.reactors[i]) != 0:
+                raise OSError(errno.EAGAIN, "cannot start a reactor thread")
+            pthread_setname_np(self.s.reactors[i].thread, b"lb-reactor-%d" % i)
+
+    def open_listener(self, str name, descriptors):
+        """Accept on these listening sockets: one a reactor, or one for all."""
+        cdef uint32_t slot = self.slot_of(name)
+        cdef bytes raw = self.listener_names[slot]
+        cdef listening* l
+        cdef int i, fd
+        descriptors = list(descriptors)
+        for i in range(self.s.reactor_count):
+            fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
+            if fd < 0:
+                raise OSError(errno.EMFILE, "cannot duplicate a listening socket")
+            os.set_blocking(fd, False)
+            l = <listening*>calloc(1, sizeof(listening))
+            if l == NULL:
+                close(fd)
+                raise MemoryError
+            l.base.fd = fd
+            l.slot = slot
+            l.name = raw
+            l.name_size = <uint32_t>len(raw)
+            self.post_to(i, run_listen, l, 0)
+
+    def close_listener(self, str name):
+        """Stop accepting for a listener; its connections go on."""
+        self.post(run_close_listener, NULL, self.slot_of(name))
+
+    def stop_accepting(self):
+        lb_put_int(&self.s.accepting, 0)
+        self.post(run_stop_accepting, NULL, 0)
+
+    def drain(self):
+        """Answer what is under way with `Connection: close`, close what is idle."""
+        lb_put_int(&self.s.draining, 1)
+        self.post(run_drain, NULL, 0)
+
+    def active(self):
+        """(exchanges under way, client connections open)."""
+        cdef int i, exchanges = 0
+        for i in range(self.s.reactor_count):
+            exchanges += lb_peek_int(&self.s.reactors[i].exchange_count)
+        return exchanges, lb_peek_int(&self.s.connections)
+
+    def stop(self):
+        """End the threads now; what is open is closed."""
+        if self.started:
+            self._stop()
+
+    cdef _stop(self):
+        cdef int i
+        self.started = False
+        lb_store_int(&self.s.running, 0)
+        for i in range(self.s.reactor_count):
+            reactor_wake(&self.s.reactors[i])
+        with nogil:
+            for i in range(self.s.reactor_count):
+                pthread_join(self.s.reactors[i].thread, NULL)
+        for i in range(self.s.reactor_count):
+            close_all(&self.s.reactors[i])
+        if self.log_started:
+            self.log_started = False
+            lb_store_int(&self.log.running, 0)
+            with nogil:
+                pthread_join(self.log.thread, NULL)
+            log_program_free(<log_program*>lb_swap_ptr(&self.log.incoming, NULL))
+            log_program_free(self.log.program)
+            free(self.log.buffer)
+
+    def heartbeat_ages_ms(self):
+        """Since each reactor last turned."""
+        cdef int64_t now = monotonic_ns() // 1000000
+        return [max(0, now - lb_peek_i64(&self.s.reactors[i].heartbeat_ms)) for i in range(self.s.reactor_count)]
+
+    def set_error_answer(self, int status, str content_type, bytes body):
+        """The body of lb's own answers with this status; 0: of all others."""
+        cdef error_answer* a = <error_answer*>calloc(1, sizeof(error_answer))
+        cdef bytes kind = content_type.encode("ascii")
+        if a == NULL:
+            raise MemoryError
+        a.status = status
+        a.content_type = <char*>malloc(len(kind) + 1)
+        a.body = <char*>malloc(len(body) + 1)
+        if a.content_type == NULL or a.body == NULL:
+            raise MemoryError
+        memcpy(a.content_type, <char*>kind, len(kind) + 1)
+        memcpy(a.body, <char*>body, len(body) + 1)
+        a.content_type_size = <uint32_t>len(kind)
+        a.body_size = <uint32_t>len(body)
+        a.next = self.s.error_answers
+        self.s.error_answers = a
+
+    # ------------------------------------------------------------------------------------------------- access log
+
+    def open_log(self, int fd, program):
+        """Write records to `fd` by `program`; an empty program ends logging."""
+        cdef log_program* p = self.make_program(fd, list(program))
+        cdef int i
+        if not self.log_started and p.count:
+            self.start_log()
+        if not self.log_started:
+            log_program_free(p)
+            return
+        log_program_free(<log_program*>lb_swap_ptr(&self.log.incoming, p))
+        lb_put_int(&self.s.logging, 1 if p.count else 0)
+
+    cdef log_program* make_program(self, int fd, list steps) except NULL:
+        cdef log_program* p = <log_program*>calloc(1, sizeof(log_program))
+        cdef bytes literals = b"".join(step for step in steps if isinstance(step, bytes))
+        cdef uint32_t at = 0
+        cdef int i
+        if p == NULL:
+            raise MemoryError
+        p.fd = -1
+        p.steps = <log_step*>calloc(len(steps) + 1, sizeof(log_step))
+        p.literals = <char*>malloc(len(literals) + 1)
+        if p.steps == NULL or p.literals == NULL:
+            log_program_free(p)
+            raise MemoryError
+        memcpy(p.literals, <char*>literals, len(literals))
+        try:
+            for step in steps:
+                i = p.count
+                if isinstance(step, bytes):
+                    if len(step) > 8192:
+                        raise ValueError("a literal of an access log program has more than 8192 bytes")
+                    p.steps[i].field = LOG_LITERAL
+                    p.steps[i].at = at
+                    p.steps[i].size = <uint32_t>len(step)
+                    at += <uint32_t>len(step)
+                else:
+                    name, escape = step
+                    p.steps[i].field = LOG_FIELDS.index(name)
+                    p.steps[i].escape = {"raw": ESCAPE_RAW, "json": ESCAPE_JSON, "clf": ESCAPE_CLF}[escape]
+                p.count += 1
+            if p.count:
+                p.fd = os.dup(fd)
+        except BaseException:
+            log_program_free(p)
+            raise
+        return p
+
+    cdef start_log(self):
+        cdef int i
+        for i in range(self.s.reactor_count):
+            self.s.reactors[i].log.size = self.log_ring_bytes
+            self.s.reactors[i].log.data = <char*>malloc(self.log_ring_bytes)
+            if self.s.reactors[i].log.data == NULL:
+                raise MemoryError
+        self.log.buffer = <char*>malloc(262144)
+        if self.log.buffer == NULL:
+            raise MemoryError
+        self.log.running = 1
+        if pthread_create(&self.log.thread, NULL, log_main, &self.log) != 0:
+            raise OSError(errno.EAGAIN, "cannot start the access log thread")
+        pthread_setname_np(self.log.thread, b"lb-access-log")
+        self.log_started = True
+
+    def flush_log(self):
+        """Wait until what was recorded before is written, at most a second."""
+        cdef uint64_t ticket
+        if not self.log_started:
+            return
+        ticket = self.log.flush_asked + 1
+        lb_store_u64(&self.log.flush_asked, ticket)
+        deadline = time.monotonic() + 1
+        while lb_load_u64(&self.log.flush_done) < ticket and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    # ------------------------------------------------------------------------------------------------- looking
+
+    def counters(self):
+        """Process-wide counts, summed over the reactors."""
+        cdef int i
+        cdef counters* c
+        sums = dict.fromkeys((
+            "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
+            "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns", "events",
+        ), 0)
+        for i in range(self.s.reactor_count):
+            c = &self.s.reactors[i].counts
+            sums["connections_opened"] += lb_peek_u64(&c.connections_opened)
+            sums["connections_closed"] += lb_peek_u64(&c.connections_closed)
+            sums["upstream_opened"] += lb_peek_u64(&c.upstream_opened)
+            sums["upstream_closed"] += lb_peek_u64(&c.upstream_closed)
+            sums["upstream_stolen"] += lb_peek_u64(&c.upstream_stolen)
+            sums["exchanges_started"] += lb_peek_u64(&c.exchanges_started)
+            sums["exchanges_ended"] += lb_peek_u64(&c.exchanges_ended)
+            sums["log_dropped"] += lb_peek_u64(&c.log_dropped)
+            sums["accept_pauses"] += lb_peek_u64(&c.accept_pauses)
+            sums["idle_closed_by_pressure"] += lb_peek_u64(&c.idle_closed_by_pressure)
+            sums["turns"] += lb_peek_u64(&c.turns)
+            sums["events"] += lb_peek_u64(&c.events)
+        sums["connections"] = lb_peek_int(&self.s.connections)
+        sums["descriptors"] = lb_peek_int(&self.s.descriptors)
+        sums["tables_pinned"] = len(self.retired_tables)
+        sums["log_written"] = lb_peek_u64(&self.log.written)
+        sums["log_failed"] = lb_peek_u64(&self.log.failed)
+        return sums
+
+    def reasons(self):
+        """How many exchanges and connections ended for each reason."""
+        cdef int i, reason
+        cdef uint64_t sum
+        result = {}
+        for reason in range(LB_REASON_COUNT):
+            sum = 0
+            for i in range(self.s.reactor_count):
+                sum += lb_peek_u64(&self.s.reactors[i].counts.reasons[reason])
+            result[REASONS[reason]] = sum
+        return result
+
+    cdef dict sum_traffic(self, int which, uint32_t id):
+        """Counters of an id over all reactors, or None when it had no traffic."""
+        cdef int i, k
+        cdef void** chunk
+        cdef traffic* t
+        cdef traffic sum
+        cdef upstream_traffic* u
+        cdef listener_traffic* l
+        cdef uint64_t extra[5]
+        cdef bint any = False
+        memset(&sum, 0, sizeof(sum))
+        memset(extra, 0, sizeof(extra))
+        for i in range(self.s.reactor_count):
+            if which == 0:
+                chunk = self.s.reactors[i].listener_stats.chunks[id // STATS_CHUNK]
+            elif which == 1:
+                chunk = self.s.reactors[i].route_stats.chunks[id // STATS_CHUNK]
+            else:
+                chunk = self.s.reactors[i].upstream_stats.chunks[id // STATS_CHUNK]
+            t = <traffic*>lb_load_ptr(&chunk[id % STATS_CHUNK]) if chunk != NULL else NULL
+            if t == NULL:
+                continue
+            any = True
+            for k in range(5):
+                sum.responses[k] += lb_peek_u64(&t.responses[k])
+            for k in range(BUCKETS):
+                sum.buckets[k] += lb_peek_u64(&t.buckets[k])
+            sum.bytes_in += lb_peek_u64(&t.bytes_in)
+            sum.bytes_out += lb_peek_u64(&t.bytes_out)
+            sum.nanoseconds += lb_peek_u64(&t.nanoseconds)
+            if which == 0:
+                l = <listener_traffic*>t
+                extra[0] += lb_peek_u64(&l.accepted)
+                extra[1] += lb_peek_u64(&l.rejected)
+                extra[2] += lb_peek_u64(&l.requests)
+                extra[3] += lb_peek_u64(&l.closed)
+            elif which == 2:
+                u = <upstream_traffic*>t
+                extra[0] += lb_peek_u64(&u.attempts)
+                extra[1] += lb_peek_u64(&u.retries)
+                extra[2] += lb_peek_u64(&u.connects)
+                extra[3] += lb_peek_u64(&u.connect_failures)
+                extra[4] += lb_peek_u64(&u.reused)
+        if which == 1 and not any:
+            return None
+        result = {
+            "responses": [sum.responses[k] for k in range(5)],
+            "bytes_in": sum.bytes_in,
+            "bytes_out": sum.bytes_out,
+            "buckets": [sum.buckets[k] for k in range(BUCKETS)],
+            "seconds": sum.nanoseconds / 1e9,
+        }
+        if which == 0:
+            result.update(accepted=extra[0], rejected=extra[1], requests=extra[2], active=extra[0] - extra[3])
+        elif which == 2:
+            result.update(attempts=extra[0], retries=extra[1], connects=extra[2], connect_failures=extra[3], reused=extra[4])
+        return result
+
+    def listener_stats(self):
+        return {name: self.sum_traffic(0, slot) for name, slot in self.listener_slots.items()}
+
+    def route_stats(self):
+        """Only routes that had traffic."""
+        result = {}
+        for name, id in self.route_ids.items():
+            stats = self.sum_traffic(1, id)
+            if stats is not None:
+                result[name] = stats
+        return result
+
+    def upstream_stats(self):
+        """Of the upstreams in the current table."""
+        cdef UpstreamView view
+        cdef Endpoint ep
+        cdef int i, idle
+        result = {}
+        if self.current is None:
+            return result
+        for name, view in self.current.upstreams.items():
+            stats = self.sum_traffic(2, view.live.p.id)
+            idle = 0
+            for ep in view.endpoints:
+                for i in range(self.s.reactor_count):
+                    idle += lb_peek_int(&ep.p.pools[i].count)
+            stats.update(active=lb_peek_int(&view.live.p.active), queued=lb_peek_int(&view.live.p.queued), idle=idle)
+            result[name] = stats
+        return result
+
+    def endpoint_stats(self, str upstream):
+        """Of the endpoints in the current table."""
+        cdef UpstreamView view
+        cdef Endpoint ep
+        cdef int i, idle
+        cdef int64_t now = monotonic_ns() // 1000000, ejected
+        result = []
+        if self.current is None or upstream not in self.current.upstreams:
+            return result
+        view = self.current.upstreams[upstream]
+        for ep, weight in zip(view.endpoints, view.weights):
+            idle = 0
+            for i in range(self.s.reactor_count):
+                idle += lb_peek_int(&ep.p.pools[i].count)
+            ejected = max(0, lb_peek_i64(&ep.p.ejected_until_ms) - now)
+            if ep.admin != "ready":
+                state = ep.admin
+            elif weight == 0:
+                state = "draining"
+            else:
+                state = "ejected" if ejected else "ready"
+            result.append({
+                "key": ep.key, "state": state, "weight": weight, "active": lb_peek_int(&ep.p.active), "idle": idle,
+                "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures), "ejected_for_ms": ejected,
+            })
+        return result
+
+    def set_endpoint(self, str upstream, str key, *, admin=None, weight=None):
+        """Operator's say; survives reloads. KeyError when there is no such endpoint."""
+        cdef Upstream live = self.upstreams[upstream]
+        cdef Endpoint ep = live.endpoints[key]
+        if admin is not None:
+            lb_store_int(&ep.p.admin, {"ready": ADMIN_READY, "drain": ADMIN_DRAIN, "down": ADMIN_DOWN}[admin])
+            ep.admin = admin
+            if admin == "down":
+                self.post(run_close_pool, ep.p, 0)
+        if weight is None:
+            return
+        if weight < 0:
+            ep.weight_override = None
+            self.overrides.get(upstream, {}).pop(key, None)
+            if not self.overrides.get(upstream):
+                self.overrides.pop(upstream, None)
+        else:
+            ep.weight_override = weight
+            self.overrides.setdefault(upstream, {})[key] = weight
+        self.republish(upstream)
+
+    cdef republish(self, str upstream):
+        """The current table again, with the operator's weights in it."""
+        cdef Table t = self.current
+        if t is None or upstream not in t.upstreams:
+            return
+        upstreams = dict(t.upstreams)
+        upstreams[upstream] = self.with_overrides(t.upstreams[upstream], self.overrides.get(upstream, {}))
+        self.publish(Table(t.generation, t.listeners, dict(self.listener_slots), upstreams, <uint32_t>len(self.upstreams)))
+
+
+cdef void release_reactor(reactor* r) noexcept:
+    cdef int i
+    cdef uint32_t k
+    cdef stats_space* spaces[3]
+    spaces[0] = &r.listener_stats
+    spaces[1] = &r.route_stats
+    spaces[2] = &r.upstream_stats
+    for i in range(3):
+        for k in range(STATS_CHUNKS):
+            if spaces[i].chunks[k] != NULL:
+                free_blocks(spaces[i].chunks[k])
+    free(r.log.data)
+    reactor_release(r)
+
+
+cdef void free_blocks(void** chunk) noexcept:
+    cdef int k
+    for k in range(STATS_CHUNK):
+        free(chunk[k])
+    free(chunk)
+
+
+cdef void close_all(reactor* r) noexcept:
+    """Close the descriptors of a reactor whose thread has ended."""
+    cdef conn* c = <conn*>r.connections
+    cdef listening* l = <listening*>r.listeners
+    cdef listening* following
+    while c != NULL:
+        close(c.base.fd)
+        c = c.next_all
+    r.connections = NULL
+    while l != NULL:
+        following = l.next
+        close(l.base.fd)
+        free(l)
+        l = following
+    r.listeners = NULL

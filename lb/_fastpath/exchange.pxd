@@ -1,0 +1,103 @@
+"""The life of one request and its response, from the parsed head to the log record.
+
+    request head -> host -> route -> limits -> endpoint -> connection -> relay -> response head -> relay -> account
+
+An exchange knows its client and its endpoint as connections of some codec and itself no bytes of any protocol. It pins the table
+it started with until it ends, or until it becomes a tunnel: a tunnel may live for days and needs nothing of the table any more.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from lb._fastpath.endpoint cimport endpoint, upstream_live
+from lb._fastpath.memory cimport page
+from lb._fastpath.reactor cimport reactor, shared
+from lb._fastpath.ring cimport TEXT_COUNT
+from lb._fastpath.table cimport listener_view, route, table, upstream_view, vhost
+from lb._fastpath.timers cimport timer
+from lb._fastpath.transport cimport conn
+
+cdef enum:
+    REQUEST_ID_SIZE = 64
+    DEFAULT_RESPONSE_TIMEOUT_MS = 60000
+    DEFAULT_IDLE_TIMEOUT_MS = 60000
+    DEFAULT_TUNNEL_TIMEOUT_MS = 3600000
+    DEFAULT_RETRIES = 2
+
+cdef enum:  # exchange.flags
+    X_HAS_BODY = 1
+    X_CHUNKED = 2
+    X_IDEMPOTENT = 4
+    X_HEAD = 8
+    X_JSON = 16  # the client prefers JSON
+    X_REQUEST_DONE = 32
+    X_RESPONSE_STARTED = 64
+    X_RESPONSE_DONE = 128
+    X_TUNNEL = 256
+    X_WAITING = 512  # for a place on its upstream
+    X_CONNECTING = 1024
+    X_FRESH = 2048  # a reused connection has failed: only a new one will do
+    X_UPGRADE = 4096
+    X_BODY_SENT = 8192  # some of the body is gone: nothing can be repeated
+    X_CLIENT_SHUT = 16384  # the client has ended its half of the tunnel, and the endpoint is still to be told
+    X_UPSTREAM_SHUT = 32768
+    X_CLIENT_ENDED = 65536
+    X_UPSTREAM_ENDED = 131072
+    X_RESERVED = 262144  # holds a place on an endpoint
+    X_SENT = 524288  # the request head is on its way
+
+cdef struct exchange:
+    reactor* r
+    conn* d
+    conn* u
+    # what it was matched to; the table is pinned while `t` is set
+    table* t
+    listener_view* view
+    vhost* host
+    const route* rt
+    upstream_view* up
+    endpoint* ep
+    upstream_live* live
+    uint32_t flags
+    uint32_t slot
+    # the request as it goes upstream, and behind it the texts for the log
+    page* request
+    uint32_t request_size
+    uint32_t text_at
+    uint32_t text_sizes[TEXT_COUNT]
+    uint64_t tried
+    uint64_t client_hash
+    uint16_t attempts
+    uint16_t retries_left
+    uint16_t status
+    uint8_t reason
+    uint8_t minor
+    uint8_t method
+    char request_id[REQUEST_ID_SIZE]
+    char client_text[46]
+    uint8_t client_text_size
+    uint16_t client_port
+    bint routed
+    uint32_t route_id
+    uint64_t generation
+    char* listener_name
+    uint32_t listener_name_size
+    uint8_t request_id_size
+    # amounts and times
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t upstream_bytes_in
+    int64_t body_seen
+    int64_t max_body
+    int64_t started_ns
+    int64_t queued_ns
+    int64_t connect_ns
+    int64_t first_byte_ns
+    int64_t mark_ns  # start of what is being waited for
+    int64_t progress_ms  # the last byte in either direction
+    int64_t request_deadline_ms
+    int64_t wait_deadline_ms  # queue, connect or response head
+    int idle_timeout_ms
+    timer timer
+    exchange* next_waiting
+    exchange* previous_waiting
+
+cdef void exchange_install(shared* s) noexcept nogil

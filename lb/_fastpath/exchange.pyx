@@ -1,0 +1,1342 @@
+"""The phases of exchange.pxd, in the order in which a request meets them."""
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from lb._fastpath.access cimport log_exchange
+from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release
+from lb._fastpath.c.sys cimport (
+    AF_INET,
+    AF_INET6,
+    LB_R_BAD_EXPECTATION,
+    LB_R_BODY_TOO_LARGE,
+    LB_R_CLIENT_CLOSED,
+    LB_R_CLIENT_IDLE_TIMEOUT,
+    LB_R_CLIENT_RESET,
+    LB_R_CONNECT_FAILED,
+    LB_R_CONNECT_TIMEOUT,
+    LB_R_HEAD_TIMEOUT,
+    LB_R_LOCAL_ANSWER,
+    LB_R_METHOD_REFUSED,
+    LB_R_NO_ENDPOINT,
+    LB_R_NO_HOST,
+    LB_R_NO_MEMORY,
+    LB_R_NO_ROUTE,
+    LB_R_NO_UPSTREAM,
+    LB_R_OK,
+    LB_R_QUEUE_FULL,
+    LB_R_QUEUE_TIMEOUT,
+    LB_R_REQUEST_TIMEOUT,
+    LB_R_RESPONSE_TIMEOUT,
+    LB_R_TUNNEL_TIMEOUT,
+    LB_R_UPSTREAM_CLOSED,
+    LB_R_UPSTREAM_IDLE_TIMEOUT,
+    LB_R_UPSTREAM_RESET,
+    LB_TOKEN,
+    MSG_DONTWAIT,
+    MSG_PEEK,
+    SHUT_WR,
+    gmtime_r,
+    inet_ntop,
+    inet_pton,
+    lb_add_int,
+    lb_class,
+    lb_equal_nocase,
+    lb_hash,
+    lb_peek_int,
+    lb_put_int,
+    lb_random,
+    lb_reason_names,
+    lb_reason_statuses,
+    recv,
+    shutdown,
+    tm,
+)
+from lb._fastpath.clock cimport monotonic_ns, realtime_ns
+from lb._fastpath.counters cimport (
+    bump,
+    bump_by,
+    listener_traffic,
+    observe,
+    stats_block,
+    traffic,
+    upstream_traffic,
+)
+from lb._fastpath.http1 cimport (
+    H1_CHUNKED_OUT,
+    H1_CLOSE,
+    H1_GOT_BYTES,
+    H1_REUSED,
+    SERVER_TUNNEL,
+    build_request,
+    client_resume,
+    client_send_body,
+    client_send_end,
+    client_start,
+    exchange_calls,
+    http1_set_calls,
+    request_size,
+    server_abort,
+    server_close,
+    server_done,
+    server_resume,
+    server_send_body,
+    server_send_end,
+    server_send_head,
+)
+from lb._fastpath.accept cimport client_gone
+from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
+from lb._fastpath.message cimport (
+    FIELD_ACCEPT,
+    FIELD_FORWARDED,
+    FIELD_HOST,
+    FIELD_REFERER,
+    FIELD_UPGRADE,
+    FIELD_USER_AGENT,
+    FIELD_X_FORWARDED_FOR,
+    FIELD_X_FORWARDED_HOST,
+    FIELD_X_FORWARDED_PORT,
+    FIELD_X_FORWARDED_PROTO,
+    FIELD_X_REAL_IP,
+    FIELD_X_REQUEST_ID,
+    METHOD_DELETE,
+    METHOD_GET,
+    METHOD_HEAD,
+    METHOD_OPTIONS,
+    METHOD_PUT,
+    METHOD_TRACE,
+    field,
+    head,
+    head_add,
+    status_phrase,
+)
+from lb._fastpath.reactor cimport (
+    IO_BROKEN,
+    IO_DEAD,
+    IO_READABLE,
+    current_table,
+    error_answer,
+    io_enqueue,
+    reactor_wake,
+    table_pin_one,
+    table_unpin_one,
+)
+from lb._fastpath.ring cimport (
+    TEXT_HOST,
+    TEXT_METHOD,
+    TEXT_REFERER,
+    TEXT_ROUTE,
+    TEXT_TARGET,
+    TEXT_USER_AGENT,
+    TEXT_VIRTUAL_HOST,
+)
+from lb._fastpath.table cimport (
+    ACTION_RESPOND,
+    NO_ROUTE,
+    find_host,
+    find_route,
+    route_at,
+    target,
+    text_at,
+)
+from lb._fastpath.timers cimport timer_cancel, timer_set
+from lb._fastpath.transport cimport IO_FULL, batch_flush, conn_write
+from lb._fastpath.upstream cimport (
+    connect_calls,
+    pool_take,
+    upstream_close,
+    upstream_connect,
+    upstream_release,
+    upstream_set_calls,
+    upstream_take_back,
+)
+
+
+# ------------------------------------------------------------------------------------------------------------------- begin
+
+cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
+    cdef reactor* r = d.base.r
+    cdef exchange* x = <exchange*>slab_alloc(&r.exchange_slab)
+    if x == NULL:
+        return NULL
+    x.r = r
+    x.d = d
+    x.view = view
+    x.slot = d.slot
+    x.minor = d.minor
+    x.started_ns = r.now_ns
+    x.mark_ns = r.now_ns
+    x.progress_ms = r.now_ms
+    x.first_byte_ns = -1
+    x.request_deadline_ms = INT64_MAX
+    x.wait_deadline_ms = INT64_MAX
+    x.max_body = -1
+    x.timer.owner = x
+    x.timer.fire = on_timer
+    x.listener_name = d.listener_name
+    x.listener_name_size = d.listener_name_size
+    x.client_port = d.peer_port
+    if not d.local:
+        x.client_text_size = <uint8_t>put_address(x.client_text, d.peer)
+    d.exchange = x
+    lb_put_int(&r.exchange_count, r.exchange_count + 1)
+    bump(&r.counts.exchanges_started)
+    x.t = current_table(r)
+    if x.t != NULL:
+        table_pin_one(r, x.t)
+        x.generation = x.t.generation
+    return x
+
+
+cdef void on_request_head(conn* d, head* h, listener_view* view) noexcept nogil:
+    """Decide who serves the request, and send it there."""
+    cdef reactor* r = d.base.r
+    cdef exchange* x = exchange_new(d, view)
+    cdef uint32_t rank
+    if x == NULL:
+        server_close(d, LB_R_NO_MEMORY)
+        return
+    note_request(x, h)
+    if h.target.size == 1 and h.target.at[0] == c"*":
+        answer(x, 200, LB_R_LOCAL_ANSWER, NULL, 0)  # OPTIONS *: about this hop (RFC 9110 9.3.7)
+        return
+    x.host = find_host(view.hosts, h.hostname.at, h.hostname.size)
+    if x.host == NULL:
+        refuse(x, LB_R_NO_HOST)
+        return
+    rank = find_route(
+        x.host, h.target.at, h.path_size, h.target.at + h.path_size + 1,
+        h.target.size - h.path_size - 1 if h.target.size > h.path_size else 0, h.target.size > h.path_size, h
+    )
+    if rank == NO_ROUTE:
+        refuse(x, LB_R_NO_ROUTE)
+        return
+    x.rt = route_at(x.host, rank)
+    x.route_id = x.rt.id
+    x.routed = True
+    x.max_body = x.rt.max_body_bytes if x.rt.max_body_bytes >= 0 else view.max_body_bytes
+    if x.max_body > 0 and h.content_length > x.max_body:
+        refuse(x, LB_R_BODY_TOO_LARGE)
+        return
+    if x.rt.request_timeout_ms > 0:
+        x.request_deadline_ms = r.now_ms + x.rt.request_timeout_ms
+    if x.rt.action == ACTION_RESPOND:
+        answer(x, x.rt.status, LB_R_LOCAL_ANSWER, text_at(x.host, x.rt.body), x.rt.body.size)
+        return
+    x.idle_timeout_ms = x.rt.idle_timeout_ms
+    x.retries_left = x.rt.retries
+    x.up = choose_upstream(x)
+    if x.up == NULL:
+        refuse(x, LB_R_NO_UPSTREAM)
+        return
+    x.live = x.up.live
+    if not prepare_request(x, h):
+        refuse(x, LB_R_NO_MEMORY)
+        return
+    dispatch(x)
+
+
+cdef void note_request(exchange* x, head* h) noexcept nogil:
+    """What later phases need of a head that will be gone by then."""
+    cdef int i
+    cdef field* f
+    x.method = <uint8_t>h.method
+    x.bytes_in = h.size
+    if h.has_body:
+        x.flags |= X_HAS_BODY
+        if h.chunked:
+            x.flags |= X_CHUNKED
+    else:
+        x.flags |= X_REQUEST_DONE
+    if h.method == METHOD_HEAD:
+        x.flags |= X_HEAD
+    if h.upgrade:
+        x.flags |= X_UPGRADE
+    if h.method in (METHOD_GET, METHOD_HEAD, METHOD_OPTIONS, METHOD_TRACE, METHOD_PUT, METHOD_DELETE):
+        x.flags |= X_IDEMPOTENT  # RFC 9110 9.2.2
+    for i in range(h.field_count):
+        f = &h.fields[i]
+        if f.id == FIELD_ACCEPT:
+            if mentions(f.value, f.value_size, b"application/json", 16):
+                x.flags |= X_JSON
+        elif f.id == FIELD_X_REQUEST_ID:
+            take_request_id(x, f)
+    if x.request_id_size == 0:
+        make_request_id(x)
+    if x.r.s.logging:
+        note_texts(x, h)
+
+
+cdef bint mentions(const char* text, size_t size, const char* word, size_t word_size) noexcept nogil:
+    cdef size_t i = 0
+    while i + word_size <= size:
+        if lb_equal_nocase(text + i, word, word_size):
+            return True
+        i += 1
+    return False
+
+
+cdef void take_request_id(exchange* x, field* f) noexcept nogil:
+    """A client's own id is kept when it is short and plain, so that a trace can begin further out."""
+    cdef uint32_t i
+    f.drop = True
+    if f.value_size == 0 or f.value_size > REQUEST_ID_SIZE:
+        return
+    for i in range(f.value_size):
+        if not lb_class[<uint8_t>f.value[i]] & LB_TOKEN:
+            return
+    memcpy(x.request_id, f.value, f.value_size)
+    x.request_id_size = <uint8_t>f.value_size
+
+
+cdef void make_request_id(exchange* x) noexcept nogil:
+    cdef uint64_t words[2]
+    cdef int i
+    cdef uint64_t nibble
+    words[0] = lb_random(x.r.random)
+    words[1] = lb_random(x.r.random)
+    for i in range(32):
+        nibble = (words[i >> 4] >> ((i & 15) * 4)) & 15
+        x.request_id[i] = <char>(nibble + (c"0" if nibble < 10 else c"a" - 10))
+    x.request_id_size = 32
+
+
+cdef void note_texts(exchange* x, head* h) noexcept nogil:
+    """Keep the texts for the log record, in a page that the request will share."""
+    cdef const char* at[TEXT_COUNT]
+    cdef uint32_t total = 0
+    cdef int i
+    cdef char* out
+    memset(at, 0, sizeof(at))
+    at[TEXT_METHOD] = h.method_name.at
+    x.text_sizes[TEXT_METHOD] = h.method_name.size
+    at[TEXT_TARGET] = h.raw_target.at
+    x.text_sizes[TEXT_TARGET] = h.raw_target.size
+    at[TEXT_HOST] = h.host.at
+    x.text_sizes[TEXT_HOST] = h.host.size
+    for i in range(h.field_count):
+        if h.fields[i].id == FIELD_USER_AGENT:
+            at[TEXT_USER_AGENT] = h.fields[i].value
+            x.text_sizes[TEXT_USER_AGENT] = h.fields[i].value_size
+        elif h.fields[i].id == FIELD_REFERER:
+            at[TEXT_REFERER] = h.fields[i].value
+            x.text_sizes[TEXT_REFERER] = h.fields[i].value_size
+    for i in range(TEXT_COUNT):
+        total += x.text_sizes[i]
+    x.request = page_alloc(&x.r.pages, total + request_size(h) + 2048)
+    if x.request == NULL:
+        memset(x.text_sizes, 0, sizeof(x.text_sizes))
+        return
+    out = page_data(x.request)
+    for i in range(TEXT_COUNT):
+        if x.text_sizes[i]:
+            memcpy(out, at[i], x.text_sizes[i])
+            out += x.text_sizes[i]
+    x.request.end = total
+
+
+cdef upstream_view* choose_upstream(exchange* x) noexcept nogil:
+    """One of the route's weighted upstreams, at random in proportion to the weights."""
+    cdef const target* targets = <const target*>(<const char*>x.host + x.rt.targets)
+    cdef uint32_t i = 0, draw
+    if x.rt.target_count == 0 or targets[x.rt.target_count - 1].until == 0:
+        return NULL
+    if x.rt.target_count > 1:
+        draw = <uint32_t>(lb_random(x.r.random) >> 33) % targets[x.rt.target_count - 1].until
+        while targets[i].until <= draw:
+            i += 1
+    if targets[i].slot >= x.t.upstream_count:
+        return NULL
+    return x.t.upstreams[targets[i].slot]
+
+
+# -------------------------------------------------------------------------------------------------- the request's own headers
+
+cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
+    cdef uint32_t i
+    cdef int whole, rest
+    for i in range(view.trusted_count):
+        whole = view.trusted[i].bits // 8
+        rest = view.trusted[i].bits % 8
+        if memcmp(view.trusted[i].address, address, <size_t>whole) != 0:
+            continue
+        if rest == 0 or ((view.trusted[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
+            return True
+    return False
+
+
+cdef bint is_ipv4(const unsigned char* address) noexcept nogil:
+    return memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+
+
+cdef size_t put_address(char* out, const unsigned char* address) noexcept nogil:
+    """Text of a 16-byte address; room for 46 bytes."""
+    cdef size_t size = 0
+    cdef int i
+    cdef unsigned int byte
+    if is_ipv4(address):
+        for i in range(12, 16):
+            byte = address[i]
+            if byte >= 100:
+                out[size] = <char>(c"0" + byte // 100)
+                size += 1
+            if byte >= 10:
+                out[size] = <char>(c"0" + byte // 10 % 10)
+                size += 1
+            out[size] = <char>(c"0" + byte % 10)
+            out[size + 1] = c"."
+            size += 2
+        return size - 1
+    inet_ntop(AF_INET6, address, out, 46)
+    while out[size]:
+        size += 1
+    return size
+
+
+cdef bint parse_address(const char* text, size_t size, unsigned char* address) noexcept nogil:
+    """An address as X-Forwarded-For carries it: plain, or with a port, or in brackets."""
+    cdef char plain[48]
+    cdef const char* colon
+    if size > 0 and text[0] == c"[":
+        text += 1
+        size -= 1
+        colon = <const char*>memchr(text, c"]", size)
+        if colon == NULL:
+            return False
+        size = <size_t>(colon - text)
+    else:
+        colon = <const char*>memchr(text, c":", size)
+        if colon != NULL and memchr(text, c".", size) != NULL and memchr(colon + 1, c":", size - <size_t>(colon - text) - 1) == NULL:
+            size = <size_t>(colon - text)
+    if size == 0 or size > 45:
+        return False
+    memcpy(plain, text, size)
+    plain[size] = 0
+    if inet_pton(AF_INET, plain, address + 12) == 1:
+        memcpy(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12)
+        return True
+    return inet_pton(AF_INET6, plain, address) == 1
+
+
+cdef void real_client(exchange* x, const head* h, bint trusted, unsigned char* address) noexcept nogil:
+    """Who the client is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that is none of theirs."""
+    cdef int i
+    cdef const field* f
+    cdef const char* start
+    cdef const char* end
+    cdef const char* p
+    cdef unsigned char candidate[16]
+    memcpy(address, x.d.peer, 16)
+    if not trusted:
+        return
+    i = h.field_count
+    while i > 0:
+        i -= 1
+        f = &h.fields[i]
+        if f.id != FIELD_X_FORWARDED_FOR:
+            continue
+        end = f.value + f.value_size
+        while end > f.value:
+            p = end
+            while p > f.value and (p - 1)[0] != c",":
+                p -= 1
+            start = p
+            while start < end and (start[0] == c" " or start[0] == c"\t"):
+                start += 1
+            while end > start and ((end - 1)[0] == c" " or (end - 1)[0] == c"\t"):
+                end -= 1
+            if not parse_address(start, <size_t>(end - start), candidate):
+                return
+            memcpy(address, candidate, 16)
+            if not in_networks(x.view, candidate):
+                return
+            end = p - 1 if p > f.value else f.value
+
+
+cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
+    """Set the forwarding headers and write the head as it goes upstream. False: no memory.
+
+    Headers of untrusted clients are replaced, those of trusted proxies are kept and extended.
+    """
+    cdef reactor* r = x.r
+    cdef listener_view* view = x.view
+    cdef bint trusted = x.d.local != 0 or (view.trusted_count != 0 and in_networks(view, x.d.peer))
+    cdef bint has_proto = False, has_host = False, has_port = False, has_real_ip = False
+    cdef char* work = r.scratch_out  # the batch is empty while a head is handled
+    cdef char* start = work
+    cdef const char* peer = x.client_text
+    cdef size_t peer_size = x.client_text_size
+    cdef unsigned char address[16]
+    cdef size_t size
+    cdef int i, count = h.field_count
+    cdef field* f
+    cdef page* p
+    cdef uint32_t texts = 0
+    real_client(x, h, trusted, address)
+    x.client_hash = lb_hash(<const char*>address, 16)
+    for i in range(count):
+        f = &h.fields[i]
+        if f.id == FIELD_HOST:
+            f.drop = True
+        elif f.id == FIELD_X_FORWARDED_FOR:
+            f.drop = True
+            if trusted and f.value_size:
+                memcpy(work, f.value, f.value_size)
+                work += f.value_size
+                work[0] = c","
+                work[1] = c" "
+                work += 2
+        elif f.id == FIELD_X_FORWARDED_PROTO:
+            has_proto = trusted
+            f.drop = not trusted
+        elif f.id == FIELD_X_FORWARDED_HOST:
+            has_host = trusted
+            f.drop = not trusted
+        elif f.id == FIELD_X_FORWARDED_PORT:
+            has_port = trusted
+            f.drop = not trusted
+        elif f.id == FIELD_X_REAL_IP:
+            has_real_ip = trusted
+            f.drop = not trusted
+        elif f.id == FIELD_FORWARDED:
+            f.drop = not trusted
+    if peer_size:
+        memcpy(work, peer, peer_size)
+        work += peer_size
+        head_add(h, b"X-Forwarded-For", 15, start, <size_t>(work - start))
+        if not has_real_ip:
+            size = put_address(work, address)
+            head_add(h, b"X-Real-IP", 9, work, size)
+            work += size
+    elif work > start:
+        head_add(h, b"X-Forwarded-For", 15, start, <size_t>(work - start) - 2)
+    if not has_proto:
+        head_add(h, b"X-Forwarded-Proto", 17, b"http", 4)
+    if not has_host and h.host.size:
+        head_add(h, b"X-Forwarded-Host", 16, h.host.at, h.host.size)
+    if not has_port:
+        size = <size_t>snprintf(work, 16, b"%d", view.port)
+        head_add(h, b"X-Forwarded-Port", 16, work, size)
+        work += size
+    if view.forwarded_header and peer_size:
+        size = put_forwarded(work, peer, peer_size, h)
+        head_add(h, b"Forwarded", 9, work, size)
+        work += size
+    head_add(h, b"X-Request-ID", 12, x.request_id, x.request_id_size)
+    if x.request != NULL:
+        texts = x.request.end
+    size = request_size(h)
+    if x.request == NULL or x.request.capacity - sizeof(page) < texts + size:
+        p = page_alloc(&r.pages, texts + size)
+        if p == NULL:
+            return False
+        if x.request != NULL:
+            memcpy(page_data(p), page_data(x.request), texts)
+            page_free(&r.pages, x.request)
+        x.request = p
+    x.text_at = texts
+    x.request_size = <uint32_t>build_request(h, page_data(x.request) + texts)
+    if trusted and not (x.d.local and memcmp(address, x.d.peer, 16) == 0):
+        x.client_text_size = <uint8_t>put_address(x.client_text, address)
+    return True
+
+
+cdef size_t put_forwarded(char* out, const char* peer, size_t peer_size, const head* h) noexcept nogil:
+    """RFC 7239: an IPv6 address is quoted and in brackets."""
+    cdef bint quoted = memchr(peer, c":", peer_size) != NULL
+    cdef size_t size = 0
+    memcpy(out, b"for=", 4)
+    size = 4
+    if quoted:
+        memcpy(out + size, b"\"[", 2)
+        size += 2
+    memcpy(out + size, peer, peer_size)
+    size += peer_size
+    if quoted:
+        memcpy(out + size, b"]\"", 2)
+        size += 2
+    if h.host.size:
+        memcpy(out + size, b";host=\"", 7)
+        size += 7
+        memcpy(out + size, h.host.at, h.host.size)
+        size += h.host.size
+        out[size] = c"\""
+        size += 1
+    memcpy(out + size, b";proto=http", 11)
+    return size + 11
+
+
+# ------------------------------------------------------------------------------------------------------- endpoint and attempt
+
+cdef void dispatch(exchange* x) noexcept nogil:
+    """Choose an endpoint and start an attempt; queue when all are full; answer when there is none."""
+    cdef reactor* r = x.r
+    cdef int i = balance_pick(r, x.up, x.tried, x.client_hash)
+    if i == PICK_FULL:
+        wait_for_place(x)
+        return
+    if i < 0:
+        # After failures their reason says more than that nobody is left.
+        refuse(x, x.reason if x.reason != LB_R_OK else LB_R_NO_ENDPOINT)
+        return
+    x.ep = x.up.endpoints[i]
+    x.flags |= X_RESERVED
+    if i < 64:
+        x.tried |= <uint64_t>1 << i
+    attempt(x)
+
+
+cdef bint still_open(conn* u) noexcept nogil:
+    """Look before a request that cannot be repeated goes out on a connection that may have been closed meanwhile."""
+    cdef char byte
+    return recv(u.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+
+
+cdef void attempt(exchange* x) noexcept nogil:
+    """One try on one endpoint: a kept connection, or a new one."""
+    cdef reactor* r = x.r
+    cdef upstream_traffic* stats = upstream_stats(x)
+    cdef conn* u = NULL
+    cdef int reason = LB_R_CONNECT_FAILED
+    x.attempts += 1
+    x.mark_ns = r.now_ns
+    if stats != NULL:
+        bump(&stats.attempts)
+        if x.attempts > 1:
+            bump(&stats.retries)
+    if not x.flags & X_FRESH:
+        u = pool_take(r, x.ep)
+        while u != NULL and not repeatable(x) and not still_open(u):
+            upstream_close(u)
+            u = pool_take(r, x.ep)
+    if u != NULL:
+        if stats != NULL:
+            bump(&stats.reused)
+        x.u = u
+        send_request(x)
+        return
+    if stats != NULL:
+        bump(&stats.connects)
+    u = upstream_connect(r, x.ep, x, &reason)
+    if u == NULL:
+        attempt_failed(x, reason)
+        return
+    x.u = u
+    x.flags |= X_CONNECTING
+    wait_until(x, x.up.connect_timeout_ms)
+
+
+cdef void on_connected(void* exchange_pointer, conn* u) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    if x == NULL:
+        upstream_close(u)
+        return
+    x.flags &= ~<uint32_t>X_CONNECTING
+    x.connect_ns = monotonic_ns() - x.mark_ns
+    send_request(x)
+    if x.u == u and u.base.flags & (IO_READABLE | IO_BROKEN):
+        io_enqueue(&u.base)
+
+
+cdef void on_connect_failed(void* exchange_pointer, conn* u, int reason) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    if x == NULL:
+        upstream_close(u)
+        return
+    attempt_failed(x, reason)
+
+
+cdef bint repeatable(exchange* x) noexcept nogil:
+    """Nobody can tell whether an endpoint has acted on what it did not answer, so only what may be done twice is repeated."""
+    return x.flags & X_IDEMPOTENT and not x.flags & (X_HAS_BODY | X_UPGRADE)
+
+
+cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
+    """The attempt is over before any response: another endpoint, a new connection, or the end."""
+    cdef upstream_traffic* stats = upstream_stats(x)
+    cdef conn* u = x.u
+    cdef bint connecting = (x.flags & X_CONNECTING) != 0 or u == NULL
+    cdef bint reused = u != NULL and (u.flags & H1_REUSED) != 0
+    x.u = NULL
+    x.flags &= ~<uint32_t>(X_CONNECTING | X_SENT)
+    if u != NULL:
+        upstream_close(u)
+    if connecting and stats != NULL:
+        bump(&stats.connect_failures)
+    x.reason = <uint8_t>reason
+    if reused and repeatable(x) and not x.flags & X_FRESH:
+        x.flags |= X_FRESH
+        attempt(x)
+        return
+    release_place(x)
+    x.flags &= ~<uint32_t>X_FRESH
+    if x.retries_left and (connecting or repeatable(x)) and not x.flags & X_BODY_SENT and x.d != NULL:
+        x.retries_left -= 1
+        dispatch(x)
+        return
+    refuse(x, reason)
+
+
+cdef void release_place(exchange* x) noexcept nogil:
+    if x.flags & X_RESERVED:
+        x.flags &= ~<uint32_t>X_RESERVED
+        balance_release(x.live, x.ep)
+        if lb_peek_int(&x.live.queued):
+            offer_place(x.r, x.live)
+
+
+cdef void send_request(exchange* x) noexcept nogil:
+    """The connection is there: send the head, and let the body come."""
+    cdef conn* u = x.u
+    client_start(u, x, (x.flags & X_HEAD) != 0, (x.flags & X_UPGRADE) != 0)
+    if x.flags & X_CHUNKED:
+        u.flags |= H1_CHUNKED_OUT
+    u.idle_timeout_ms = x.up.idle_timeout_ms
+    x.flags |= X_SENT
+    x.mark_ns = monotonic_ns()
+    x.progress_ms = x.r.now_ms
+    conn_write(u, page_data(x.request) + x.text_at, x.request_size)
+    if x.flags & X_REQUEST_DONE:
+        wait_until(x, x.rt.response_timeout_ms)
+    else:
+        wait_until(x, 0)
+        server_resume(x.d)
+
+
+# ------------------------------------------------------------------------------------------------------------------ waiting
+
+cdef void wait_for_place(exchange* x) noexcept nogil:
+    """All endpoints are at their limit: stand in line, first come first served."""
+    cdef reactor* r = x.r
+    if lb_add_int(&x.live.queued, 1) > x.up.max_queue:
+        lb_add_int(&x.live.queued, -1)
+        refuse(x, LB_R_QUEUE_FULL)
+        return
+    x.flags |= X_WAITING
+    x.mark_ns = r.now_ns
+    x.next_waiting = NULL
+    x.previous_waiting = <exchange*>r.waiting_last
+    if r.waiting_last != NULL:
+        (<exchange*>r.waiting_last).next_waiting = x
+    else:
+        r.waiting_first = x
+    r.waiting_last = x
+    wait_until(x, x.up.queue_timeout_ms)
+
+
+cdef void leave_line(exchange* x) noexcept nogil:
+    cdef reactor* r = x.r
+    if not x.flags & X_WAITING:
+        return
+    x.flags &= ~<uint32_t>X_WAITING
+    lb_add_int(&x.live.queued, -1)
+    x.queued_ns += monotonic_ns() - x.mark_ns
+    if x.previous_waiting != NULL:
+        x.previous_waiting.next_waiting = x.next_waiting
+    else:
+        r.waiting_first = x.next_waiting
+    if x.next_waiting != NULL:
+        x.next_waiting.previous_waiting = x.previous_waiting
+    else:
+        r.waiting_last = x.previous_waiting
+
+
+cdef void offer_place(reactor* r, upstream_live* live) noexcept nogil:
+    """A place has come free on a full upstream: those who wait are looked at next turn, here and on every sibling."""
+    cdef int i
+    lb_put_int(&r.waiting_poked, 1)
+    for i in range(r.s.reactor_count):
+        if i != r.index and r.s.reactors[i].waiting_first != NULL:
+            lb_put_int(&r.s.reactors[i].waiting_poked, 1)
+            reactor_wake(&r.s.reactors[i])
+
+
+cdef void retry_waiting(reactor* r) noexcept nogil:
+    cdef exchange* x = <exchange*>r.waiting_first
+    cdef exchange* following
+    cdef int i
+    while x != NULL:
+        following = x.next_waiting
+        i = balance_pick(r, x.up, x.tried, x.client_hash)
+        if i != PICK_FULL:
+            leave_line(x)
+            if i < 0:
+                refuse(x, LB_R_NO_ENDPOINT)
+            else:
+                x.ep = x.up.endpoints[i]
+                x.flags |= X_RESERVED
+                if i < 64:
+                    x.tried |= <uint64_t>1 << i
+                attempt(x)
+                batch_flush(r)
+        x = following
+
+
+# ------------------------------------------------------------------------------------------------------------- request body
+
+cdef void on_request_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    x.bytes_in += size
+    x.progress_ms = x.r.now_ms
+    if x.flags & X_TUNNEL:
+        if x.u != NULL:
+            conn_write(x.u, data, size)
+        return
+    x.body_seen += <int64_t>size
+    if x.max_body > 0 and x.body_seen > x.max_body:
+        fail(x, LB_R_BODY_TOO_LARGE)
+        return
+    x.flags |= X_BODY_SENT
+    if x.u != NULL:
+        client_send_body(x.u, data, size)
+
+
+cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    if x.flags & X_TUNNEL:
+        x.flags |= X_CLIENT_ENDED | X_CLIENT_SHUT
+        pass_tunnel_ends(x)
+        return
+    x.flags |= X_REQUEST_DONE
+    if x.u != NULL:
+        client_send_end(x.u, trailers)
+    if not x.flags & X_RESPONSE_STARTED:
+        wait_until(x, x.rt.response_timeout_ms)
+
+
+cdef void on_request_failed(void* exchange_pointer, int reason) noexcept nogil:
+    """The request cannot go on: the client is gone, or what it sent is wrong."""
+    cdef exchange* x = <exchange*>exchange_pointer
+    if reason == LB_R_CLIENT_CLOSED or reason == LB_R_CLIENT_RESET or reason == LB_R_NO_MEMORY:
+        x.d = NULL
+        if x.flags & X_TUNNEL and x.flags & X_CLIENT_ENDED:
+            reason = LB_R_OK
+        elif x.status == 0:
+            x.status = 499
+        finish(x, reason)
+    else:
+        fail(x, reason)
+
+
+cdef void on_client_half_closed(void* exchange_pointer) noexcept nogil:
+    """A client that shuts its side down may still want its answer, so only what has not begun is given up."""
+    cdef exchange* x = <exchange*>exchange_pointer
+    cdef conn* d = x.d
+    if not x.flags & X_WAITING or d == NULL:
+        return
+    x.status = 499
+    x.d = NULL
+    d.exchange = NULL
+    finish(x, LB_R_CLIENT_CLOSED)
+    server_abort(d)
+
+
+cdef bint on_upstream_full(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    return x != NULL and x.u != NULL and (x.u.base.flags & IO_FULL) != 0
+
+
+cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    x.progress_ms = x.r.now_ms
+    if x.d != NULL:
+        server_resume(x.d)
+    if x.flags & X_TUNNEL:
+        pass_tunnel_ends(x)
+
+
+# ----------------------------------------------------------------------------------------------------------------- response
+
+cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    cdef conn* d = x.d
+    cdef conn* u = x.u
+    cdef int i
+    cdef int64_t now
+    x.progress_ms = x.r.now_ms
+    x.upstream_bytes_in += h.size
+    if h.status < 200 and h.status != 101:
+        # Interim responses go to those who know them (RFC 9110 15.2), and the wait goes on.
+        if x.minor >= 1:
+            x.bytes_out += server_send_head(d, h)
+        return
+    now = monotonic_ns()
+    x.first_byte_ns = now - x.mark_ns
+    x.status = <uint16_t>h.status
+    x.reason = LB_R_OK
+    x.flags |= X_RESPONSE_STARTED
+    x.wait_deadline_ms = INT64_MAX
+    if h.keep_alive_timeout > 0 and h.keep_alive_timeout * 1000 - 500 < u.idle_timeout_ms:
+        u.idle_timeout_ms = h.keep_alive_timeout * 1000 - 500
+    if not has_date(h):
+        head_add(h, b"Date", 4, http_date(x.r), 29)
+    if h.status == 101:
+        x.bytes_out += server_send_head(d, h)
+        open_tunnel(x)
+        return
+    for i in range(h.field_count):
+        if h.fields[i].id == FIELD_UPGRADE:
+            h.fields[i].drop = True
+    x.bytes_out += server_send_head(d, h)
+    wait_until(x, 0)
+
+
+cdef bint has_date(const head* h) noexcept nogil:
+    cdef int i
+    for i in range(h.field_count):
+        if h.fields[i].name_size == 4 and lb_equal_nocase(h.fields[i].name, b"date", 4):
+            return True
+    return False
+
+
+cdef const char* http_date(reactor* r) noexcept nogil:
+    """The time in RFC 9110 5.6.7 form, made once a second."""
+    cdef long seconds = <long>(realtime_ns() // 1000000000)
+    cdef tm parts
+    if seconds != r.date_second:
+        r.date_second = seconds
+        gmtime_r(&seconds, &parts)
+        snprintf(
+            r.date, sizeof(r.date), b"%.3s, %02d %.3s %04d %02d:%02d:%02d GMT",
+            <const char*>b"SunMonTueWedThuFriSat" + 3 * parts.tm_wday, parts.tm_mday,
+            <const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec" + 3 * parts.tm_mon, parts.tm_year + 1900,
+            parts.tm_hour, parts.tm_min, parts.tm_sec
+        )
+    return r.date
+
+
+cdef void on_response_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    x.bytes_out += size
+    x.upstream_bytes_in += size
+    x.progress_ms = x.r.now_ms
+    if x.d == NULL:
+        return
+    if x.flags & X_TUNNEL:
+        conn_write(x.d, data, size)
+    else:
+        server_send_body(x.d, data, size)
+
+
+cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    if x.flags & X_TUNNEL:
+        x.flags |= X_UPSTREAM_ENDED | X_UPSTREAM_SHUT
+        pass_tunnel_ends(x)
+        return
+    x.flags |= X_RESPONSE_DONE
+    if x.d != NULL:
+        server_send_end(x.d, trailers)
+    finish(x, LB_R_OK)
+
+
+cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
+    """The endpoint cannot go on."""
+    cdef exchange* x = <exchange*>exchange_pointer
+    cdef bint silent = (x.u.flags & H1_GOT_BYTES) == 0
+    if x.flags & X_TUNNEL:
+        finish(x, LB_R_OK if x.flags & (X_UPSTREAM_ENDED | X_CLIENT_ENDED) else reason)
+    elif not x.flags & X_RESPONSE_STARTED and silent and (reason == LB_R_UPSTREAM_CLOSED or reason == LB_R_UPSTREAM_RESET):
+        attempt_failed(x, reason)
+    else:
+        fail(x, reason)
+
+
+cdef bint on_client_full(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    return x.d != NULL and (x.d.base.flags & IO_FULL) != 0
+
+
+cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    x.progress_ms = x.r.now_ms
+    if x.u != NULL:
+        client_resume(x.u)
+    if x.flags & X_TUNNEL:
+        pass_tunnel_ends(x)
+
+
+# ------------------------------------------------------------------------------------------------------------------- tunnel
+
+cdef void open_tunnel(exchange* x) noexcept nogil:
+    """101: from here on bytes pass both ways untouched. The table is not needed any more."""
+    x.flags |= X_TUNNEL
+    x.d.state = SERVER_TUNNEL
+    x.d.flags |= H1_CLOSE
+    x.idle_timeout_ms = x.rt.tunnel_timeout_ms
+    x.request_deadline_ms = INT64_MAX
+    leave_table(x)
+    wait_until(x, 0)
+    server_resume(x.d)
+    if x.d.parked != NULL or x.d.base.flags & IO_READABLE:
+        io_enqueue(&x.d.base)
+
+
+cdef void leave_table(exchange* x) noexcept nogil:
+    """Copy the names that the log record will want, and let the table go."""
+    cdef reactor* r = x.r
+    cdef const vhost* host = x.host
+    cdef page* p = NULL
+    cdef char* out
+    cdef const char* texts = page_data(x.request)
+    cdef uint32_t i, total = host.hostname.size + x.rt.name.size
+    if r.s.logging:
+        for i in range(TEXT_COUNT):
+            total += x.text_sizes[i]
+        p = page_alloc(&r.pages, total)
+    if p != NULL:
+        out = page_data(p)
+        for i in range(TEXT_COUNT):
+            if x.text_sizes[i]:
+                memcpy(out, texts, x.text_sizes[i])
+                out += x.text_sizes[i]
+                texts += x.text_sizes[i]
+            elif i == TEXT_VIRTUAL_HOST:
+                x.text_sizes[i] = host.hostname.size
+                memcpy(out, text_at(host, host.hostname), x.text_sizes[i])
+                out += x.text_sizes[i]
+            elif i == TEXT_ROUTE:
+                x.text_sizes[i] = x.rt.name.size
+                memcpy(out, text_at(host, x.rt.name), x.text_sizes[i])
+                out += x.text_sizes[i]
+    else:
+        memset(x.text_sizes, 0, sizeof(x.text_sizes))
+    page_free(&r.pages, x.request)
+    x.request = p
+    x.host = NULL
+    x.rt = NULL
+    x.up = NULL
+    x.view = NULL
+    if x.t != NULL:
+        table_unpin_one(r, x.t)
+        x.t = NULL
+
+
+cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
+    """Pass a half's end on once its last byte is out; the tunnel is over when both halves have ended."""
+    batch_flush(x.r)
+    if x.flags & X_CLIENT_SHUT and x.u != NULL and x.u.out_bytes == 0:
+        x.flags &= ~<uint32_t>X_CLIENT_SHUT
+        shutdown(x.u.base.fd, SHUT_WR)
+    if x.flags & X_UPSTREAM_SHUT and x.d != NULL and x.d.out_bytes == 0:
+        x.flags &= ~<uint32_t>X_UPSTREAM_SHUT
+        shutdown(x.d.base.fd, SHUT_WR)
+    if (x.flags & (X_CLIENT_ENDED | X_UPSTREAM_ENDED)) == (X_CLIENT_ENDED | X_UPSTREAM_ENDED) and not (
+        x.flags & (X_CLIENT_SHUT | X_UPSTREAM_SHUT)
+    ):
+        finish(x, LB_R_OK)
+
+
+# ------------------------------------------------------------------------------------------------------------------ answers
+
+cdef void on_request_refused(conn* d, int reason, listener_view* view) noexcept nogil:
+    """A request whose head is not understood: an exchange without host and route, so that it is counted and logged."""
+    cdef exchange* x
+    if lb_reason_statuses[reason] == 0 or view == NULL:
+        server_close(d, reason)
+        return
+    x = exchange_new(d, view)
+    if x == NULL:
+        server_close(d, LB_R_NO_MEMORY)
+        return
+    x.minor = 1
+    make_request_id(x)
+    refuse(x, reason)
+
+
+cdef void refuse(exchange* x, int reason) noexcept nogil:
+    """Answer with the status that belongs to the reason. Nothing has been sent yet."""
+    cdef int status = lb_reason_statuses[reason]
+    if x.d == NULL:
+        finish(x, reason)
+    elif status == 0:
+        abort_client(x, reason)
+    else:
+        answer(x, status, reason, NULL, 0)
+
+
+cdef void fail(exchange* x, int reason) noexcept nogil:
+    """End it now: with an answer when none has begun, else by cutting the connection."""
+    if not x.flags & X_RESPONSE_STARTED and x.d != NULL:
+        drop_upstream(x)
+        refuse(x, reason)
+    else:
+        abort_client(x, reason)
+
+
+cdef void abort_client(exchange* x, int reason) noexcept nogil:
+    cdef conn* d = x.d
+    x.d = NULL
+    if d != NULL:
+        d.exchange = NULL
+    finish(x, reason)
+    if d != NULL:
+        server_abort(d)
+
+
+cdef void drop_upstream(exchange* x) noexcept nogil:
+    cdef conn* u = x.u
+    x.u = NULL
+    if u != NULL:
+        upstream_close(u)
+    release_place(x)
+
+
+cdef size_t append(char* out, size_t at, size_t limit, const char* text, size_t size) noexcept nogil:
+    if at + size > limit:
+        size = limit - at
+    memcpy(out + at, text, size)
+    return at + size
+
+
+cdef size_t append_text(char* out, size_t at, size_t limit, const char* text) noexcept nogil:
+    cdef size_t size = 0
+    while text[size]:
+        size += 1
+    return append(out, at, limit, text, size)
+
+
+cdef size_t fill_in(exchange* x, char* out, size_t limit, const char* text, size_t size, int status, int reason) noexcept nogil:
+    """An error body with its %(status), %(title), %(reason) and %(request_id) filled in."""
+    cdef size_t i = 0, at = 0
+    cdef char number[12]
+    while i < size:
+        if text[i] == c"%" and size - i >= 9 and memcmp(text + i, <const char*>b"%(status)", 9) == 0:
+            snprintf(number, sizeof(number), b"%d", status)
+            at = append_text(out, at, limit, number)
+            i += 9
+        elif text[i] == c"%" and size - i >= 8 and memcmp(text + i, <const char*>b"%(title)", 8) == 0:
+            at = append_text(out, at, limit, status_phrase(status))
+            i += 8
+        elif text[i] == c"%" and size - i >= 9 and memcmp(text + i, <const char*>b"%(reason)", 9) == 0:
+            at = append_text(out, at, limit, lb_reason_names[reason])
+            i += 9
+        elif text[i] == c"%" and size - i >= 13 and memcmp(text + i, <const char*>b"%(request_id)", 13) == 0:
+            at = append(out, at, limit, x.request_id, x.request_id_size)
+            i += 13
+        else:
+            at = append(out, at, limit, text + i, 1)
+            i += 1
+    return at
+
+
+cdef void answer(exchange* x, int status, int reason, const char* body, size_t size) noexcept nogil:
+    """An answer of our own. Without a body a small one is made, except for a success."""
+    cdef reactor* r = x.r
+    cdef head* h = &r.answer
+    cdef error_answer* custom
+    cdef const char* content_type = b"text/plain; charset=utf-8"
+    cdef size_t type_size = 25
+    cdef char* out
+    h.field_count = 0
+    h.status = status
+    h.reason_phrase.at = NULL
+    h.reason_phrase.size = 0
+    h.chunked = False
+    h.has_body = True
+    h.upgrade = False
+    batch_flush(r)
+    if size == 0 and status >= 400:
+        # scratch_text is free: the request's head has been used, or there was none.
+        out = r.scratch_text
+        if x.flags & X_JSON:
+            body = b"{\"status\":%(status),\"title\":\"%(title)\",\"reason\":\"%(reason)\",\"request_id\":\"%(request_id)\"}\n"
+            content_type = b"application/json"
+            type_size = 16
+            while body[size]:
+                size += 1
+        else:
+            custom = find_error_answer(r.s, status)
+            if custom != NULL:
+                body = custom.body
+                size = custom.body_size
+                content_type = custom.content_type
+                type_size = custom.content_type_size
+            else:
+                body = b"%(status) %(title): %(reason)\nrequest id: %(request_id)\n"
+                while body[size]:
+                    size += 1
+        size = fill_in(x, out, 32768, body, size, status, reason)
+        body = out
+    h.content_length = <int64_t>size
+    if size:
+        head_add(h, b"Content-Type", 12, content_type, type_size)
+    head_add(h, b"Date", 4, http_date(r), 29)
+    head_add(h, b"X-Request-ID", 12, x.request_id, x.request_id_size)
+    if reason == LB_R_METHOD_REFUSED:
+        head_add(h, b"Allow", 5, b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE", 51)
+    if status == 503:
+        head_add(h, b"Retry-After", 11, b"5", 1)
+    x.status = <uint16_t>status
+    x.flags |= X_RESPONSE_STARTED | X_RESPONSE_DONE
+    if x.flags & X_HAS_BODY and not x.flags & X_REQUEST_DONE:
+        x.d.flags |= H1_CLOSE
+    x.bytes_out += server_send_head(x.d, h)
+    if size and not x.flags & X_HEAD:
+        conn_write(x.d, body, size)
+        x.bytes_out += size
+    batch_flush(r)
+    finish(x, reason)
+
+
+cdef error_answer* find_error_answer(shared* s, int status) noexcept nogil:
+    cdef error_answer* a = s.error_answers
+    cdef error_answer* general = NULL
+    while a != NULL:
+        if a.status == status:
+            return a
+        if a.status == 0:
+            general = a
+        a = a.next
+    return general
+
+
+# ------------------------------------------------------------------------------------------------------------------- timers
+
+cdef void wait_until(exchange* x, int timeout_ms) noexcept nogil:
+    """Wait for one thing at most this long (0: without bound), besides the deadlines that always hold."""
+    x.wait_deadline_ms = x.r.now_ms + timeout_ms if timeout_ms > 0 else INT64_MAX
+    set_timer(x)
+
+
+cdef int64_t idle_deadline(exchange* x) noexcept nogil:
+    """When the standstill of what should be moving is too long."""
+    cdef int limit = x.idle_timeout_ms
+    if x.flags & (X_WAITING | X_CONNECTING):
+        return INT64_MAX
+    if not x.flags & (X_TUNNEL | X_REQUEST_DONE | X_RESPONSE_STARTED) and x.view != NULL:
+        limit = x.view.idle_timeout_ms
+    elif not x.flags & (X_TUNNEL | X_RESPONSE_STARTED):
+        return INT64_MAX  # the response's own timeout holds
+    return x.progress_ms + limit if limit > 0 else INT64_MAX
+
+
+cdef void set_timer(exchange* x) noexcept nogil:
+    cdef int64_t deadline = idle_deadline(x)
+    if x.wait_deadline_ms < deadline:
+        deadline = x.wait_deadline_ms
+    if x.request_deadline_ms < deadline:
+        deadline = x.request_deadline_ms
+    timer_set(&x.r.timers, &x.timer, deadline)
+
+
+cdef void on_timer(timer* t) noexcept nogil:
+    cdef exchange* x = <exchange*>t.owner
+    cdef reactor* r = x.r
+    if r.now_ms >= x.request_deadline_ms:
+        leave_line(x)
+        fail(x, LB_R_REQUEST_TIMEOUT)
+    elif r.now_ms >= x.wait_deadline_ms:
+        if x.flags & X_WAITING:
+            leave_line(x)
+            refuse(x, LB_R_QUEUE_TIMEOUT)
+        elif x.flags & X_CONNECTING:
+            attempt_failed(x, LB_R_CONNECT_TIMEOUT)
+        else:
+            fail(x, LB_R_RESPONSE_TIMEOUT)
+    elif r.now_ms >= idle_deadline(x):
+        fail(x, idle_reason(x))
+    else:
+        set_timer(x)
+    batch_flush(r)
+
+
+cdef int idle_reason(exchange* x) noexcept nogil:
+    """Whose fault the standstill is: who does not take what is there for it, else who does not send what it owes."""
+    if x.flags & X_TUNNEL:
+        return LB_R_TUNNEL_TIMEOUT
+    if x.d != NULL and x.d.out_bytes:
+        return LB_R_CLIENT_IDLE_TIMEOUT
+    if x.flags & X_RESPONSE_STARTED or (x.u != NULL and x.u.out_bytes):
+        return LB_R_UPSTREAM_IDLE_TIMEOUT
+    return LB_R_CLIENT_IDLE_TIMEOUT
+
+
+# ---------------------------------------------------------------------------------------------------------------------- end
+
+cdef upstream_traffic* upstream_stats(exchange* x) noexcept nogil:
+    if x.live == NULL:
+        return NULL
+    return <upstream_traffic*>stats_block(&x.r.upstream_stats, x.live.id, sizeof(upstream_traffic))
+
+
+cdef void finish(exchange* x, int reason) noexcept nogil:
+    """Give everything back, count, log, and let the client's connection go on."""
+    cdef reactor* r = x.r
+    cdef conn* d = x.d
+    cdef conn* u = x.u
+    leave_line(x)
+    timer_cancel(&x.timer)
+    x.reason = <uint8_t>reason
+    x.u = NULL
+    if u != NULL:
+        # A response that is complete while its request is not leaves the connection out of step.
+        if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
+            batch_flush(r)
+            upstream_release(u)
+        else:
+            upstream_close(u)
+    release_place(x)
+    account(x)
+    if x.request != NULL:
+        page_free(&r.pages, x.request)
+    if x.t != NULL:
+        table_unpin_one(r, x.t)
+    lb_put_int(&r.exchange_count, r.exchange_count - 1)
+    bump(&r.counts.exchanges_ended)
+    slab_free(&r.exchange_slab, x)
+    if d != NULL:
+        server_done(d)
+
+
+cdef void account(exchange* x) noexcept nogil:
+    cdef reactor* r = x.r
+    cdef int64_t duration = monotonic_ns() - x.started_ns
+    cdef listener_traffic* of_listener
+    cdef traffic* of_route
+    cdef upstream_traffic* of_upstream
+    bump(&r.counts.reasons[x.reason])
+    of_listener = <listener_traffic*>stats_block(&r.listener_stats, x.slot, sizeof(listener_traffic))
+    if of_listener != NULL:
+        observe(&of_listener.base, x.status, x.bytes_in, x.bytes_out, duration)
+        bump(&of_listener.requests)
+    if x.routed:
+        of_route = <traffic*>stats_block(&r.route_stats, x.route_id, sizeof(traffic))
+        if of_route != NULL:
+            observe(of_route, x.status, x.bytes_in, x.bytes_out, duration)
+    if x.live != NULL and x.attempts:
+        of_upstream = upstream_stats(x)
+        if of_upstream != NULL:
+            observe(
+                &of_upstream.base, x.status, x.bytes_in, x.upstream_bytes_in,
+                x.first_byte_ns if x.first_byte_ns >= 0 else duration
+            )
+    if r.s.logging:
+        log_exchange(x, duration)
+
+
+cdef void exchange_install(shared* s) noexcept nogil:
+    """Give the layers below their way up."""
+    cdef exchange_calls codec
+    cdef connect_calls connecting
+    codec.request_head = on_request_head
+    codec.request_refused = on_request_refused
+    codec.request_body = on_request_body
+    codec.request_end = on_request_end
+    codec.request_failed = on_request_failed
+    codec.client_half_closed = on_client_half_closed
+    codec.client_drained = on_client_drained
+    codec.upstream_full = on_upstream_full
+    codec.upstream_drained = on_upstream_drained
+    codec.response_head = on_response_head
+    codec.response_body = on_response_body
+    codec.response_end = on_response_end
+    codec.response_failed = on_response_failed
+    codec.client_full = on_client_full
+    codec.client_gone = client_gone
+    http1_set_calls(&codec)
+    connecting.connected = on_connected
+    connecting.connect_failed = on_connect_failed
+    upstream_set_calls(&connecting)
+    s.retry_waiting = retry_waiting
+    s.take_back = upstream_take_back

@@ -1,0 +1,179 @@
+"""The loop: one thread, one epoll, and everything that the thread owns.
+
+A reactor turns when something is ready, when a timer is due, when it is woken, and every 500 ms in any case. The start of
+each turn is its quiescent point: whatever table it saw before, it holds none now but those its exchanges have pinned.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
+from lb._fastpath.counters cimport counters, stats_space
+from lb._fastpath.memory cimport memory, slab
+from lb._fastpath.message cimport head
+from lb._fastpath.ring cimport ring
+from lb._fastpath.table cimport table
+from lb._fastpath.timers cimport wheel
+
+cdef enum:
+    EVENTS_PER_TURN = 256
+    LONGEST_SLEEP_MS = 500
+    SCRATCH_BYTES = 65536
+    BATCH_IOV = 64
+
+cdef enum:  # io flags
+    IO_READABLE = 1  # the kernel may have bytes: set by an event, cleared by a short read
+    IO_WRITABLE = 2  # the kernel may take bytes: set by an event, cleared by EAGAIN
+    IO_HALF_CLOSED = 4  # the peer has sent its FIN; bytes may wait before it
+    IO_BROKEN = 8  # reset or error
+    IO_QUEUED = 16  # in the run queue
+    IO_DEAD = 32  # closed; memory is given back at the end of the turn
+    IO_CONNECTING = 64
+
+cdef struct io:
+    # What epoll knows: first member of everything that waits for events.
+    int fd
+    uint32_t flags
+    reactor* r
+    void (*ready)(io* source) noexcept nogil  # something in `flags` is new, or its turn in the run queue has come
+    void (*release)(io* source) noexcept nogil  # give back the memory
+    io* next_queued
+    io* next_dead
+
+cdef struct command:
+    # From another thread; executed by the reactor at the start of a turn, which also frees it.
+    command* next
+    void (*run)(reactor* r, command* c) noexcept nogil
+    void* subject
+    int64_t number
+
+cdef struct client_cell:
+    # Connections of one client address.
+    client_cell* next
+    unsigned char address[16]
+    int count
+
+cdef struct client_shard:
+    int lock
+    client_cell* cells[256]
+    char padding[48]
+
+cdef struct error_answer:
+    int status  # 0: all others
+    char* content_type
+    uint32_t content_type_size
+    char* body
+    uint32_t body_size
+    error_answer* next
+
+cdef struct shared:
+    # What all reactors of an engine share.
+    # control plane
+    void* current  # table*; swapped atomically
+    int reactor_count
+    reactor* reactors
+    int max_connections
+    int descriptor_limit
+    int running
+    int accepting
+    int draining
+    int logging
+    error_answer* error_answers
+    void (*retry_waiting)(reactor* r) noexcept nogil
+    void (*take_back)(reactor* r) noexcept nogil
+    char padding_a[64]
+    # every reactor, atomically
+    int64_t budget_left
+    int connections
+    int descriptors
+    char padding_b[48]
+    client_shard clients[64]
+
+cdef struct reactor:
+    # set once
+    shared* s
+    int index
+    int epfd
+    int wakeup_fd
+    pthread_t thread
+    # other threads
+    void* commands  # command*; a stack, pushed with compare-and-swap
+    void* husks  # conn*; shells of connections that siblings took over
+    int awake  # 0 while it may sleep in epoll_wait
+    char padding_a[64]
+    # this reactor; others read
+    uint64_t turn
+    int64_t heartbeat_ms
+    counters counts
+    stats_space listener_stats
+    stats_space route_stats
+    stats_space upstream_stats
+    ring log
+    # this reactor only
+    int64_t now_ns
+    int64_t now_ms
+    wheel timers
+    memory pages
+    slab conn_slab
+    slab exchange_slab
+    io* queue_first
+    io* queue_last
+    io* dead
+    void* idle_clients_newest  # conn*: idle client connections, for closing under pressure
+    void* idle_clients_oldest
+    int idle_client_count
+    int exchange_count
+    void* listeners  # listening*
+    void* connections  # conn*: all of them
+    void* waiting_first  # exchange*: those for whose upstream a limit is reached
+    void* waiting_last
+    int waiting_poked
+    uint64_t random[2]
+    # the write batch: bytes that go out with one sendmsg when the event is handled
+    io* batch_owner
+    iovec batch[BATCH_IOV]
+    int batch_count
+    int batch_copied  # entries at the end of the batch that lie in scratch_out one after the other
+    head message  # the head being handled
+    head answer  # an answer of our own
+    uint32_t out_used
+    char* scratch_in
+    char* scratch_out
+    char* scratch_text  # normalised targets and names of the message that is being handled
+    int64_t date_second
+    char date[32]
+    epoll_event events[EVENTS_PER_TURN]
+
+cdef bint reactor_init(reactor* r, shared* s, int index) noexcept nogil
+cdef void* reactor_main(void* argument) noexcept nogil
+cdef void reactor_wake(reactor* r) noexcept nogil
+cdef bint reactor_post(reactor* r, command* c) noexcept nogil
+cdef void reactor_release(reactor* r) noexcept nogil
+cdef bint io_watch(io* source) noexcept nogil
+
+cdef inline table* current_table(reactor* r) noexcept nogil:
+    """Valid until the end of the turn, longer only when pinned."""
+    return <table*>lb_load_ptr(&r.s.current)
+
+cdef inline void table_pin_one(reactor* r, table* t) noexcept nogil:
+    lb_put_u64(&t.pins[r.index].count, t.pins[r.index].count + 1)
+
+cdef inline void table_unpin_one(reactor* r, table* t) noexcept nogil:
+    lb_store_u64(&t.pins[r.index].count, t.pins[r.index].count - 1)
+
+cdef inline void io_enqueue(io* source) noexcept nogil:
+    """Have `ready` called again this turn or the next: work is left, but others come first."""
+    cdef reactor* r = source.r
+    if source.flags & (IO_QUEUED | IO_DEAD):
+        return
+    source.flags |= IO_QUEUED
+    source.next_queued = NULL
+    if r.queue_last != NULL:
+        r.queue_last.next_queued = source
+    else:
+        r.queue_first = source
+    r.queue_last = source
+
+cdef inline void io_bury(io* source) noexcept nogil:
+    """The descriptor is closed; the memory lives until no event of this turn can name it."""
+    source.flags |= IO_DEAD
+    source.next_dead = source.r.dead
+    source.r.dead = source

@@ -1,0 +1,183 @@
+"""The compiled table: what a request is matched against. Immutable once published; read by all reactors without locks.
+
+    table -> listener view -> host_index -> vhost -> path nodes -> routes -> upstream views -> endpoints
+
+A vhost is one allocation with offsets inside, so it can be shared by any number of tables. Building is in table.pyx and
+is called by the control plane without the GIL; nothing here is checked again when a request reads it.
+"""
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from lb._fastpath.c.sys cimport lb_hash
+from lb._fastpath.endpoint cimport MAX_REACTORS, endpoint, upstream_live
+from lb._fastpath.message cimport head
+
+cdef enum:
+    NO_ROUTE = 0xffffffff
+    MAX_HOST = 255
+
+cdef enum:  # path_kind
+    PATH_EXACT = 0
+    PATH_PREFIX
+    PATH_STRING_PREFIX
+
+cdef enum:  # action_kind
+    ACTION_FORWARD = 0
+    ACTION_RESPOND
+
+cdef struct text:
+    # Bytes inside a vhost.
+    uint32_t at
+    uint32_t size
+
+cdef struct target:
+    # One of a route's weighted upstreams; `until` is the running sum of weights.
+    uint32_t slot
+    uint32_t until
+
+cdef struct predicate:
+    # A header or query condition; present suffices when `any`.
+    text name
+    text value
+    bint any
+
+cdef struct route:
+    text name
+    uint32_t id  # Of its counters.
+    uint8_t action
+    uint8_t retries
+    int16_t status
+    text body
+    uint32_t targets  # Offset of target[target_count].
+    uint16_t target_count
+    uint16_t method_count
+    uint32_t methods  # Offset of text[method_count].
+    uint32_t headers
+    uint32_t queries
+    uint16_t header_count
+    uint16_t query_count
+    int64_t max_body_bytes  # -1: the listener's.
+    int32_t response_timeout_ms
+    int32_t idle_timeout_ms
+    int32_t tunnel_timeout_ms
+    int32_t request_timeout_ms
+
+cdef struct path_node:
+    # One node of the radix trie: the bytes that lead here, and the routes that end here, each list in rank order.
+    text prefix
+    uint32_t children  # Offset of uint32_t[child_count] node offsets, behind them uint8_t[child_count] first bytes.
+    uint16_t child_count
+    uint16_t exact_count
+    uint16_t prefix_count
+    uint16_t string_count
+    uint32_t routes  # Offset of uint32_t[] ranks: exact, then prefix, then string-prefix.
+
+cdef struct vhost:
+    uint32_t size
+    uint32_t route_count
+    uint32_t routes
+    uint32_t root
+    text hostname
+    bint one_label
+
+cdef struct host_entry:
+    uint64_t hash
+    vhost* host  # NULL: free.
+
+cdef struct host_index:
+    uint32_t mask
+    uint32_t count
+    bint has_wildcards
+    vhost* fallback  # `*`
+    host_entry* entries
+
+cdef struct network:
+    # A trusted network: `bits` leading bits of a 16-byte address (IPv4 as ::ffff:a.b.c.d).
+    uint8_t address[16]
+    int bits
+
+cdef struct listener_view:
+    # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
+    host_index* hosts
+    int port
+    int head_timeout_ms
+    int keepalive_timeout_ms
+    int idle_timeout_ms
+    int linger_timeout_ms
+    int max_requests_per_connection
+    int max_head_bytes
+    int max_headers
+    int max_target_bytes
+    int max_connections
+    int max_connections_per_client
+    int64_t max_body_bytes
+    network* trusted
+    uint32_t trusted_count
+    bint forwarded_header
+    bint merge_slashes
+    bint keep_escaped_slashes
+    bint reject_bare_lf
+    bint accept_host_mismatch
+
+cdef struct upstream_view:
+    # An upstream as one table sees it: its endpoints, their order and the policy.
+    upstream_live* live
+    endpoint** endpoints
+    int* weights
+    uint32_t count
+    uint32_t* sequence  # Smooth weighted round-robin, one period of indexes.
+    uint32_t sequence_size
+    bint least_connections
+    bint client_affinity
+    int connect_timeout_ms
+    int idle_timeout_ms
+    int max_requests_per_connection
+    int max_connections
+    int max_connections_per_endpoint
+    int max_queue
+    int queue_timeout_ms
+
+cdef struct table_pin:
+    # Exchanges of one reactor that use the table; written by that reactor only.
+    uint64_t count
+    char padding[56]
+
+cdef struct table:
+    uint64_t generation
+    uint32_t listener_count
+    listener_view** listeners  # by listener slot; NULL: the listener is gone
+    uint32_t upstream_count
+    upstream_view** upstreams  # By upstream slot; NULL for a slot not in use.
+    table_pin pins[MAX_REACTORS]
+
+# Building (control plane)
+cdef struct pattern:
+    # A path to put into a trie. Patterns come sorted by key, then kind, then rank.
+    const char* key
+    uint32_t size
+    uint32_t rank
+    uint8_t kind
+
+cdef struct arena:
+    # A growing buffer; offsets stay valid.
+    char* data
+    uint32_t size
+    uint32_t capacity
+    bint failed
+
+cdef uint32_t arena_take(arena* a, size_t size) noexcept nogil
+cdef text arena_text(arena* a, const char* data, size_t size) noexcept nogil
+cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t high, uint32_t depth) noexcept nogil
+cdef bint index_insert(host_index* index, vhost* host, const char* key, size_t size) noexcept nogil
+cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* result, uint32_t capacity) noexcept nogil
+
+# Reading (reactors)
+cdef vhost* find_host(const host_index* index, const char* name, size_t size) noexcept nogil
+cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query, size_t query_size, bint has_query,
+                         const head* h) noexcept nogil
+
+cdef inline const char* text_at(const vhost* host, text t) noexcept nogil:
+    return <const char*>host + t.at
+
+cdef inline const route* route_at(const vhost* host, uint32_t rank) noexcept nogil:
+    return <const route*>(<const char*>host + host.routes) + rank

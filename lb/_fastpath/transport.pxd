@@ -1,0 +1,90 @@
+"""Byte streams: connections of either side, what waits to be written to them, and the bytes that were read too early.
+
+Writing collects into the reactor's batch and goes out with one call when the event is handled; what the peer does not take
+waits in pages. Reading goes into the reactor's scratch, and only what cannot be handled at once moves to a page. So a
+connection at rest holds no buffer at all.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from lb._fastpath.c.sys cimport sockaddr_storage, ssize_t
+from lb._fastpath.endpoint cimport endpoint
+from lb._fastpath.memory cimport page
+from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
+from lb._fastpath.timers cimport timer
+
+cdef enum:
+    HIGH_WATER = 131072  # stop reading the other side when this much waits to be written
+    LOW_WATER = 32768  # go on
+    TURN_BYTES = 262144  # read from one connection before others get their turn
+
+cdef enum:
+    IO_FULL = 128  # more than HIGH_WATER waits to be written: whoever feeds this connection stops reading
+
+cdef enum:  # results of conn_receive besides a size
+    RECEIVE_END = 0
+    RECEIVE_AGAIN = -1
+    RECEIVE_ERROR = -2
+
+cdef struct listening:
+    # A listening socket of one reactor.
+    io base
+    uint32_t slot  # of its view in the table and of its counters
+    uint32_t name_size
+    char* name
+    listening* next
+    timer pause
+    bint stopped
+
+cdef struct chunk_state:
+    # Where a chunked body stands; see http1.pxd.
+    uint64_t left
+    uint32_t overhead  # framing bytes since the last data: bounds what tiny chunks and extensions cost
+    uint16_t line_bytes  # of the current size line
+    uint8_t state
+
+cdef struct conn:
+    io base
+    # bytes that wait
+    page* out_first
+    page* out_last
+    page* parked  # read, not handled yet
+    uint32_t out_bytes
+    uint8_t state  # of the codec
+    uint8_t minor
+    uint16_t flags  # of the codec
+    timer timer
+    # the codec's
+    void* exchange
+    int64_t body_left
+    chunk_state chunk
+    uint32_t requests
+    # whose it is
+    uint32_t slot  # client side: listener slot
+    uint16_t peer_port
+    uint8_t local  # client side: a Unix socket
+    uint8_t counted  # client side: in the per-client counts
+    unsigned char peer[16]  # client side: address, IPv4 as ::ffff:a.b.c.d
+    char* listener_name
+    uint32_t listener_name_size
+    endpoint* ep  # upstream side
+    int idle_timeout_ms  # upstream side: how long it may stay unused
+    int taken  # upstream side: a sibling reactor has taken the descriptor over; set under the pool's lock
+    # among all connections of the reactor
+    conn* next_all
+    conn* previous_all
+    # in the list of idle clients, or in its endpoint's idle pool
+    conn* newer
+    conn* older
+
+cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil
+cdef void conn_write(conn* c, const void* data, size_t size) noexcept nogil
+cdef void conn_write_copy(conn* c, const void* data, size_t size) noexcept nogil
+cdef char* out_reserve(reactor* r, size_t size) noexcept nogil
+cdef void out_commit(conn* c, size_t size) noexcept nogil
+cdef void batch_flush(reactor* r) noexcept nogil
+cdef void conn_drain(conn* c) noexcept nogil
+cdef bint conn_park(conn* c, const char* data, size_t size, size_t limit) noexcept nogil
+cdef void conn_unpark(conn* c) noexcept nogil
+cdef void conn_close(conn* c, bint reset) noexcept nogil
+cdef conn* conn_new(reactor* r, int fd) noexcept nogil
+cdef void conn_leave(conn* c) noexcept nogil

@@ -1,0 +1,327 @@
+"""Byte streams (transport.pxd): plain TCP and Unix sockets."""
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy, memmove
+
+from lb._fastpath.c.sys cimport (
+    EAGAIN,
+    EINTR,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SO_LINGER,
+    SOL_SOCKET,
+    close,
+    errno,
+    iovec,
+    lb_add_int,
+    linger_option,
+    msghdr,
+    recv,
+    send,
+    sendmsg,
+    setsockopt,
+    ssize_t,
+)
+from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
+from lb._fastpath.reactor cimport (
+    BATCH_IOV,
+    IO_BROKEN,
+    IO_CONNECTING,
+    IO_HALF_CLOSED,
+    SCRATCH_BYTES,
+    io_bury,
+    io_enqueue,
+)
+from lb._fastpath.timers cimport timer_cancel
+
+
+cdef void conn_release(io* source) noexcept nogil:
+    slab_free(&source.r.conn_slab, source)
+
+
+cdef conn* conn_new(reactor* r, int fd) noexcept nogil:
+    cdef conn* c = <conn*>slab_alloc(&r.conn_slab)
+    if c == NULL:
+        return NULL
+    c.base.fd = fd
+    c.base.r = r
+    c.base.release = conn_release
+    c.timer.owner = c
+    c.next_all = <conn*>r.connections
+    if c.next_all != NULL:
+        c.next_all.previous_all = c
+    r.connections = c
+    lb_add_int(&r.s.descriptors, 1)
+    return c
+
+
+cdef void conn_leave(conn* c) noexcept nogil:
+    """Take the connection off its reactor's list: its descriptor is gone."""
+    if c.previous_all != NULL:
+        c.previous_all.next_all = c.next_all
+    else:
+        c.base.r.connections = c.next_all
+    if c.next_all != NULL:
+        c.next_all.previous_all = c.previous_all
+
+
+cdef void conn_close(conn* c, bint reset) noexcept nogil:
+    """Close and forget everything that waits. With `reset` the peer gets an RST: it must not take what it has for whole."""
+    cdef reactor* r = c.base.r
+    cdef linger_option option
+    cdef io* owner = &c.base
+    if c.base.flags & IO_DEAD:
+        return
+    if reset and r.batch_owner == owner:
+        r.batch_count = 0
+        r.batch_owner = NULL
+    # The batch may be this connection's, or point into the bytes it has parked.
+    batch_flush(r)
+    timer_cancel(&c.timer)
+    while c.out_first != NULL:
+        c.out_last = c.out_first.next
+        page_free(&r.pages, c.out_first)
+        c.out_first = c.out_last
+    c.out_bytes = 0
+    conn_unpark(c)
+    if reset:
+        option.l_onoff = 1
+        option.l_linger = 0
+        setsockopt(c.base.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    close(c.base.fd)
+    conn_leave(c)
+    lb_add_int(&r.s.descriptors, -1)
+    io_bury(&c.base)
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
+    """Up to `size` bytes, or RECEIVE_END, RECEIVE_AGAIN, RECEIVE_ERROR."""
+    cdef ssize_t n
+    while True:
+        n = recv(c.base.fd, buffer, size, MSG_DONTWAIT)
+        if n >= 0:
+            break
+        if errno == EINTR:
+            continue
+        c.base.flags &= ~<uint32_t>IO_READABLE
+        if errno == EAGAIN:
+            return RECEIVE_AGAIN
+        c.base.flags |= IO_BROKEN
+        return RECEIVE_ERROR
+    if n == 0:
+        c.base.flags |= IO_HALF_CLOSED
+        c.base.flags &= ~<uint32_t>IO_READABLE
+        return RECEIVE_END
+    # A short read emptied the socket: what comes later makes a new edge. A FIN that was announced has no edge of its own.
+    if <size_t>n < size and not c.base.flags & (IO_HALF_CLOSED | IO_BROKEN):
+        c.base.flags &= ~<uint32_t>IO_READABLE
+    return n
+
+
+cdef bint conn_park(conn* c, const char* data, size_t size, size_t limit) noexcept nogil:
+    """Keep bytes that cannot be handled yet, behind those kept before. False: over `limit`, or no memory."""
+    cdef page* old = c.parked
+    cdef page* bigger
+    cdef size_t kept = 0
+    if size == 0:
+        return True
+    if old != NULL:
+        kept = old.end - old.start
+        if kept + size <= old.capacity - sizeof(page):
+            if old.end + size > old.capacity - sizeof(page):
+                memmove(page_data(old), page_data(old) + old.start, kept)
+                old.start = 0
+                old.end = <uint32_t>kept
+            memcpy(page_data(old) + old.end, data, size)
+            old.end += <uint32_t>size
+            return True
+    if kept + size > limit:
+        return False
+    bigger = page_alloc(&c.base.r.pages, kept + size)
+    if bigger == NULL:
+        return False
+    if old != NULL:
+        memcpy(page_data(bigger), page_data(old) + old.start, kept)
+        page_free(&c.base.r.pages, old)
+    memcpy(page_data(bigger) + kept, data, size)
+    bigger.end = <uint32_t>(kept + size)
+    c.parked = bigger
+    return True
+
+
+cdef void conn_unpark(conn* c) noexcept nogil:
+    if c.parked != NULL:
+        page_free(&c.base.r.pages, c.parked)
+        c.parked = NULL
+
+
+# ----------------------------------------------------------------------------------------------------------------- writing
+
+cdef void queue_bytes(conn* c, const char* data, size_t size) noexcept nogil:
+    """Let bytes wait for the peer. Without memory the connection is broken: bytes must never be skipped."""
+    cdef page* p = c.out_last
+    cdef size_t room
+    while size:
+        room = 0
+        if p != NULL:
+            room = p.capacity - sizeof(page) - p.end
+        if room == 0:
+            p = page_alloc(&c.base.r.pages, size if size < 16000 else 16000)
+            if p == NULL:
+                c.base.flags |= IO_BROKEN
+                io_enqueue(&c.base)
+                return
+            if c.out_last != NULL:
+                c.out_last.next = p
+            else:
+                c.out_first = p
+            c.out_last = p
+            room = p.capacity - sizeof(page)
+        if room > size:
+            room = size
+        memcpy(page_data(p) + p.end, data, room)
+        p.end += <uint32_t>room
+        c.out_bytes += <uint32_t>room
+        data += room
+        size -= room
+
+
+cdef void write_failed(conn* c) noexcept nogil:
+    if errno == EAGAIN:
+        c.base.flags &= ~<uint32_t>IO_WRITABLE
+    else:
+        c.base.flags |= IO_BROKEN
+        io_enqueue(&c.base)
+
+
+cdef void batch_flush(reactor* r) noexcept nogil:
+    """Send what was collected; what the peer does not take is copied to its pages."""
+    cdef conn* c = <conn*>r.batch_owner
+    cdef int count = r.batch_count
+    cdef int i = 0
+    cdef ssize_t sent = 0
+    cdef msghdr message
+    cdef iovec* v = r.batch
+    r.batch_owner = NULL
+    r.batch_count = 0
+    r.out_used = 0
+    if c == NULL or count == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
+        return
+    if c.out_bytes == 0 and c.base.flags & IO_WRITABLE and not c.base.flags & IO_CONNECTING:
+        while True:
+            if count == 1:
+                sent = send(c.base.fd, v[0].iov_base, v[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+            else:
+                message.msg_name = NULL
+                message.msg_namelen = 0
+                message.msg_control = NULL
+                message.msg_controllen = 0
+                message.msg_flags = 0
+                message.msg_iov = v
+                message.msg_iovlen = <size_t>count
+                sent = sendmsg(c.base.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent >= 0 or errno != EINTR:
+                break
+        if sent < 0:
+            write_failed(c)
+            if c.base.flags & IO_BROKEN:
+                return
+            sent = 0
+    while i < count and <size_t>sent >= v[i].iov_len:
+        sent -= <ssize_t>v[i].iov_len
+        i += 1
+    while i < count:
+        queue_bytes(c, <const char*>v[i].iov_base + sent, v[i].iov_len - <size_t>sent)
+        sent = 0
+        i += 1
+    if c.out_bytes > HIGH_WATER:
+        c.base.flags |= IO_FULL
+
+
+cdef void claim_batch(conn* c) noexcept nogil:
+    cdef reactor* r = c.base.r
+    if r.batch_owner != &c.base or r.batch_count == BATCH_IOV:
+        batch_flush(r)
+        r.batch_owner = &c.base
+
+
+cdef void conn_write(conn* c, const void* data, size_t size) noexcept nogil:
+    """Send bytes that stay where they are until the batch is flushed (scratch, constants, an exchange's own pages)."""
+    cdef reactor* r = c.base.r
+    if size == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
+        return
+    # A few bytes behind others in scratch_out are cheaper copied than gathered.
+    if size <= 1024 and r.batch_owner == &c.base and r.out_used + size <= SCRATCH_BYTES and r.batch_count:
+        if <char*>r.batch[r.batch_count - 1].iov_base + r.batch[r.batch_count - 1].iov_len == r.scratch_out + r.out_used:
+            memcpy(r.scratch_out + r.out_used, data, size)
+            r.out_used += <uint32_t>size
+            r.batch[r.batch_count - 1].iov_len += size
+            return
+    claim_batch(c)
+    r.batch[r.batch_count].iov_base = <void*>data
+    r.batch[r.batch_count].iov_len = size
+    r.batch_count += 1
+
+
+cdef char* out_reserve(reactor* r, size_t size) noexcept nogil:
+    """Room in scratch_out to build `size` bytes (at most SCRATCH_BYTES) in; out_commit sends them."""
+    if r.out_used + size > SCRATCH_BYTES:
+        batch_flush(r)
+    return r.scratch_out + r.out_used
+
+
+cdef void out_commit(conn* c, size_t size) noexcept nogil:
+    """Send the `size` bytes just built at out_reserve's place."""
+    cdef reactor* r = c.base.r
+    cdef char* start
+    cdef uint32_t used = r.out_used
+    if size == 0:
+        return
+    start = r.scratch_out + used
+    if r.batch_owner == &c.base and r.batch_count:
+        if <char*>r.batch[r.batch_count - 1].iov_base + r.batch[r.batch_count - 1].iov_len == start:
+            r.batch[r.batch_count - 1].iov_len += size
+            r.out_used += <uint32_t>size
+            return
+    if r.batch_owner != &c.base or r.batch_count == BATCH_IOV:
+        # Flushing resets out_used, but the bytes stay in place until somebody reserves again.
+        batch_flush(r)
+        r.batch_owner = &c.base
+    r.batch[r.batch_count].iov_base = start
+    r.batch[r.batch_count].iov_len = size
+    r.batch_count += 1
+    r.out_used = used + <uint32_t>size
+
+
+cdef void conn_write_copy(conn* c, const void* data, size_t size) noexcept nogil:
+    """Send bytes that may change before the batch is flushed."""
+    cdef char* room
+    if size > SCRATCH_BYTES // 2:
+        conn_write(c, data, size)
+        batch_flush(c.base.r)
+        return
+    room = out_reserve(c.base.r, size)
+    memcpy(room, data, size)
+    out_commit(c, size)
+
+
+cdef void conn_drain(conn* c) noexcept nogil:
+    """The peer takes bytes again: send what waits, oldest first."""
+    cdef page* p
+    cdef ssize_t sent
+    while c.out_first != NULL and c.base.flags & IO_WRITABLE and not c.base.flags & (IO_BROKEN | IO_CONNECTING):
+        p = c.out_first
+        sent = send(c.base.fd, page_data(p) + p.start, p.end - p.start, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno == EINTR:
+                continue
+            write_failed(c)
+            return
+        p.start += <uint32_t>sent
+        c.out_bytes -= <uint32_t>sent
+        if p.start == p.end:
+            c.out_first = p.next
+            if c.out_first == NULL:
+                c.out_last = NULL
+            page_free(&c.base.r.pages, p)

@@ -1,0 +1,289 @@
+"""Pools and connecting (upstream.pxd)."""
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+
+from lb._fastpath.c.sys cimport (
+    AF_UNIX,
+    EINPROGRESS,
+    EMFILE,
+    ENFILE,
+    EPOLL_CTL_DEL,
+    IPPROTO_TCP,
+    LB_R_CONNECT_FAILED,
+    LB_R_NO_DESCRIPTORS,
+    LB_R_NO_MEMORY,
+    SO_ERROR,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+    close,
+    connect,
+    epoll_ctl,
+    errno,
+    getsockopt,
+    lb_add_int,
+    lb_cas_ptr,
+    lb_load_int,
+    lb_load_ptr,
+    lb_peek_int,
+    lb_store_int,
+    lb_swap_ptr,
+    lb_try_lock,
+    lb_unlock,
+    setsockopt,
+    sockaddr,
+    socket,
+    socklen_t,
+)
+from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected
+from lb._fastpath.counters cimport bump
+from lb._fastpath.endpoint cimport ADMIN_DOWN, idle_pool
+from lb._fastpath.http1 cimport CLIENT_UNUSED, client_reusable
+from lb._fastpath.reactor cimport (
+    IO_BROKEN,
+    IO_CONNECTING,
+    IO_HALF_CLOSED,
+    IO_READABLE,
+    IO_WRITABLE,
+    io,
+    io_bury,
+    io_enqueue,
+    io_watch,
+)
+from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
+from lb._fastpath.transport cimport batch_flush, conn_close, conn_leave, conn_new
+
+cdef connect_calls calls
+
+
+cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
+    memcpy(&calls, given, sizeof(connect_calls))
+
+
+# ------------------------------------------------------------------------------------------------------------------- pools
+
+cdef void pool_unlink(idle_pool* pool, conn* c) noexcept nogil:
+    """Under the lock."""
+    if c.newer != NULL:
+        c.newer.older = c.older
+    else:
+        pool.newest = c.older
+    if c.older != NULL:
+        c.older.newer = c.newer
+    else:
+        pool.oldest = c.newer
+    c.newer = NULL
+    c.older = NULL
+    pool.count -= 1
+
+
+cdef conn* pool_take(reactor* r, endpoint* ep) noexcept nogil:
+    """An unused connection to the endpoint: of this reactor, else of a sibling, else NULL."""
+    cdef idle_pool* pool = &ep.pools[r.index]
+    cdef conn* c = NULL
+    cdef int sibling
+    while pool.count and lb_try_lock(&pool.lock):
+        c = <conn*>pool.newest
+        if c != NULL:
+            pool_unlink(pool, c)
+        lb_unlock(&pool.lock)
+        if c == NULL:
+            break
+        if not c.base.flags & (IO_READABLE | IO_HALF_CLOSED | IO_BROKEN):
+            timer_rest(&c.timer)
+            return c
+        upstream_close(c)  # it has ended, and idle_end could not get the lock
+    for sibling in range(r.s.reactor_count):
+        if sibling != r.index and lb_peek_int(&ep.pools[sibling].count) > 0:
+            c = pool_steal(r, ep, sibling)
+            if c != NULL:
+                return c
+    return NULL
+
+
+cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
+    """Take a connection over: the descriptor moves to this reactor, the old struct goes back to its owner as an empty husk.
+
+    Its owner may be handling an event of it right now. That event finds `taken` set (the lock orders both) and does nothing.
+    """
+    cdef idle_pool* pool = &ep.pools[sibling]
+    cdef reactor* owner = &r.s.reactors[sibling]
+    cdef conn* husk
+    cdef conn* c
+    if not lb_try_lock(&pool.lock):
+        return NULL
+    husk = <conn*>pool.newest
+    if husk != NULL:
+        pool_unlink(pool, husk)
+        lb_store_int(&husk.taken, 1)
+    lb_unlock(&pool.lock)
+    if husk == NULL:
+        return NULL
+    epoll_ctl(owner.epfd, EPOLL_CTL_DEL, husk.base.fd, NULL)
+    c = conn_new(r, husk.base.fd)
+    lb_add_int(&r.s.descriptors, -1)  # the same descriptor, counted once
+    if c != NULL:
+        c.requests = husk.requests
+        c.idle_timeout_ms = husk.idle_timeout_ms
+        c.ep = ep
+        c.base.flags = IO_WRITABLE
+        c.timer.fire = idle_timeout
+        if not io_watch(&c.base):
+            upstream_close(c)
+            c = NULL
+        else:
+            bump(&r.counts.upstream_stolen)
+    else:
+        close(husk.base.fd)
+        lb_add_int(&ep.connections, -1)
+    while True:
+        husk.base.next_dead = <io*>lb_load_ptr(&owner.husks)
+        if lb_cas_ptr(&owner.husks, husk.base.next_dead, husk):
+            break
+    return c
+
+
+cdef void upstream_take_back(reactor* r) noexcept nogil:
+    """Give back the memory of connections that siblings have taken over."""
+    cdef io* source = <io*>lb_swap_ptr(&r.husks, NULL)
+    cdef io* following
+    while source != NULL:
+        following = source.next_dead
+        timer_cancel(&(<conn*>source).timer)
+        conn_leave(<conn*>source)
+        io_bury(source)
+        source = following
+
+
+cdef void upstream_release(conn* c) noexcept nogil:
+    """The exchange is done with the connection: keep it when it can be used again."""
+    cdef reactor* r = c.base.r
+    cdef endpoint* ep = c.ep
+    cdef idle_pool* pool = &ep.pools[r.index]
+    c.exchange = NULL
+    if not client_reusable(c) or lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or c.idle_timeout_ms <= 0 or (
+        lb_peek_int(&r.s.draining) or not lb_try_lock(&pool.lock)
+    ):
+        upstream_close(c)
+        return
+    c.state = CLIENT_UNUSED
+    c.base.ready = idle_ready
+    c.timer.fire = idle_timeout
+    timer_set(&r.timers, &c.timer, r.now_ms + c.idle_timeout_ms)
+    c.newer = NULL
+    c.older = <conn*>pool.newest
+    if c.older != NULL:
+        c.older.newer = c
+    else:
+        pool.oldest = c
+    pool.newest = c
+    pool.count += 1
+    lb_unlock(&pool.lock)  # from here on it may be a sibling's
+
+
+cdef void idle_ready(io* source) noexcept nogil:
+    """Something happened to an unused connection: its end, or bytes that nobody asked for. Both end its use."""
+    cdef conn* c = <conn*>source
+    if source.flags & (IO_READABLE | IO_HALF_CLOSED | IO_BROKEN):
+        idle_end(c)
+
+
+cdef void idle_timeout(timer* t) noexcept nogil:
+    idle_end(<conn*>t.owner)
+
+
+cdef void idle_end(conn* c) noexcept nogil:
+    cdef idle_pool* pool = &c.ep.pools[c.base.r.index]
+    if not lb_try_lock(&pool.lock):
+        io_enqueue(&c.base)  # a sibling is looking: see afterwards who has it
+        c.base.flags |= IO_HALF_CLOSED
+        return
+    if c.taken:
+        lb_unlock(&pool.lock)
+        return
+    pool_unlink(pool, c)
+    lb_unlock(&pool.lock)
+    upstream_close(c)
+
+
+cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil:
+    """Close unused connections of this reactor, the longest unused first."""
+    cdef idle_pool* pool = &ep.pools[r.index]
+    cdef conn* c
+    while most > 0:
+        if not lb_try_lock(&pool.lock):
+            continue  # a sibling holds it for a few instructions; this is no hot path
+        c = <conn*>pool.oldest
+        if c != NULL:
+            pool_unlink(pool, c)
+        lb_unlock(&pool.lock)
+        if c == NULL:
+            return
+        upstream_close(c)
+        most -= 1
+
+
+# -------------------------------------------------------------------------------------------------------------- connecting
+
+cdef void upstream_close(conn* c) noexcept nogil:
+    bump(&c.base.r.counts.upstream_closed)
+    lb_add_int(&c.ep.connections, -1)
+    c.exchange = NULL
+    conn_close(c, False)
+
+
+cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reason) noexcept nogil:
+    """Begin to connect; `connected` or `connect_failed` follows. NULL with a reason when it cannot even begin."""
+    cdef int one = 1
+    cdef int fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef conn* c
+    reason[0] = LB_R_CONNECT_FAILED
+    if fd < 0:
+        if errno == EMFILE or errno == ENFILE:
+            reason[0] = LB_R_NO_DESCRIPTORS
+        return NULL
+    if ep.family != AF_UNIX:
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    if connect(fd, <sockaddr*>&ep.address, ep.address_size) != 0 and errno != EINPROGRESS:
+        close(fd)
+        endpoint_connect_failed(ep, r)
+        return NULL
+    c = conn_new(r, fd)
+    if c == NULL:
+        close(fd)
+        reason[0] = LB_R_NO_MEMORY
+        return NULL
+    c.ep = ep
+    c.exchange = exchange
+    c.base.flags = IO_CONNECTING
+    c.base.ready = connect_ready
+    lb_add_int(&ep.connections, 1)
+    bump(&r.counts.upstream_opened)
+    if not io_watch(&c.base):
+        upstream_close(c)
+        return NULL
+    return c
+
+
+
+
+cdef void connect_ready(io* source) noexcept nogil:
+    cdef conn* c = <conn*>source
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    if not source.flags & (IO_WRITABLE | IO_BROKEN):
+        return
+    if source.flags & IO_BROKEN:
+        getsockopt(source.fd, SOL_SOCKET, SO_ERROR, &error, &size)
+        # Connected and closed again by the peer is no connect failure; the exchange will read what there is.
+        if error != 0 or not source.flags & IO_HALF_CLOSED:
+            endpoint_connect_failed(c.ep, source.r)
+            calls.connect_failed(c.exchange, c, LB_R_CONNECT_FAILED)
+            batch_flush(source.r)
+            return
+    source.flags &= ~<uint32_t>IO_CONNECTING
+    endpoint_connected(c.ep)
+    calls.connected(c.exchange, c)
+    batch_flush(source.r)

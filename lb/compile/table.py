@@ -1,0 +1,183 @@
+"""Compiler: a Config becomes a Table.
+
+The virtual host is the unit of compilation and an upstream the unit of balancing: whatever *is* the same model object as in
+the Config before keeps its compiled form, so one changed Ingress among 100,000 costs one small trie. Nothing here looks at a
+request; what a table means is said in lb/_fastpath/table.pxd, and lb/model/match.py is its oracle.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
+from lb.model.config import Config
+from lb.model.listener import HttpOptions, Listener
+from lb.model.route import Forward, PathMatch, Route, RouteOptions, VirtualHost
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+
+PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
+
+# What a route has when it says nothing (lb/model/route.py, RouteOptions).
+RESPONSE_TIMEOUT_MS = 60_000
+IDLE_TIMEOUT_MS = 60_000
+TUNNEL_TIMEOUT_MS = 3_600_000
+RETRIES = 2
+
+
+class Compiler:
+    """Compiles one Config after another for one engine. Not thread-safe: one compilation at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._config = Config()
+        self._programs: dict[str, dict[str, HostProgram]] = {}
+        self._indexes: dict[str, HostIndex] = {}
+        self._upstreams: dict[str, UpstreamView] = {}
+        self._listeners: dict[str, ListenerView] = {}
+
+    def compile(self, config: Config, generation: int) -> Table:
+        """A Table of everything in `config`. Raises ValueError for an address or network that cannot be parsed; the
+        compiler then still stands on the Config before."""
+        programs = {name: self._compile_hosts(name, hosts) for name, hosts in config.hosts.items()}
+        indexes = {name: self._compile_index(name, made) for name, made in programs.items()}
+        upstreams = {name: self._compile_upstream(upstream) for name, upstream in config.upstreams.items()}
+        listeners = {
+            name: self._compile_listener(listener, indexes.get(listener.host_set)) for name, listener in config.listeners.items()
+        }
+        table = self._engine.make_table(generation, listeners, upstreams)
+        self._config = config
+        self._programs, self._indexes = programs, indexes
+        self._upstreams, self._listeners = upstreams, listeners
+        return table
+
+    def _compile_hosts(self, name: str, hosts: Mapping[str, VirtualHost]) -> dict[str, HostProgram]:
+        before = self._config.hosts.get(name, {})
+        made = self._programs.get(name, {})
+        if before is hosts:
+            return made
+        return {
+            hostname: made[hostname] if before.get(hostname) is host else self._compile_host(host)
+            for hostname, host in hosts.items()
+        }
+
+    def _compile_host(self, host: VirtualHost) -> HostProgram:
+        return self._engine.compile_host(host.hostname, host.one_label, [_route_spec(route) for route in host.routes])
+
+    def _compile_index(self, name: str, programs: dict[str, HostProgram]) -> HostIndex:
+        if name in self._indexes and self._programs.get(name) is programs:
+            return self._indexes[name]
+        return self._engine.make_index(programs)
+
+    def _compile_upstream(self, upstream: Upstream) -> UpstreamView:
+        if self._config.upstreams.get(upstream.name) is upstream:
+            return self._upstreams[upstream.name]
+        return self._engine.make_upstream(upstream.name, _endpoint_specs(upstream.endpoints), _policy(upstream))
+
+    def _compile_listener(self, listener: Listener, index: HostIndex | None) -> ListenerView:
+        made = self._listeners.get(listener.name)
+        if made is not None and self._config.listeners.get(listener.name) == listener and made.index is index:
+            return made
+        trusted = tuple(_network(text) for text in listener.http.trusted_proxies)
+        return self._engine.make_listener(
+            listener.name, index or self._engine.make_index({}), listener.port, _http_options(listener.http), trusted
+        )
+
+
+def _route_spec(route: Route) -> tuple[object, ...]:
+    match = route.match
+    action: object
+    if isinstance(route.action, Forward):
+        action = [(upstream.name, upstream.weight) for upstream in route.action.upstreams]
+    else:
+        action = (route.action.status, route.action.body.encode())
+    return (
+        route.name,
+        PATH_KINDS[match.path.kind],
+        _path_key(match.path),
+        [method.encode() for method in match.methods],
+        [(header.name.lower().encode(), _encoded(header.value)) for header in match.headers],
+        [(query.name.encode(), _encoded(query.value)) for query in match.query],
+        action,
+        _route_options(route.options),
+    )
+
+
+def _path_key(path: PathMatch) -> bytes:
+    """The trie's key: an element-wise prefix is looked up without its trailing slashes (Ingress: `/foo` and `/foo/` are one)."""
+    return path.value.rstrip("/").encode() if path.kind == "prefix" else path.value.encode()
+
+
+def _encoded(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
+
+
+def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]:
+    return (
+        -1 if options.max_body_bytes is None else options.max_body_bytes,
+        RESPONSE_TIMEOUT_MS if options.response_timeout_ms is None else options.response_timeout_ms,
+        IDLE_TIMEOUT_MS if options.idle_timeout_ms is None else options.idle_timeout_ms,
+        TUNNEL_TIMEOUT_MS if options.tunnel_timeout_ms is None else options.tunnel_timeout_ms,
+        options.request_timeout_ms or 0,
+        RETRIES if options.retries is None else options.retries,
+    )
+
+
+def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int, int]]:
+    """(key, address, port, effective weight), each key once. Draining endpoints count only while nobody else can serve
+    (kube-proxy: `serving && terminating` is used when nothing is ready)."""
+    anybody = any(endpoint.weight > 0 and not endpoint.draining for endpoint in endpoints)
+    specs = {
+        endpoint.key: (endpoint.key, endpoint.address, endpoint.port, 0 if endpoint.draining and anybody else endpoint.weight)
+        for endpoint in endpoints
+    }
+    return list(specs.values())
+
+
+def _policy(upstream: Upstream) -> tuple[int, ...]:
+    options: UpstreamOptions = upstream.options
+    return (
+        int(upstream.balance == "least-connections"),
+        int(upstream.affinity == "client-ip"),
+        options.connect_timeout_ms,
+        options.idle_timeout_ms,
+        options.max_requests_per_connection,
+        options.max_connections,
+        options.max_connections_per_endpoint,
+        options.max_queue,
+        options.queue_timeout_ms,
+    )
+
+
+def _http_options(options: HttpOptions) -> tuple[int, ...]:
+    return (
+        options.head_timeout_ms or _NEVER_MS,
+        options.keepalive_timeout_ms or _NEVER_MS,
+        options.idle_timeout_ms,
+        options.linger_timeout_ms,
+        options.max_requests_per_connection,
+        min(options.max_head_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
+        min(options.max_headers or _MOST_HEADERS, _MOST_HEADERS),
+        min(options.max_target_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
+        options.max_connections,
+        options.max_connections_per_client,
+        options.max_body_bytes,
+        int(options.forwarded_header),
+        int(options.merge_slashes),
+        int(options.escaped_slashes == "keep"),
+        int(options.bare_lf == "reject"),
+        int(options.absolute_form_mismatch == "accept"),
+    )
+
+
+_NEVER_MS = 10 * 365 * 86_400_000 // 1000
+_MOST_HEAD_BYTES = 49_152
+_MOST_HEADERS = 256
+
+
+def _network(text: str) -> tuple[bytes, int]:
+    """A network as 16 bytes and a count of leading bits; IPv4 as ::ffff:0:0/96."""
+    network = ipaddress.ip_network(text, strict=False)
+    if isinstance(network, ipaddress.IPv4Network):
+        return b"\0" * 10 + b"\xff\xff" + network.network_address.packed, 96 + network.prefixlen
+    return network.network_address.packed, network.prefixlen
