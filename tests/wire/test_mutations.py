@@ -17,10 +17,16 @@ from tests.harness.serving import Serving, serving
 from tests.wire import request_cases, response_cases
 
 SPICES = (
-    b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"1", b"f", b"\xff", b"%", b"..", b"//", b"#", b"?",
-    b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: x\r\n", b"Connection: close\r\n", b"Expect: 100-continue\r\n",
-    b"Upgrade: websocket\r\nConnection: upgrade\r\n", b"HTTP/1.0", b"0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-)  # fmt: skip
+    *(b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"1", b"f", b"\xff"),
+    *(b"%", b"..", b"//", b"#", b"?", b"HTTP/1.0", b"0\r\n\r\n"),
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Host: x\r\n",
+    b"Connection: close\r\n",
+    b"Expect: 100-continue\r\n",
+    b"Upgrade: websocket\r\nConnection: upgrade\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+)
 BATCHES = 20
 PER_BATCH = 50
 
