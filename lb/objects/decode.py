@@ -472,8 +472,8 @@ def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, conver
             return name_unknown(api_version, kind)
         return _convert(converter.mapping(root), origin, _Places(root, chunk.first_line))
     except yamltext.YamlError as error:
-        named = _named_origin(kind, _yaml_metadata(root), origin)
-        return Rejected(_yaml_problem(error, chunk, named), _key_of(named, api_version))
+        named = _named_origin(api_version, kind, _yaml_metadata(root), origin)
+        return Rejected(_yaml_problem(error, chunk, named), _key_of(named))
 
 
 def _text(node: Node, name: str) -> str:
@@ -544,7 +544,7 @@ def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
         if not isinstance(value, str) or not value:
             return Rejected(Problem("LB1003", origin, f"{field} is missing or is no text", field=field))
     assert isinstance(api_version, str) and isinstance(kind_name, str)  # noqa: S101, PT018 - just checked
-    named = _named_origin(kind_name, content.get("metadata"), origin)
+    named = _named_origin(api_version, kind_name, content.get("metadata"), origin)
     if (api_version, kind_name) in SUPERSEDED:
         return Rejected(_superseded(api_version, kind_name, named))
     kind = KINDS.get((api_version, kind_name))
@@ -553,7 +553,7 @@ def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
     try:
         return _finish(msgspec.convert(content, kind.type), kind_name, kind, origin)
     except msgspec.ValidationError as error:
-        return Rejected(_wrong_field(error, content, named, places), _key_of(named, api_version))
+        return Rejected(_wrong_field(error, content, named, places), _key_of(named))
 
 
 def _superseded(api_version: str, kind: str, origin: Origin) -> Problem:
@@ -568,23 +568,20 @@ def _superseded(api_version: str, kind: str, origin: Origin) -> Problem:
     )
 
 
-def _named_origin(kind: str, metadata: object, origin: Origin) -> Origin:
+def _named_origin(api_version: str, kind_name: str, metadata: object, origin: Origin) -> Origin:
     """The origin with as much of the object's name as can be read."""
     values = metadata if isinstance(metadata, dict) else {}
     namespace, name = values.get("namespace"), values.get("name")
-    return replace(
-        origin,
-        kind=kind,
-        namespace=namespace if isinstance(namespace, str) else "",
-        name=name if isinstance(name, str) else "",
-    )
+    kind = KINDS.get((SUPERSEDED.get((api_version, kind_name), api_version), kind_name))
+    if kind is None or not kind.namespaced:
+        namespace = ""
+    elif not isinstance(namespace, str) or not namespace:
+        namespace = DEFAULT_NAMESPACE
+    return replace(origin, kind=kind_name, namespace=namespace, name=name if isinstance(name, str) else "")
 
 
-def _key_of(named: Origin, api_version: str) -> Key | None:
-    kind = KINDS.get((api_version, named.kind))
-    if kind is None or not named.name:
-        return None
-    return Key(named.kind, (named.namespace or DEFAULT_NAMESPACE) if kind.namespaced else "", named.name)
+def _key_of(named: Origin) -> Key | None:
+    return Key(named.kind, named.namespace, named.name) if named.name else None
 
 
 def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:

@@ -125,13 +125,6 @@ class FileSource:
         self.apply(reading)
         return bool(reading.changed or reading.removed)
 
-    def is_stale(self) -> bool:
-        """Whether `read` would find anything new, told from the files' dates alone. Any thread."""
-        found = self._find()
-        return any(self._is_news(file, status) for file, status in found.files.items()) or (
-            found.problems.keys() | found.files.keys() != self._contents.keys()
-        )
-
     @property
     def is_settled(self) -> bool:
         """Whether no file was still being written when it was read last. If one was, look again soon."""
