@@ -216,7 +216,8 @@ class Application:
         patience = self._notifier.watchdog_seconds / 2 or TICK_SECONDS
         stuck: set[int] = set()
         while True:
-            self.engine.collect()
+            if not self.pipeline.lock.locked():  # a build may be about to use what nobody uses now
+                self.engine.collect()
             ages = self.engine.heartbeat_ages_ms()
             late = {thread for thread, age_ms in enumerate(ages) if age_ms > STUCK_MS}
             for thread in late - stuck:

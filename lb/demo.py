@@ -42,7 +42,8 @@ class Echo(msgspec.Struct, frozen=True):
     method: str
     path: str
     """As the endpoint received it."""
-    headers: list[tuple[str, str]]
+    headers: dict[str, str]
+    """Lines with the same name joined."""
     body_bytes: int
 
 
@@ -122,6 +123,14 @@ def hints(config: Config, address: str, path: str) -> list[str]:
     return requests + explained
 
 
+def _program() -> str:
+    """How this program was called, as somebody in this directory would write it."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m lb"
+    return quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 def _examples(config: Config) -> Iterator[tuple[str, str]]:
     """(host, path) that an endpoint answers, one for each exact hostname, those with most routes first."""
     for hosts in config.hosts.values():
@@ -198,13 +207,17 @@ class EchoServers:
 
     def _echo(self, key: str, connection: h11.Connection, request: h11.Request, body_bytes: int) -> bytes:
         role = self._roles.get(key, Role("", ""))
+        headers: dict[str, str] = {}
+        for name, value in request.headers.raw_items():
+            title, text = name.decode("latin-1"), value.decode("latin-1")
+            headers[title] = f"{headers[title]}, {text}" if title in headers else text
         echo = Echo(
             endpoint=key,
             target=role.target,
             upstream=role.upstream,
             method=request.method.decode(),
             path=request.target.decode(),
-            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw_items()],
+            headers=headers,
             body_bytes=body_bytes,
         )
         body = msgspec.json.format(msgspec.json.encode(echo), indent=2) + b"\n"

@@ -74,7 +74,8 @@ class Pipeline:
         self.last_refused: Build | None = None
         self.outcomes: Counter[Outcome] = Counter()
         self._translation: Translation | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while a build runs. Who changes in the engine what a build reads must hold it."""
 
     async def apply(self, read: Callable[[], object] | None = None) -> Build:
         """Let `read` bring the store up to date, then serve what the store holds. Never raises for what is in it.
@@ -82,7 +83,7 @@ class Pipeline:
         Reading and building run in a worker thread, so that the loop goes on answering meanwhile; nothing else touches
         the store while they do.
         """
-        async with self._one_at_a_time:
+        async with self.lock:
             seconds: dict[str, float] = {}
             try:
                 config, table = await asyncio.to_thread(self._build, read, seconds)

@@ -146,7 +146,11 @@ async def change_endpoint(daemon: Daemon, arguments: Arguments) -> schema.Upstre
     if change.state is None and change.weight is None:
         raise Refused(HTTPStatus.BAD_REQUEST, "give `state`, `weight` or both")
     for key in [change.endpoint] if change.endpoint else keys:
-        daemon.engine.set_endpoint(change.upstream, key, admin=change.state, weight=change.weight)
+        try:
+            async with daemon.pipeline.lock:  # a table that is being made would miss it
+                daemon.engine.set_endpoint(change.upstream, key, admin=change.state, weight=change.weight)
+        except KeyError:
+            raise Refused(HTTPStatus.NOT_FOUND, f"{key} has gone from {change.upstream} meanwhile") from None
         log.info("endpoint changed", upstream=change.upstream, endpoint=key, state=change.state, weight=change.weight)
     return views.upstream(daemon, change.upstream)
 

@@ -68,6 +68,7 @@ class AdminServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=2,
             limit_concurrency=256,
         )

@@ -100,21 +100,35 @@ METRICS = _metrics(
     # Data plane
     Metric("lb_exchange_end", "counter", ("reason",), "Exchanges and connections by why they ended."),
     Metric("lb_connections_active", "gauge", (), "Client connections open."),
-    Metric("lb_buffer_bytes", "gauge", (), "Memory that holds bytes which wait to be sent."),
+    Metric("lb_descriptors_open", "gauge", (), "File descriptors that the data plane uses."),
     Metric("lb_tables_pinned", "gauge", (), "Old tables that requests under way still use."),
     Metric("lb_accept_pauses", "counter", (), "Times accepting stopped because descriptors or memory ran short."),
+    Metric(
+        "lb_connections_shed", "counter", (), "Idle client connections closed because descriptors or memory ran short."
+    ),
+    Metric(
+        "lb_upstream_connections_taken_over", "counter", (), "Kept connections that a thread took from another one."
+    ),
+    Metric("lb_access_log_records", "counter", (), "Access log records written."),
     Metric("lb_access_log_dropped", "counter", (), "Access log records lost because the writer could not follow."),
-    Metric("lb_reactor_wakeups", "counter", (), "Turns of all reactor threads."),
+    Metric("lb_access_log_failed", "counter", (), "Access log records lost because they could not be written."),
+    Metric("lb_reactor_turns", "counter", (), "Turns of all reactor threads."),
+    Metric("lb_reactor_events", "counter", (), "Events that all reactor threads handled."),
     Metric("lb_reactor_heartbeat_age_seconds", "gauge", ("thread",), "Since the reactor thread last turned."),
 )
 
 ENGINE_COUNTERS = {
     "connections": "lb_connections_active",
-    "buffer_bytes": "lb_buffer_bytes",
+    "descriptors": "lb_descriptors_open",
     "tables_pinned": "lb_tables_pinned",
-    "accept_paused": "lb_accept_pauses",
+    "accept_pauses": "lb_accept_pauses",
+    "idle_closed_by_pressure": "lb_connections_shed",
+    "upstream_stolen": "lb_upstream_connections_taken_over",
+    "log_written": "lb_access_log_records",
     "log_dropped": "lb_access_log_dropped",
-    "wakeups": "lb_reactor_wakeups",
+    "log_failed": "lb_access_log_failed",
+    "turns": "lb_reactor_turns",
+    "events": "lb_reactor_events",
 }
 """Key of Engine.counters() -> metric."""
 

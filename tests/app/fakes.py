@@ -10,6 +10,7 @@ from lb.model.listener import Listener
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost, WeightedUpstream
 from lb.model.upstream import Endpoint, Upstream
 from lb.objects.view import Changes
+from lb.observe.metrics import ENGINE_COUNTERS
 from lb.problems import Origin, Problem
 
 BOUNDS = (0.01, 0.1, 1.0)
@@ -57,14 +58,7 @@ class FakeEngine:
         return [12, 250]
 
     def counters(self) -> dict[str, int]:
-        return {
-            "connections": 5,
-            "buffer_bytes": 4096,
-            "tables_pinned": 1,
-            "accept_paused": 0,
-            "log_dropped": 2,
-            "wakeups": 99,
-        }
+        return dict.fromkeys(ENGINE_COUNTERS, 5)
 
     def reasons(self) -> dict[str, int]:
         return {"ok": 40, "no-route": 2}

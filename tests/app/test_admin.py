@@ -41,6 +41,7 @@ class FakePipeline:
         self.newest = self.last_good = Build(7, "published", 1.7e9, stages, {"Ingress": 3}, problems)
         self.last_refused: Build | None = None
         self.outcomes = Counter(published=7)
+        self.lock = asyncio.Lock()
         origin = Origin("Service", "shop", "web", "shop.yaml", 30, 1)
         self.problems = (
             Problem(
