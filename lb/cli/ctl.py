@@ -88,7 +88,9 @@ class Client:
 
 
 @click.group()
-@click.option("--admin-socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon.")
+@click.option(
+    "--admin-socket", "--socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon."
+)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def command(context: click.Context, path: str | None, output: str) -> None:

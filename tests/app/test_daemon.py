@@ -1,0 +1,344 @@
+"""The daemon as a process: start, reload, signals, drain and end, with real sockets and the real data plane."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.backend import OK, BackendConnection, RawBackend, answering
+from tests.harness.client import RawClient, get
+from tests.harness.native import Native, respond
+from tests.harness.ports import free_port
+from tests.harness.process import ROOT, LbProcess
+from tests.harness.waiting import DEADLINE, wait_until
+
+
+class Site:
+    """A native file that lb serves, on a port of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "site.yaml"
+        self.native = Native()
+        self.port = free_port()
+        self.native.listen("http", self.port)
+        self.native.host("a.test", respond("a", 200, "first"))
+        self.native.write(self.path)
+
+    def ask(self, host: str = "a.test", path: str = "/", port: int | None = None) -> tuple[int, bytes]:
+        with RawClient(("127.0.0.1", port or self.port)) as client:
+            answer = client.ask(get(host, path))
+            return answer.status, answer.body
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@contextlib.contextmanager
+def running(site: Site, *options: str, **keywords: object) -> Iterator[LbProcess]:
+    with LbProcess([site.path], site.directory / "lb", *options, threads=2, **keywords) as lb:  # type: ignore[arg-type]
+        yield lb
+
+
+def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lb", "run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_it_serves_follows_its_file_and_ends(site: Site) -> None:
+    with running(site) as lb:
+        assert site.ask() == (200, b"first")
+        generation = lb.generation
+        site.native.host("a.test", respond("a", 200, "second"))
+        site.native.write(site.path)
+        lb.wait_generation_after(generation)
+        assert site.ask() == (200, b"second")
+        (listener,) = lb.get("/v1/listeners")
+        assert listener["address"] == f"127.0.0.1:{site.port}"
+        assert lb.get("/v1/routes?host=a.test")["items"][0]["requests"] == 2
+        lb.stop()
+
+
+def test_the_metrics_are_those_of_the_engine(site: Site) -> None:
+    with running(site) as lb:
+        site.ask()
+        wait_until(lambda: lb.metric("lb_exchange_end_total", reason="local-answer") == 1, "the exchange is counted")
+        assert lb.metric("lb_listener_responses_total", code_class="2xx") == 1
+        assert lb.metric("lb_route_request_duration_seconds_count", route="a") == 1
+        assert lb.metric("lb_config_generation") == 1
+        assert lb.metric("lb_ready") == 1
+        assert lb.metric("lb_reactor_turns_total") > 0
+
+
+def test_a_broken_file_changes_nothing_and_is_told(site: Site) -> None:
+    with running(site) as lb:
+        good = site.path.read_text()
+        site.path.write_text("listeners: [\n")
+        wait_until(lambda: lb.get("/v1/problems?severity=error")["total"], "the problem is told")
+        assert site.ask() == (200, b"first")
+        site.path.write_text(good)
+        wait_until(lambda: not lb.get("/v1/problems?severity=error")["total"], "the problem is gone")
+
+
+def test_hup_reads_again_and_opens_what_could_not_be_opened(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        taken = holder.getsockname()[1]
+        site.native.listen("taken", taken)
+        site.native.write(site.path)
+        with running(site) as lb:
+            assert site.ask()[0] == 200
+            (problem,) = lb.get("/v1/problems?severity=error")["items"]
+            assert problem["code"] == "LB6001"
+            assert f"pid {os.getpid()}" in problem["why"]
+            assert lb.metric("lb_listener_up", listener="taken") == 0
+            holder.close()
+            lb.signal(signal.SIGHUP)
+            wait_until(lambda: lb.metric("lb_listener_up", listener="taken") == 1, "the listener is open")
+            assert site.ask(port=taken) == (200, b"first")
+            assert lb.ctl("reload").startswith("unchanged")
+
+
+def test_a_published_port_and_the_admin_address(site: Site) -> None:
+    published, admin = free_port(), free_port()
+    with running(site, "--publish", f"{site.port}=127.0.0.1:{published}", "--admin", f"127.0.0.1:{admin}") as lb:
+        assert site.ask(port=published) == (200, b"first")
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", site.port), 5)
+        with RawClient(("127.0.0.1", admin)) as client:
+            assert client.ask(get("admin", "/readyz")).status == 200
+        explanation = json.loads(lb.ctl("-o", "json", "status"))
+        assert explanation["ready"] is True
+
+
+def test_usr1_reopens_the_access_log(site: Site) -> None:
+    with running(site) as lb:
+        site.ask(path="/before")
+        lb.wait_log(1, target="/before")
+        rotated = lb.access_log.with_suffix(".1")
+        lb.access_log.rename(rotated)
+        lb.signal(signal.SIGUSR1)
+        wait_until(lb.access_log.exists, "the new file is there")
+        site.ask(path="/after")
+        lb.wait_log(1, target="/after")
+        assert "/after" not in rotated.read_text()
+
+
+class Gate:
+    """A backend that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.asked = threading.Event()
+        self.backend = RawBackend(self.answer)
+
+    def answer(self, connection: BackendConnection) -> None:
+        if connection.read() is not None:
+            self.asked.set()
+            assert self.open.wait(DEADLINE)
+            connection.send(OK)
+
+
+@pytest.fixture
+def gate(site: Site) -> Iterator[Gate]:
+    gate = Gate()
+    with gate.backend:
+        site.native.serve("slow.test", gate.backend)
+        site.native.write(site.path)
+        yield gate
+        gate.open.set()
+
+
+def test_term_finishes_what_is_under_way(site: Site, gate: Gate) -> None:
+    with (
+        running(site) as lb,
+        RawClient(("127.0.0.1", site.port)) as client,
+        RawClient(("127.0.0.1", site.port)) as idle,
+    ):
+        assert idle.ask(get("a.test")).status == 200
+        client.send(get("slow.test"))
+        assert gate.asked.wait(DEADLINE)
+        lb.signal(signal.SIGTERM)
+        wait_until(lambda: lb.admin("/readyz")[0] == 503, "readiness is off")
+        assert json.loads(lb.admin("/readyz")[1])["why"] == "draining"
+        assert lb.admin("/livez")[0] == 200
+        assert idle.rest() == b"", "an idle connection is closed"
+        wait_until(lambda: refused(site.port), "nothing new is accepted")
+        gate.open.set()
+        answer = client.response()
+        assert (answer.status, answer.body) == (200, b"ok")
+        lb.assert_ends()
+        assert not lb.admin_socket.exists()
+
+
+def test_a_second_term_ends_now(site: Site, gate: Gate) -> None:
+    with running(site) as lb, RawClient(("127.0.0.1", site.port)) as client:
+        client.send(get("slow.test"))
+        assert gate.asked.wait(DEADLINE)
+        lb.signal(signal.SIGTERM)
+        wait_until(lambda: lb.admin("/readyz")[0] == 503, "it drains")
+        lb.signal(signal.SIGTERM)
+        lb.assert_ends()
+        assert not gate.open.is_set()
+
+
+def test_the_drain_time_ends_waiting(site: Site, gate: Gate) -> None:
+    settings = site.directory / "lb.yaml"
+    settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {drain_timeout: 100ms}\n")
+    with running(site, "-c", str(settings)) as lb, RawClient(("127.0.0.1", site.port)) as client:
+        client.send(get("slow.test"))
+        assert gate.asked.wait(DEADLINE)
+        lb.signal(signal.SIGTERM)
+        lb.assert_ends()
+        assert "requests were cut off" in lb.stderr
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_operators_drain_endpoints_and_a_reload_keeps_it(site: Site) -> None:
+    with RawBackend(answering(answer_named(b"one"))) as one, RawBackend(answering(answer_named(b"two"))) as two:
+        site.native.serve("app.test", one, two)
+        site.native.write(site.path)
+        with running(site) as lb:
+            assert {site.ask("app.test")[1] for _ in range(6)} == {b"one", b"two"}
+            assert "drain" in lb.ctl("drain", "app.test", one.key)
+            lb.ctl("reload")
+            assert {site.ask("app.test")[1] for _ in range(6)} == {b"two"}
+            lb.ctl("weight", "app.test", two.key, "0")
+            lb.ctl("ready", "app.test", one.key)
+            assert {site.ask("app.test")[1] for _ in range(6)} == {b"one"}
+            assert lb.metric("lb_endpoint_weight", endpoint=two.key) == 0
+
+
+def answer_named(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def test_settings_of_the_file_hold(site: Site) -> None:
+    settings = site.directory / "lb.yaml"
+    settings.write_text(
+        f"""
+apiVersion: lb/v1
+kind: Config
+settings:
+  threads: 1
+  error_answers: [{{status: 404, content_type: text/plain, body: "nothing at all (%(status))"}}]
+  access_log: {{format: "%{{status}} %{{target}}"}}
+listeners: {{own: {{address: 127.0.0.1, port: {free_port()}}}}}
+"""
+    )
+    log = site.directory / "own.log"
+    options = ["-c", str(settings), "--access-log", str(log), "--admin-socket", str(site.directory / "a.sock")]
+    process = subprocess.Popen([sys.executable, "-m", "lb", "run", str(site.path), *options], cwd=ROOT)
+    try:
+        wait_until(lambda: not refused(site.port), "it listens")
+        assert site.ask("unknown.test") == (404, b"nothing at all (404)")
+        wait_until(lambda: log.exists() and log.read_text() == "404 /\n", "the record is written")
+        status = [sys.executable, "-m", "lb", "ctl", "--admin-socket", str(site.directory / "a.sock"), "status"]
+        shown = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert "1 threads" in shown
+        assert "2 of 2 open" in shown
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name at least one PATH"),
+        (["-c", "{settings}"], "settings.threds: unknown field; did you mean `threads`?"),
+        (["x", "--publish", "80"], "`80` is not PORT=ADDRESS:PORT"),
+        (["x", "--admin", "here"], "does not end in a port"),
+        (["x", "--log-format", "combind", "--admin-socket", "{socket}"], "did you mean `combined`?"),
+        (["x", "--access-log", "/nowhere/access.log", "--admin-socket", "{socket}"], "cannot start"),
+    ],
+)
+def test_wrong_usage_is_told_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
+    settings = tmp_path / "lb.yaml"
+    settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {threds: 1}\n")
+    result = run_to_end(*(text.format(settings=settings, socket=tmp_path / "a.sock") for text in arguments))
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_no_core_dumps_and_all_descriptors(site: Site) -> None:
+    with running(site) as lb:
+        limits = Path(f"/proc/{lb.pid}/limits").read_text()
+        core = re.search(r"Max core file size +(\S+) +(\S+)", limits)
+        files = re.search(r"Max open files +(\S+) +(\S+)", limits)
+        assert core
+        assert core.groups() == ("0", "0")
+        assert files
+        assert files[1] == files[2] == str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def test_it_speaks_with_systemd(site: Site, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+
+        def wait_for(first: str) -> str:
+            while not (message := manager.recv(4096).decode()).startswith(first):
+                pass
+            return message
+
+        with running(site, environment=environment) as lb:
+            assert "generation 1: 1 hosts" in wait_for("READY=1")
+            wait_for("WATCHDOG=1")
+            lb.signal(signal.SIGHUP)
+            assert "MONOTONIC_USEC=" in wait_for("RELOADING=1")
+            wait_for("READY=1")
+            lb.signal(signal.SIGTERM)
+            wait_for("STOPPING=1")
+            lb.assert_ends()
+
+
+def test_a_socket_of_systemd_is_served(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as activated:
+        descriptor = os.dup2(activated.fileno(), 210)
+        run = f"{sys.executable} -m lb run {site.path} --admin-socket {site.directory}/a.sock"
+        script = f"exec 3<&{descriptor}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec {run}"
+        process = subprocess.Popen(["bash", "-c", script], cwd=ROOT, pass_fds=[descriptor])
+        os.close(descriptor)
+        try:
+            # Connecting works at once: systemd listens, and lb takes it over from the queue.
+            assert site.ask(port=activated.getsockname()[1]) == (200, b"first")
+            assert refused(site.port)
+        finally:
+            process.terminate()
+            assert process.wait(DEADLINE) == 0
+
+
+def test_the_demo_answers_with_its_endpoints(site: Site) -> None:
+    port = free_port()
+    site.native.serve("demo.test", f"127.0.0.11:{port}", f"127.0.0.12:{port}")
+    site.native.write(site.path)
+    with running(site, "--demo") as lb:
+        answers = [json.loads(site.ask("demo.test", "/cart")[1]) for _ in range(4)]
+        assert {answer["endpoint"] for answer in answers} == {f"127.0.0.11:{port}", f"127.0.0.12:{port}"}
+        assert answers[0]["path"] == "/cart"
+        assert "X-Request-ID" in answers[0]["headers"]
+        assert "explain http://demo.test/" in lb.stderr
+        lb.stop()
