@@ -123,7 +123,7 @@ class _Build:
         self._directory = Directory(view)
         self._problems: dict[_Group, tuple[Problem, ...] | None] = {}
         """Of the groups that were looked at again; None where there are none any more."""
-        self._rewanted: set[_Name] = set()
+        self._rewanted: dict[_Name, None] = {}
         """Services that something else refers to than before, or otherwise."""
 
     def run(self) -> Translation:
@@ -162,17 +162,18 @@ class _Build:
 
     def _translate_native(self) -> NativePart:
         old = self._old.native
-        services = {(reference.namespace, reference.service) for reference in old.references}
+        services = _services(old.references)
         if not (
             self._is_stale("NativeConfig")
-            or not services.isdisjoint(self._changed["Service"])
+            or not self._changed["Service"].isdisjoint(services)
             or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
         ):
             return old
         native = translate_native(self._view, self._directory)
         if native == old:
             return old
-        self._rewanted.update(_services(native.references), services)
+        self._rewanted.update(_services(native.references))
+        self._rewanted.update(services)
         return msgspec.structs.replace(native, config=_keep_equal_parts(native.config, old.config))
 
     # -- Ingresses and hosts
@@ -214,7 +215,7 @@ class _Build:
         dropped, added = self._changed_claims(updates)
         claims: dict[str, tuple[Claim, ...] | None] = {}
         hosts: dict[str, VirtualHost | None] = {}
-        for hostname in dropped.keys() | added.keys():
+        for hostname in dict.fromkeys(chain(dropped, added)):
             gone = dropped.get(hostname, _NOBODY)
             current = [one for one in old_claims.get(hostname, ()) if (one.age.namespace, one.age.name) not in gone]
             current += added.get(hostname, ())
@@ -255,15 +256,18 @@ class _Build:
         added: dict[_Name, list[_Name]] = {}
         for name, part in updates.items():
             before = self._old.ingresses.get(name)
-            old = _services(before.references) if before is not None else _NOBODY
-            new = _services(part.references) if part is not None else _NOBODY
-            self._rewanted.update(old, new)
-            for service in old - new if old else ():
-                dropped.setdefault(service, set()).add(name)
-            for service in new - old if old else new:
-                added.setdefault(service, []).append(name)
+            old = _services(before.references) if before is not None else {}
+            new = _services(part.references) if part is not None else {}
+            self._rewanted.update(old)
+            self._rewanted.update(new)
+            for service in old:
+                if service not in new:
+                    dropped.setdefault(service, set()).add(name)
+            for service in new:
+                if service not in old:
+                    added.setdefault(service, []).append(name)
         users: dict[_Name, tuple[_Name, ...] | None] = {}
-        for service in dropped.keys() | added.keys():
+        for service in dict.fromkeys(chain(dropped, added)):
             gone = dropped.get(service, _NOBODY)
             kept = [name for name in self._old.users.get(service, ()) if name not in gone]
             users[service] = (*kept, *added.get(service, ())) or None
@@ -284,16 +288,16 @@ class _Build:
                 owners[name] = owner
         return _patch(self._old.slice_owners, owners), stale
 
-    def _stale_services(self, users: Mapping[_Name, object], native: NativePart, stale: set[_Name]) -> set[_Name]:
+    def _stale_services(self, users: Mapping[_Name, object], native: NativePart, stale: set[_Name]) -> Iterable[_Name]:
         old = self._old.services
         if self._fresh:
-            return {*users, *_services(native.references), *old}
+            return dict.fromkeys(chain(users, _services(native.references), old))
         stale = (stale | self._changed["Service"] | self._changed["Endpoints"]) & old.keys()
         if self._changed["Node"]:
             stale |= {name for name, part in old.items() if part.uses_nodes}
         if self._changed["Resolution"]:
             stale |= {name for name, part in old.items() if ("", part.resolve) in self._changed["Resolution"]}
-        return stale | self._rewanted
+        return dict.fromkeys(chain(stale, self._rewanted))
 
     def _translate_services(
         self,
@@ -409,12 +413,14 @@ class _Build:
     def _with_native_upstreams(
         self, upstreams: dict[str, Upstream], native: NativePart, problems: Problems
     ) -> dict[str, Upstream]:
+        before = self._previous.config.upstreams if self._previous is not None else {}
         own = dict(native.config.upstreams)
         for name in sorted(upstreams.keys() & own.keys()):
             problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
         for name, route in native.dangling.items():
             if name not in upstreams:
-                own[name], problem = missing_upstream(name, route)
+                upstream, problem = missing_upstream(name, route)
+                own[name] = _keep(upstream, before.get(name))
                 problems.extend((problem,))
         return {**upstreams, **own} if own else upstreams
 
@@ -451,8 +457,9 @@ def _age(claim: Claim) -> Age:
     return claim.age
 
 
-def _services(references: tuple[Reference, ...]) -> frozenset[_Name]:
-    return frozenset((reference.namespace, reference.service) for reference in references)
+def _services(references: tuple[Reference, ...]) -> dict[_Name, None]:
+    """The Services referred to, in the order of the references."""
+    return dict.fromkeys((reference.namespace, reference.service) for reference in references)
 
 
 def _patch(old: dict[_KeyT, _ValueT], updates: Mapping[_KeyT, _ValueT | None]) -> dict[_KeyT, _ValueT]:
