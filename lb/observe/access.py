@@ -33,7 +33,7 @@ NUMBERS = frozenset(
         "client_port",
     )
 )
-"""Fields that are numbers in JSON."""
+"""Fields that are numbers in JSON, or null for what did not happen."""
 
 ONLY_TEXT = frozenset({"time_clf"})
 """Fields that a JSON record does not repeat: the same moment is there as `time`."""
@@ -64,7 +64,7 @@ def _json_steps(fields: Sequence[str]) -> list[Step]:
         if field in ONLY_TEXT:
             continue
         steps.append(f'{"," if steps else "{"}"{field}":'.encode())
-        steps += [(field, "raw")] if field in NUMBERS else [b'"', (field, "json"), b'"']
+        steps += [(field, "json")] if field in NUMBERS else [b'"', (field, "json"), b'"']
     return [*steps, b"}\n"]
 
 
