@@ -145,7 +145,7 @@ class Lb(Contender):
     @classmethod
     def _program(cls) -> list[str | Path]:
         script = ROOT / ".venv/bin/lb"
-        return [script] if script.exists() else [sys.executable, "-m", "lb.cli.main"]
+        return [script] if script.exists() else [sys.executable, "-m", "lb"]
 
     @classmethod
     def version(cls) -> str:

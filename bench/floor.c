@@ -26,6 +26,7 @@ struct side {
     int fd;
     struct side *peer;        /* NULL: a pooled backend connection */
     int is_client, closed;
+    int asked;                /* a client that has sent something after its last answer */
     char *parked;             /* what the peer did not take yet; reading stops meanwhile */
     size_t parked_len;
 };
@@ -81,7 +82,7 @@ static void end_client(struct side *client)
     struct side *side = client->peer;
     bury(client);
     side->peer = NULL;
-    if (side->parked_len || client->parked_len || pooled == POOL)
+    if (client->asked || side->parked_len || client->parked_len || pooled == POOL)
         bury(side);
     else
         pool[pooled++] = side;
@@ -136,9 +137,14 @@ static void relay(struct side *from)
             end(from);
             return;
         }
-        if (closing && !from->is_client) {
-            end_client(from->peer);
-            return;
+        if (from->is_client) {
+            from->asked = 1;
+        } else {
+            from->peer->asked = 0;
+            if (closing) {
+                end_client(from->peer);
+                return;
+            }
         }
         if (got < PAGE_BYTES)
             return;             /* edge-triggered: more bytes raise a new event */
