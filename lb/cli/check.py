@@ -16,6 +16,7 @@ from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_inpu
 from lb.cli.places import Place, Places
 from lb.model.config import Config
 from lb.problems import CODES, SEVERITIES, Problem
+from lb.sources.locate import locate_all
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 EXCERPT_WIDTH = 100
@@ -51,7 +52,7 @@ def command(
     there is no error, with 1 when there are some, with 2 for wrong usage.
     """
     read = read_input(paths, config_file, flags)
-    findings = list(_locate(read.problems))
+    findings = _locate(read.problems)
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
     else:
@@ -64,17 +65,20 @@ def command(
         raise SystemExit(1)
 
 
-def _locate(problems: Sequence[Problem]) -> Iterator[_Finding]:
+def _locate(problems: Sequence[Problem]) -> list[_Finding]:
     """Problems by object, the objects in the order of their files; without an object by file."""
     places = Places()
-    for problem in sorted(problems, key=_order):
-        yield _Finding(problem, places.find(problem))
+    findings = []
+    for problem, origin in zip(problems, locate_all([problem.origin for problem in problems]), strict=True):
+        found = msgspec.structs.replace(problem, origin=origin)
+        findings.append(_Finding(found, places.find(found)))
+    return sorted(findings, key=_order)
 
 
-def _order(problem: Problem) -> tuple[object, ...]:
-    origin = problem.origin
-    index = int("".join(filter(str.isdigit, origin.item)) or 0)
-    return origin.file, origin.kind == "", origin.line, index, origin.object, SEVERITIES.index(problem.severity)
+def _order(finding: _Finding) -> tuple[object, ...]:
+    problem, origin = finding.problem, finding.problem.origin
+    line = finding.place.line if finding.place is not None and not origin.kind else origin.line
+    return origin.file, line, origin.object, SEVERITIES.index(problem.severity), problem.field
 
 
 def _print_findings(console: Console, findings: Sequence[_Finding]) -> None:

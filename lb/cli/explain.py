@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import click
@@ -15,6 +17,8 @@ from lb.cli.inputs import Flags, config_option, path_arguments, read_input, tran
 from lb.model.explain import (
     EndpointStep,
     Explanation,
+    HostStep,
+    ListenerStep,
     OptionStep,
     RouteStep,
     Source,
@@ -23,11 +27,18 @@ from lb.model.explain import (
     explain,
     make_ask,
 )
+from lb.problems import Origin
+from lb.sources.locate import locate_all
+
+StepT = TypeVar("StepT", ListenerStep, RouteStep, UpstreamStep, EndpointStep)
 
 MARKS: dict[Verdict, tuple[str, str]] = {"won": ("✓", "green"), "lost": ("✗", "red"), "not-reached": ("·", "dim")}
 MAX_LOSERS = 12
 """How many routes in a row that lost by their path are printed; --json has all."""
 MAX_ENDPOINTS = 12
+NOTHING_TO_SAY = ("no limit", "none", "false")
+"""Built-in values that do nothing to a request; --json has them."""
+OPTIONS_WIDTH = 90
 _LABEL_WIDTH = 10
 
 
@@ -82,7 +93,32 @@ def _explain_files(
         ask = make_ask(url, method, lines, client)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return explain(read_input(paths, config_file, flags).config, ask)
+    return _with_lines(explain(read_input(paths, config_file, flags).config, ask))
+
+
+def _with_lines(told: Explanation) -> Explanation:
+    """Objects of JSON files know only their item; their lines are looked up here, for all of them at once."""
+    upstreams = told.upstreams
+    sources = [step.source for steps in (told.listeners, told.routes, upstreams) for step in steps]
+    sources += [endpoint.source for upstream in upstreams for endpoint in upstream.endpoints]
+    sources = list({source for source in sources if source.file and not source.line})
+    origins = locate_all([Origin(file=source.file, item=source.item) for source in sources])
+    lines = {
+        source: msgspec.structs.replace(source, line=origin.line, column=origin.column)
+        for source, origin in zip(sources, origins, strict=True)
+    }
+
+    def locate(step: StepT) -> StepT:
+        return msgspec.structs.replace(step, source=lines.get(step.source, step.source))
+
+    return msgspec.structs.replace(
+        told,
+        listeners=tuple(map(locate, told.listeners)),
+        routes=tuple(map(locate, told.routes)),
+        upstreams=tuple(
+            msgspec.structs.replace(locate(one), endpoints=tuple(map(locate, one.endpoints))) for one in upstreams
+        ),
+    )
 
 
 def _ask_daemon(url: str, method: str, lines: Sequence[str], client: str, socket: str | None) -> Explanation:
@@ -100,21 +136,8 @@ def print_explanation(console: Console, told: Explanation) -> None:
     """Print the steps in the order in which they are decided. Without colour the marks say the same."""
     query = "" if told.query is None else f"?{told.query}"
     _print(console, "request", Text(f"{told.method} {told.host}{told.path}{query}"))
-    _print_rows(
-        console,
-        "listener",
-        [
-            _step(
-                one.verdict, f"{one.name} {_address(one.address, one.port)}, serves host set {one.host_set}", one.source
-            )
-            for one in told.listeners
-        ],
-    )
-    _print_rows(
-        console,
-        "host",
-        [_step(one.verdict, f"{one.hostname} ({one.routes} routes)", why=one.why) for one in told.hosts],
-    )
+    _print_rows(console, "listener", [_listener_row(one) for one in told.listeners])
+    _print_rows(console, "host", [_host_row(one) for one in told.hosts])
     _print_rows(console, "route", list(_route_rows(told.routes)))
     if told.action:
         _print(console, "action", Text(told.action))
@@ -123,6 +146,14 @@ def print_explanation(console: Console, told: Explanation) -> None:
     _print_rows(console, "options", list(_option_rows(told.options)))
     _print_rows(console, "note", [Text(note) for note in told.notes])
     _print(console, "result", _result(told))
+
+
+def _listener_row(step: ListenerStep) -> Text:
+    return _step(step.verdict, f"{step.name} {step.bind}, serves host set {step.host_set}", step.source)
+
+
+def _host_row(step: HostStep) -> Text:
+    return _step(step.verdict, f"{step.hostname} ({step.routes} route{'' if step.routes == 1 else 's'})", why=step.why)
 
 
 def _route_rows(routes: Sequence[RouteStep]) -> Iterator[Text]:
@@ -139,7 +170,7 @@ def _route_rows(routes: Sequence[RouteStep]) -> Iterator[Text]:
 
 
 def _route_row(step: RouteStep) -> Text:
-    return _step(step.verdict, f"{step.name}: {step.match}", step.source, step.why)
+    return _step(step.verdict, f"{step.name} ({step.match})", step.source, step.why)
 
 
 def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
@@ -160,7 +191,7 @@ def _endpoint_row(endpoint: EndpointStep) -> Text:
     row = Text("    ")
     row.append(f"{endpoint.key} ")
     row.append(endpoint.state, style)
-    details = [f"weight {endpoint.weight}"] if endpoint.weight != 1 else []
+    details = [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []
     details += [endpoint.target] if endpoint.target else []
     row.append("".join(f", {detail}" for detail in details))
@@ -172,9 +203,10 @@ def _option_rows(options: Sequence[OptionStep]) -> Iterator[Text]:
     for option in options:
         if option.set_by != "built in":
             yield Text(f"{option.name} {option.value}  [{option.set_by}]")
-    built_in = ", ".join(f"{option.name} {option.value}" for option in options if option.set_by == "built in")
-    if built_in:
-        yield Text(f"built in: {built_in}", "dim")
+    built_in = [one for one in options if one.set_by == "built in" and one.value not in NOTHING_TO_SAY]
+    text = ", ".join(dict.fromkeys(f"{one.name} {one.value}" for one in built_in))
+    for line in textwrap.wrap(text, OPTIONS_WIDTH, initial_indent="built in: ", subsequent_indent="  "):
+        yield Text(line, "dim")
 
 
 def _result(told: Explanation) -> Text:
@@ -191,22 +223,15 @@ def _step(verdict: Verdict, text: str, source: Source | None = None, why: str = 
     row.append(f"{mark} ", style)
     row.append(text, "bold" if verdict == "won" else "")
     if why:
-        row.append(f" ({why})")
+        row.append(f": {why}")
     return row if source is None else _with_source(row, source)
 
 
 def _with_source(row: Text, source: Source) -> Text:
-    parts = [source.object if source.object != source.place else "", source.place, source.field]
-    text = " ".join(part for part in parts if part)
+    text = " ".join(part for part in (source.object, source.place, source.field) if part)
     if text:
         row.append(f"  [{text}]", "dim")
     return row
-
-
-def _address(address: str, port: int) -> str:
-    if address.startswith("unix:"):
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address or '*'}:{port}"
 
 
 def _print_rows(console: Console, label: str, rows: Sequence[Text]) -> None:

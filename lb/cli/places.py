@@ -7,6 +7,7 @@ place; a file that is gone, or no longer what it was, has no excerpt.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -56,11 +57,12 @@ class _File:
     def __init__(self, data: bytes) -> None:
         self._lines = data.decode("utf-8", "replace").splitlines()
         self._documents = list(_compose(data))
+        self._objects = [(document, node) for document in self._documents for node in _objects(document.root)]
 
     def find(self, problem: Problem) -> Place | None:
         origin = problem.origin
         if origin.line and not problem.field:
-            return self._place(origin.line, origin.column or 1)
+            return self._place(origin.line, origin.column)
         found = self._find_object(origin.line, origin.item)
         if found is not None:
             document, node = found
@@ -72,16 +74,15 @@ class _File:
         """The object that begins at `line` (the last one before it, for a place inside), or stands at `item`."""
         if not line:
             return (self._documents[0], _descend(self._documents[0].root, item)) if self._documents else None
-        before = [
-            (document, node)
-            for document in self._documents
-            for node in _objects(document.root)
-            if document.line(node) <= line
-        ]
-        return before[-1] if before else None
+        index = bisect_right(self._objects, line, key=lambda entry: entry[0].line(entry[1]))
+        return self._objects[index - 1] if index else None
 
     def _place(self, line: int, column: int) -> Place | None:
-        return Place(line, column, self._lines[line - 1]) if 0 < line <= len(self._lines) else None
+        """The column is where the line's text begins, when it is not known better."""
+        if not 0 < line <= len(self._lines):
+            return None
+        text = self._lines[line - 1]
+        return Place(line, column or len(text) - len(text.lstrip()) + 1, text)
 
 
 def _read(name: str) -> _File | None:

@@ -57,10 +57,10 @@ def diff(before: Config, after: Config) -> list[Change]:
 def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
     for name, old, new in _pairs(before.listeners, after.listeners):
         if new is None and old is not None:
-            effect = f"closes {_address(old)}; host set {old.host_set} is no longer served there"
+            effect = f"closes {old.bind}; host set {old.host_set} is no longer served there"
             yield Change("listener", "removed", name, effect, _place(old.origin))
         elif old is None and new is not None:
-            effect = f"opens {_address(new)} for host set {new.host_set}"
+            effect = f"opens {new.bind} for host set {new.host_set}"
             yield Change("listener", "added", name, effect, "", _place(new.origin))
         elif old is not None and new is not None:
             for effect in _listener_effects(old, new):
@@ -68,8 +68,8 @@ def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
 
 
 def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
-    if _address(old) != _address(new):
-        yield f"moves from {_address(old)} to {_address(new)}"
+    if old.bind != new.bind:
+        yield f"moves from {old.bind} to {new.bind}"
     if old.host_set != new.host_set:
         yield f"serves host set {new.host_set} instead of {old.host_set}"
     if old.protocol != new.protocol:
@@ -83,9 +83,13 @@ def _diff_hosts(before: Config, after: Config) -> Iterator[Change]:
     for (host_set, hostname), old, new in _pairs(old_hosts, new_hosts):
         subject = f"{host_set} {hostname}"
         if new is None and old is not None:
-            yield Change("host", "removed", subject, f"removes host {hostname} ({_count(old.routes)})", _first(old))
+            yield Change(
+                "host", "removed", subject, f"removes host {hostname} ({_count(old.routes, 'route')})", _first(old)
+            )
         elif old is None and new is not None:
-            yield Change("host", "added", subject, f"adds host {hostname} ({_count(new.routes)})", "", _first(new))
+            yield Change(
+                "host", "added", subject, f"adds host {hostname} ({_count(new.routes, 'route')})", "", _first(new)
+            )
         elif old is not None and new is not None and old is not new:
             yield from _diff_host(subject, old, new)
 
@@ -179,10 +183,10 @@ def _values(conditions: Sequence[msgspec.Struct], *, fold: bool) -> Iterator[tup
 def _diff_upstreams(before: Config, after: Config) -> Iterator[Change]:
     for name, old, new in _pairs(before.upstreams, after.upstreams):
         if new is None and old is not None:
-            effect = f"removes upstream {name} ({len(old.endpoints)} endpoints)"
+            effect = f"removes upstream {name} ({_count(old.endpoints, 'endpoint')})"
             yield Change("upstream", "removed", name, effect, _place(old.origin))
         elif old is None and new is not None:
-            effect = f"adds upstream {name} ({len(new.endpoints)} endpoints)"
+            effect = f"adds upstream {name} ({_count(new.endpoints, 'endpoint')})"
             yield Change("upstream", "added", name, effect, "", _place(new.origin))
         elif old is not None and new is not None and old is not new:
             for effect in _upstream_effects(old, new):
@@ -242,15 +246,8 @@ def _pairs(
         yield name, old.get(name), new.get(name)
 
 
-def _address(listener: Listener) -> str:
-    if listener.address.startswith("unix:"):
-        return listener.address
-    host = f"[{listener.address}]" if ":" in listener.address else listener.address or "*"
-    return f"{host}:{listener.port}"
-
-
-def _count(routes: Sequence[Route]) -> str:
-    return f"{len(routes)} route{'' if len(routes) == 1 else 's'}"
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _first(host: VirtualHost) -> str:

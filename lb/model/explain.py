@@ -58,21 +58,29 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What in the input caused something."""
+    """What in the input caused something. Lines and columns count from 1; 0 where they are not known."""
 
     object: str = ""
     """`Ingress shop/web`."""
-    place: str = ""
-    """`web.yaml:12:3`."""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    item: str = ""
+    """`items[12]`: the place in a JSON file."""
     field: str = ""
+
+    @property
+    def place(self) -> str:
+        """`web.yaml:12:3`."""
+        return Origin(file=self.file, line=self.line, column=self.column, item=self.item).place
 
 
 class ListenerStep(msgspec.Struct, frozen=True):
     """A listener on the port that was asked for."""
 
     name: str
-    address: str
-    port: int
+    bind: str
+    """`*:80`."""
     host_set: str
     verdict: Verdict
     source: Source
@@ -248,7 +256,7 @@ class _Explainer:
             candidates = [one for one in listeners.values() if one.port == self._ask.port]
             candidates.sort(key=self._distance)
         self._found["listeners"] = tuple(
-            ListenerStep(one.name, one.address, one.port, one.host_set, "lost" if index else "won", _source(one.origin))
+            ListenerStep(one.name, one.bind, one.host_set, "lost" if index else "won", _source(one.origin))
             for index, one in enumerate(candidates)
         )
         if not candidates:
@@ -390,7 +398,7 @@ def _judge_hosts(
 ) -> Iterator[tuple[VirtualHost, Verdict, str]]:
     """The virtual hosts that come into question, in the order they are asked."""
     if host in hosts:
-        yield hosts[host], "won", "is the host's very name"
+        yield hosts[host], "won", "exact name"
     labels = host.split(".")
     for index in range(1, len(labels)):
         candidate = hosts.get(f"*.{'.'.join(labels[index:])}")
@@ -410,6 +418,8 @@ def _judge_hosts(
 
 
 def _why_route(failed: Condition | None, verdict: Verdict) -> str:
+    if failed is not None and failed.kind == "path":
+        return "path does not match"
     if failed is not None:
         return f"{failed.kind}: wanted {failed.wanted}, got {failed.got}"
     return "all conditions hold" if verdict == "won" else "would hold too, but stands after the winner"
@@ -460,7 +470,8 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
 
 
 def _source(origin: Origin, field: str = "") -> Source:
-    return Source(origin.object, origin.place, field)
+    name = origin.object if origin.kind else ""
+    return Source(name, origin.file, origin.line, origin.column, origin.item, field)
 
 
 def _printable(text: str) -> str:

@@ -40,6 +40,7 @@ class OptionField(NamedTuple):
     unit: Unit
     type: object
     default: object
+    """msgspec.NODEFAULT when there is none."""
 
     def format(self, value: object) -> str:
         """The value as people read it, with its unit. 0 is `no limit` for all but retries."""
@@ -59,7 +60,7 @@ def option_fields(options: type[msgspec.Struct]) -> tuple[OptionField, ...]:
     """The options of a struct in the order they are declared."""
     hints = get_type_hints(options)
     return tuple(
-        OptionField(field.name, _key(field.name), _unit(field.name), hints[field.name], field.default)
+        OptionField(field.name, _key(field.name), _unit(field.name), hints[field.name], _default(field))
         for field in msgspec.structs.fields(options)
     )
 
@@ -67,6 +68,10 @@ def option_fields(options: type[msgspec.Struct]) -> tuple[OptionField, ...]:
 def default_route_name(host_set: str, hostname: str, index: int) -> str:
     """The name of a route whose `name` is left out: `shop.example.com:0`, or `other/shop.example.com:0`."""
     return f"{hostname}:{index}" if host_set == "default" else f"{host_set}/{hostname}:{index}"
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _unit(attribute: str) -> Unit:

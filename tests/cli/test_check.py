@@ -1,0 +1,107 @@
+"""`lb check`: places, groups, exit statuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Lb = Callable[..., Result]
+Golden = Callable[[str, str], None]
+
+GOOD = """\
+apiVersion: lb/v1
+kind: Config
+listeners: {http: {port: 80}}
+hosts: {default: {a.example.com: [{forward: web}]}}
+upstreams: {web: [10.0.0.1:80]}
+"""
+SHADOWED = GOOD.replace("[{forward: web}]", "[{forward: web}, {path: /x, forward: web}]")
+
+
+def test_all_problems_are_told_with_places(lb: Lb, golden: Golden) -> None:
+    result = lb("check", "shop.yaml", "export.json", "lb.yaml")
+    golden("check.txt", result.stdout)
+    assert result.exit_code == 1
+
+
+def test_problems_as_json(lb: Lb) -> None:
+    result = lb("check", "lb.yaml", "-o", "json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    problem = next(one for one in told["problems"] if "hed_timeout" in one["what"])
+    assert problem == {
+        "code": "LB5003",
+        "severity": "error",
+        "title": "native file is not valid",
+        "object": "lb.yaml",
+        "file": "lb.yaml",
+        "line": 6,
+        "column": 58,
+        "item": "",
+        "field": "listeners.admin.http.hed_timeout",
+        "what": "`hed_timeout` is not known here",
+        "why": "",
+        "fix": "did you mean `head_timeout`?",
+    }
+    assert told["summary"]["error"] == len([one for one in told["problems"] if one["severity"] == "error"])
+    assert told["summary"]["listener"] == 1
+
+
+def test_no_problem_exits_with_0(lb: Lb) -> None:
+    result = lb("check", "-", input=GOOD)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "no problems; serves 1 listener, 1 host, 1 route, 1 upstream, 1 endpoint\n",
+    )
+
+
+def test_warnings_count_as_errors_when_strict(lb: Lb) -> None:
+    assert lb("check", "-", input=SHADOWED).exit_code == 0
+    result = lb("check", "--strict", "-", input=SHADOWED)
+    assert result.exit_code == 1
+    assert "warning[LB3007]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--targets", "nothing", "shop.yaml"], ["--nope"], ["-c", "absent.yaml"], ["--node-selector", "a", "."]],
+)
+def test_wrong_usage_exits_with_2(lb: Lb, arguments: list[str]) -> None:
+    result = lb("check", *arguments)
+    assert result.exit_code == 2
+    assert "Usage: lb check" in result.stderr
+
+
+def test_missing_and_broken_files_are_problems(lb: Lb, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("kind: Ingress\nspec: {rules: [\n")
+    result = lb("check", str(broken), "absent.yaml", "shop.yaml")
+    assert result.exit_code == 1
+    assert "error[LB1001]" in result.stdout
+    assert f"{broken}:" in result.stdout
+    assert "route" in result.stdout
+
+
+def test_settings_are_checked_and_count(lb: Lb, tmp_path: Path) -> None:
+    file = tmp_path / "lb.yaml"
+    file.write_text(GOOD + "settings:\n  kubernetes:\n    prt: 80\n")
+    result = lb("check", "-c", str(file))
+    assert result.exit_code == 1
+    assert f"{file}:8:5: error[LB5003]: settings.kubernetes.prt: unknown field; did you mean `port`?" in result.stdout
+
+
+def test_long_lines_are_cut_around_the_place(lb: Lb, tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    entries = ", ".join(f"{{path: /a{number}, forward: web}}" for number in range(9))
+    file.write_text(
+        GOOD.replace("{forward: web}", f"{entries}, {{path: b, forward: web}}, {entries.replace('/a', '/c')}")
+    )
+    lines = lb("check", str(file)).stdout.splitlines()
+    marker = next(index for index, line in enumerate(lines) if line.endswith("^"))
+    excerpt = lines[marker - 1]
+    assert excerpt[lines[marker].index("^") :].startswith("b, forward: web}")
+    assert len(excerpt) < 130

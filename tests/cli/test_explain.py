@@ -1,0 +1,124 @@
+"""`lb explain`: golden texts, JSON, and asking a daemon."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+import yaml
+from click.testing import Result
+
+from lb.model.explain import explain, make_ask
+from lb.model.text import from_content
+from lb.problems import Origin
+
+Lb = Callable[..., Result]
+Golden = Callable[[str, str], None]
+
+CASES = {
+    "explain-ingress.txt": ["http://shop.example.com/healthz", "shop.yaml", "export.json"],
+    "explain-json-source.txt": ["http://blog.example.com/", "export.json"],
+    "explain-weights.txt": ["http://old.example.com:8080/v1", "lb.yaml", "-H", "X-Canary: 1", "--from", "192.0.2.1"],
+    "explain-method.txt": ["http://old.example.com:8080/v1/%61//b?x", "lb.yaml", "-X", "HEAD"],
+    "explain-respond.txt": ["http://old.example.com:8080/v1", "lb.yaml", "-X", "PUT"],
+    "explain-no-listener.txt": ["http://old.example.com/", "lb.yaml"],
+    "explain-no-host.txt": ["http://a.b.example.com/", "shop.yaml"],
+    "explain-bad-target.txt": ["http://shop.example.com/a%2fb", "shop.yaml"],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text(lb: Lb, golden: Golden, name: str) -> None:
+    result = lb("explain", *CASES[name])
+    assert result.exit_code == 0
+    golden(name, result.stdout)
+
+
+def test_json_has_everything(lb: Lb) -> None:
+    told = json.loads(lb("explain", "http://shop.example.com/api/x", "shop.yaml", "--json").stdout)
+    assert (told["status"], told["reason"]) == (503, "no-endpoint")
+    winner = next(step for step in told["routes"] if step["verdict"] == "won")
+    assert winner["source"] == {
+        "object": "Ingress shop/web",
+        "file": "shop.yaml",
+        "line": 1,
+        "column": 1,
+        "field": "spec.rules[0].http.paths[1]",
+    }
+
+
+def test_many_losers_are_folded(lb: Lb) -> None:
+    routes = ", ".join(f"{{path: /a{number}, respond: 200}}" for number in range(30))
+    file = (
+        f"apiVersion: lb/v1\nkind: Config\nlisteners: {{http: {{port: 80}}}}\nhosts: {{default: {{a: [{routes}]}}}}\n"
+    )
+    lines = lb("explain", "http://a/a29", "-", input=file).stdout.splitlines()
+    assert sum("path does not match" in line for line in lines) == 12 + 1
+    assert any("… 17 more whose path does not match" in line for line in lines)
+    assert any("✓ a:29" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ftp://a", "lb.yaml"], ["http://a", "lb.yaml", "-H", "x"], ["http://a", "lb.yaml", "--live", "s"], []],
+)
+def test_wrong_usage_exits_with_2(lb: Lb, arguments: list[str]) -> None:
+    assert lb("explain", *arguments).exit_code == 2
+
+
+class _Admin(http.server.BaseHTTPRequestHandler):
+    """Answers /v1/explain as the daemon does."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        content = yaml.safe_load((Path(__file__).parent / "inputs/lb.yaml").read_text())
+        config, _ = from_content(content, Origin(file="lb.yaml"))
+        ask = make_ask(query["url"][0], query["method"][0], query.get("header", []), query.get("client", [""])[0])
+        states = {"old": [{"key": "[fd00::3]:80", "state": "ejected", "weight": 1, "active": 2}]}
+        body = msgspec.json.encode(explain(config, ask, states)) if parts.path == "/v1/explain" else b"{}"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self) -> str:
+        return "client"
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: the test's output is the CLI's."""
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def admin_socket(tmp_path: Path) -> Iterator[str]:
+    path = str(tmp_path / "admin.sock")
+    with _Server(path, _Admin) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield path
+        server.shutdown()
+        thread.join()
+
+
+def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
+    result = lb("explain", "http://old.example.com:8080/v1", "--live", admin_socket, "-H", "X-A: 1")
+    assert result.exit_code == 0
+    assert "[fd00::3]:80 ejected, 2 active" in result.stdout
+    assert "503, no-endpoint: none of the 2 endpoints of old takes requests" in result.stdout
+
+
+def test_no_daemon_is_told(lb: Lb, tmp_path: Path) -> None:
+    result = lb("explain", "http://a/", "--live", str(tmp_path / "absent.sock"))
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
