@@ -19,7 +19,7 @@ from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, read_annotations
-from lb.translate.endpoints import find_backings, usable
+from lb.translate.endpoints import Backing, find_backings, usable
 from lb.translate.nodes import NodeTarget, node_endpoints
 from lb.translate.options import Options
 
@@ -160,8 +160,9 @@ class _ServiceTranslation:
 
     def _translate_port(self, wanted: int | str) -> Upstream:
         port = find_port(self._table.ports, wanted) if isinstance(wanted, int) else None
+        resolve = ""
         if self._table.external:
-            endpoints, why = self._external_endpoints(wanted, port)
+            endpoints, why, resolve = self._external_endpoints(wanted, port)
         elif port is None:
             # The Problem is said where the reference stands.
             endpoints, why = (), f"Service {self._name} has no TCP port {wanted}"
@@ -179,26 +180,32 @@ class _ServiceTranslation:
             "client-ip" if self._service.spec.session_affinity == "ClientIP" else "none",
             options,
             "" if endpoints else why,
-            self._resolve,
+            resolve,
             self._stored.origin,
         )
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         backings = find_backings(self._view, self._stored, port)
         endpoints = usable(backings)
-        if not any(backing.readiness == "ready" for backing in backings):
-            self._report_nobody_ready(len(backings), len(endpoints))
-        return endpoints, f"Service {self._name} has no ready endpoint"
+        self._check_readiness(backings)
+        return endpoints, self._nobody_ready
 
-    def _report_nobody_ready(self, known: int, usable_count: int) -> None:
-        if usable_count:
+    @property
+    def _nobody_ready(self) -> str:
+        return f"Service {self._name} has no ready endpoint"
+
+    def _check_readiness(self, backings: Sequence[Backing]) -> None:
+        if any(backing.readiness == "ready" for backing in backings):
+            return
+        if usable(backings):
             why, fix = "its terminating endpoints get the requests", ""
-        elif known:
-            why, fix = f"requests are answered 503; {known} endpoints are not ready", "look at the pods' readiness"
+        elif backings:
+            count = "1 endpoint is" if len(backings) == 1 else f"{len(backings)} endpoints are"
+            why, fix = f"requests are answered 503; {count} not ready", "look at the pods' readiness"
         else:
             why = "requests are answered 503; the input has no EndpointSlice with an address for it"
             fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
-        self._add("LB4003", f"Service {self._name} has no ready endpoint", why, fix)
+        self._add("LB4003", self._nobody_ready, why, fix)
 
     def _node_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         if not port.node_port:
@@ -213,8 +220,9 @@ class _ServiceTranslation:
         local = None
         if self._service.spec.external_traffic_policy == "Local":
             local = find_backings(self._view, self._stored, port)
-            if not any(backing.readiness == "ready" for backing in local):
-                self._report_nobody_ready(len(local), len(usable(local)))
+            self._check_readiness(local)
+            if not usable(local):
+                return (), self._nobody_ready
         endpoints = node_endpoints(self._nodes, port.node_port, local)
         what = f"no node can serve as target for Service {self._name}"
         if not endpoints:
@@ -223,31 +231,31 @@ class _ServiceTranslation:
                 what,
                 "requests are answered 503",
                 f"the input needs Nodes with an {self._options.node_address} that are neither excluded nor unselected"
-                + (", and ready endpoints on them (externalTrafficPolicy: Local)" if local is not None else ""),
+                + (", and have endpoints of the Service (externalTrafficPolicy: Local)" if local is not None else ""),
             )
         return endpoints, what
 
-    def _external_endpoints(self, wanted: int | str, port: ServicePort | None) -> tuple[tuple[Endpoint, ...], str]:
+    def _external_endpoints(self, wanted: int | str, port: ServicePort | None) -> tuple[tuple[Endpoint, ...], str, str]:
+        """(endpoints, why there are none, the name to resolve)."""
         number = self._external_port(wanted, port)
         name = self._service.spec.external_name
         if number is None:
-            return (), f"Service {self._name} has no TCP port {wanted}"
+            return (), f"Service {self._name} has no TCP port {wanted}", ""
         mistake = _external_name_mistake(name)
         if mistake:
             what = f"externalName {name!r} of Service {self._name} {mistake}"
-            self._add(
-                "LB4004", what, "requests are answered 503", "write a DNS name or an address", "spec.externalName"
-            )
-            return (), what
+            fix = "write a DNS name or an address"
+            self._add("LB4004", what, "requests are answered 503", fix, "spec.externalName")
+            return (), what, ""
         if _parse_address(name) is not None:
-            return (Endpoint(name, number, target=f"external/{name}", origin=self._stored.origin),), ""
+            return (Endpoint(name, number, target=f"external/{name}", origin=self._stored.origin),), "", ""
         self._resolve = name
         endpoints, why = resolved_endpoints(self._view, name, number, self._stored.origin)
         if why.startswith("name "):
             self._add(
                 "LB4005", why, "requests are answered 503", "check the name and the resolver", "spec.externalName"
             )
-        return endpoints, why
+        return endpoints, why, name
 
     def _external_port(self, wanted: int | str, port: ServicePort | None) -> int | None:
         if port is not None:

@@ -380,23 +380,28 @@ class _Build:
         if self._previous is not None and same and self._options == old.options:
             return self._previous.config
         problems = Problems(native.problems)
-        listeners = self._listeners(hosts, native)
+        listeners = self._listeners(hosts, native, problems)
         host_sets = dict(native.config.hosts)
-        if hosts or LISTENER in listeners:
+        if hosts or any(one.host_set == HOST_SET for one in listeners.values()):
             host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
         all_upstreams = self._with_native_upstreams(upstreams, native, problems)
         self._set_problems((_NATIVE, "", ""), tuple(problems))
         return Config(listeners, host_sets, all_upstreams)
 
-    def _listeners(self, hosts: Mapping[str, VirtualHost], native: NativePart) -> dict[str, Listener]:
+    def _listeners(
+        self, hosts: Mapping[str, VirtualHost], native: NativePart, problems: Problems
+    ) -> dict[str, Listener]:
         """Ingresses bring their own listener, unless a native file defines one for them; alone, native files do not."""
         listeners = native.config.listeners
-        if any(one.host_set == HOST_SET or one.name == LISTENER for one in listeners.values()):
-            return listeners
-        if listeners and not hosts:
+        if any(one.host_set == HOST_SET for one in listeners.values()) or (listeners and not hosts):
             return listeners
         own = Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)
-        return {LISTENER: own, **listeners}
+        # Two listeners on one port would share its connections at random.
+        rival = next((one for one in listeners.values() if one.name == own.name or one.port == own.port), None)
+        if rival is not None:
+            problems.extend((_no_listener(own, rival),))
+            return listeners
+        return {own.name: own, **listeners}
 
     def _with_native_hosts(
         self, hosts: dict[str, VirtualHost], native: NativePart, problems: Problems
@@ -473,6 +478,17 @@ def _patch(old: dict[_KeyT, _ValueT], updates: Mapping[_KeyT, _ValueT | None]) -
         else:
             new[key] = value
     return new
+
+
+def _no_listener(own: Listener, rival: Listener) -> Problem:
+    what = f"listener {rival.name} on port {rival.port} takes name or port of the listener for Ingresses"
+    return Problem(
+        "LB5005",
+        rival.origin,
+        f"{what} ({own.name}, port {own.port})",
+        why="no listener serves the Ingresses",
+        fix=f"give one listener `host_set: {HOST_SET}`, or rename this one and move it to another port",
+    )
 
 
 def _keep_equal_parts(new: Config, old: Config) -> Config:
