@@ -46,6 +46,9 @@ UNUSED_SECRETS = frozenset(
 
 _MAX_LIST_DEPTH = 4
 _EXCERPT_LENGTH = 80
+_MAX_SECOND_TRY_BYTES = 4 << 20
+"""Longer texts in braces are exports: reading one as YAML takes minutes, only to fail."""
+_BEGINS_AS_JSON = re.compile(rb"""\s*(?:\{\s*["}]|\[\s*[{\]])""")
 _NAMES_A_SECRET = re.compile(rb"""kind["']?\s*:\s*["']?Secret""")
 
 
@@ -127,14 +130,20 @@ def decode(data: bytes, file: str, previous: Decoded | None = None) -> Decoded:
 
     `previous` is what the same file held before; items whose text is the same keep their objects.
     """
-    if jsontext.looks_like_json(data):
+    if jsontext.looks_like_json(data) or (file.endswith(".json") and not data.strip()):
         decoded = _decode_json(data.removeprefix(b"\xef\xbb\xbf"), file, previous)
-        if not decoded.errors or file.endswith(".json"):
+        if not decoded.errors or file.endswith(".json") or len(data) > _MAX_SECOND_TRY_BYTES:
             return decoded
         # YAML may begin with a brace too, and JSON documents may stand among YAML ones.
         as_yaml = _decode_yaml(data, file, previous)
-        return decoded if as_yaml.errors else as_yaml
+        return as_yaml if _is_rather_yaml(data, as_yaml, decoded) else decoded
     return _decode_yaml(data, file, previous)
+
+
+def _is_rather_yaml(data: bytes, as_yaml: Decoded, as_json: Decoded) -> bool:
+    if not as_yaml.errors or len(as_yaml.entries) != len(as_json.entries):
+        return len(as_yaml.entries) >= len(as_json.entries)
+    return not _BEGINS_AS_JSON.match(data)  # both are broken: whose error is of use?
 
 
 # JSON

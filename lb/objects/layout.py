@@ -93,7 +93,8 @@ def find_change(
     if starts[tail] + shift < starts[1] or not same(0, 0) or not same(tail, shift):
         return None
     first = 1
-    while first < tail and starts[first + 1] <= size and same(first, 0):
+    # The last block, behind which no comma stands, counts as end: what is appended then comes with a whole item.
+    while first < tail - 1 and same(first, 0):
         first += 1
     end = tail
     # The unchanged end may not reach into the unchanged beginning of the new text.
@@ -115,7 +116,7 @@ def read_change(change: Change) -> list[msgspec.Raw] | None:
     while text[end - 1] in _BLANKS:
         end -= 1
     if end == 1:
-        # Without items behind it, the comma before this part would be one too many.
+        # Without items behind it, the comma before a part that has gone would be one too many.
         return None if change.at_tail else []
     comma = text[end - 1] == _COMMA
     if comma == change.at_tail:

@@ -200,7 +200,8 @@ def test_the_copy_of_the_object_in_its_annotations_is_dropped() -> None:
 
 
 def test_native_files_keep_their_content_and_lines() -> None:
-    text = "# mine\napiVersion: lb/v1\nkind: Config\nlisteners:\n  http: {port: 80, tls: null}\nupstreams:\n  web:\n    endpoints:\n    - a\n"
+    text = "# mine\napiVersion: lb/v1\nkind: Config\nlisteners:\n  http: {port: 80, tls: null}\n"
+    text += "upstreams:\n  web:\n    endpoints:\n    - a\n"
     found = only(text, "lb.yaml")
     assert isinstance(found, NativeConfig)
     assert found.content["listeners"] == {"http": {"port": 80, "tls": None}}
@@ -235,7 +236,8 @@ def test_superseded_forms_say_how_to_convert(api_version: str, kind: str, succes
 
 
 def test_places() -> None:
-    text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata:\n    name: a\n- apiVersion: v1\n  kind: Service\n  metadata: {name: b}\n"
+    text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata:\n    name: a\n"
+    text += "- apiVersion: v1\n  kind: Service\n  metadata: {name: b}\n"
     stored = decode(text.encode(), "a.yaml").parts().stored
     assert [(one.origin.line, one.origin.column) for one in stored] == [(4, 3), (8, 3)]
     stored = decode(big_export.export_json(3), "a.json").parts().stored
@@ -255,7 +257,7 @@ def test_nothing_is_no_problem(text: str) -> None:
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_line_ends_and_byte_order_marks(newline: str, mark: bytes) -> None:
-    text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: b\n"
+    text = "---\n".join(f"apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n" for name in "ab")
     decoded = decode(mark + text.replace("\n", newline).encode(), "a.yaml")
     assert [one.metadata.name for one in objects(decoded)] == ["a", "b"]
     assert [stored.origin.line for stored in decoded.parts().stored] == [1, 6]
