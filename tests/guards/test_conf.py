@@ -42,7 +42,7 @@ def test_example_has_no_problems() -> None:
 
 
 def test_demo_shows_what_exports_look_like() -> None:
-    """Several namespaces, both formats, a pod that is not ready, a Service without endpoints, fields of no use to lb."""
+    """Several namespaces, both formats, a pod that is not ready, a Service without endpoints, fields lb ignores."""
     store = read_paths([str(CONF / "demo")])
     assert {namespace for namespace, _ in store.all("Ingress")} == {"shop", "blog", "internal"}
     assert store.counts().keys() >= {"EndpointSlice", "Endpoints", "IngressClass", "NativeConfig", "Node", "Service"}
