@@ -866,6 +866,9 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     x.reason = LB_R_OK
     x.flags |= X_RESPONSE_STARTED
     x.wait_deadline_ms = INT64_MAX
+    if not x.flags & X_REQUEST_DONE:
+        # An early answer: the rest of the body will not be relayed, so the client is told that this is the end.
+        d.flags |= H1_CLOSE
     if h.keep_alive_timeout > 0 and h.keep_alive_timeout * 1000 - 500 < u.idle_timeout_ms:
         u.idle_timeout_ms = h.keep_alive_timeout * 1000 - 500
     if not has_date(h):
@@ -1272,6 +1275,8 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
     if u != NULL:
         # A response that is complete while its request is not leaves the connection out of step.
         if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
+            if x.up.max_requests_per_connection and u.requests >= <uint32_t>x.up.max_requests_per_connection:
+                u.flags |= H1_CLOSE
             batch_flush(r)
             upstream_release(u)
         else:

@@ -108,6 +108,11 @@ def _path_key(path: PathMatch) -> bytes:
     return path.value.rstrip("/").encode() if path.kind == "prefix" else path.value.encode()
 
 
+def _int32(value: int) -> int:
+    """Milliseconds and counts are 32-bit in the table; what is beyond 24 days means the same as 24 days."""
+    return min(value, 2**31 - 1)
+
+
 def _encoded(value: str | None) -> bytes | None:
     return None if value is None else value.encode()
 
@@ -115,10 +120,10 @@ def _encoded(value: str | None) -> bytes | None:
 def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]:
     return (
         -1 if options.max_body_bytes is None else options.max_body_bytes,
-        RESPONSE_TIMEOUT_MS if options.response_timeout_ms is None else options.response_timeout_ms,
-        IDLE_TIMEOUT_MS if options.idle_timeout_ms is None else options.idle_timeout_ms,
-        TUNNEL_TIMEOUT_MS if options.tunnel_timeout_ms is None else options.tunnel_timeout_ms,
-        options.request_timeout_ms or 0,
+        _int32(RESPONSE_TIMEOUT_MS if options.response_timeout_ms is None else options.response_timeout_ms),
+        _int32(IDLE_TIMEOUT_MS if options.idle_timeout_ms is None else options.idle_timeout_ms),
+        _int32(TUNNEL_TIMEOUT_MS if options.tunnel_timeout_ms is None else options.tunnel_timeout_ms),
+        _int32(options.request_timeout_ms or 0),
         RETRIES if options.retries is None else options.retries,
     )
 
@@ -126,6 +131,7 @@ def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]
 def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int, int]]:
     """(key, address, port, effective weight), each key once. Draining endpoints count only while nobody else can serve
     (kube-proxy: `serving && terminating` is used when nothing is ready)."""
+    endpoints = tuple(endpoint for endpoint in endpoints if _is_address(endpoint.address))
     anybody = any(endpoint.weight > 0 and not endpoint.draining for endpoint in endpoints)
     specs = {
         endpoint.key: (endpoint.key, endpoint.address, endpoint.port, 0 if endpoint.draining and anybody else endpoint.weight)
@@ -134,33 +140,44 @@ def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int
     return list(specs.values())
 
 
+def _is_address(address: str) -> bool:
+    """Whether the data plane can connect to it: it resolves no names. The dialects report what is no address."""
+    if address.startswith("unix:"):
+        return 0 < len(address.encode()) - len("unix:") < 108
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return "%" not in address
+
+
 def _policy(upstream: Upstream) -> tuple[int, ...]:
     options: UpstreamOptions = upstream.options
     return (
         int(upstream.balance == "least-connections"),
         int(upstream.affinity == "client-ip"),
-        options.connect_timeout_ms,
-        options.idle_timeout_ms,
-        options.max_requests_per_connection,
-        options.max_connections,
-        options.max_connections_per_endpoint,
-        options.max_queue,
-        options.queue_timeout_ms,
+        _int32(options.connect_timeout_ms),
+        _int32(options.idle_timeout_ms),
+        _int32(options.max_requests_per_connection),
+        _int32(options.max_connections),
+        _int32(options.max_connections_per_endpoint),
+        _int32(options.max_queue),
+        _int32(options.queue_timeout_ms),
     )
 
 
 def _http_options(options: HttpOptions) -> tuple[int, ...]:
     return (
-        options.head_timeout_ms or _NEVER_MS,
-        options.keepalive_timeout_ms or _NEVER_MS,
-        options.idle_timeout_ms,
-        options.linger_timeout_ms,
-        options.max_requests_per_connection,
+        _int32(options.head_timeout_ms or _NEVER_MS),
+        _int32(options.keepalive_timeout_ms or _NEVER_MS),
+        _int32(options.idle_timeout_ms),
+        _int32(options.linger_timeout_ms),
+        _int32(options.max_requests_per_connection),
         min(options.max_head_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
         min(options.max_headers or _MOST_HEADERS, _MOST_HEADERS),
         min(options.max_target_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
-        options.max_connections,
-        options.max_connections_per_client,
+        _int32(options.max_connections),
+        _int32(options.max_connections_per_client),
         options.max_body_bytes,
         int(options.forwarded_header),
         int(options.merge_slashes),
@@ -170,7 +187,7 @@ def _http_options(options: HttpOptions) -> tuple[int, ...]:
     )
 
 
-_NEVER_MS = 10 * 365 * 86_400_000 // 1000
+_NEVER_MS = 2**31 - 1
 _MOST_HEAD_BYTES = 49_152
 _MOST_HEADERS = 256
 

@@ -1,0 +1,1 @@
+"""The data plane's parts against their oracles: the reference matcher, the reference normalisation, h11."""

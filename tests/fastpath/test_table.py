@@ -1,0 +1,130 @@
+"""The compiled table answers as the reference matcher does, for random configurations and requests."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb._fastpath.engine import Engine
+from lb.compile.table import Compiler
+from lb.model.config import Config
+from lb.model.listener import Listener
+from lb.model.match import Request, match
+from lb.model.route import Forward, Match, PathMatch, Route, VirtualHost, WeightedUpstream
+from lb.model.upstream import Endpoint, Upstream
+from tests.model.strategies import configs, requests_for
+
+
+def compiled_answer(compiler: Compiler, config: Config, listener: str, request: Request) -> tuple[str | None, str | None]:
+    table = compiler.compile(config, 1)
+
+    def raw(text: str) -> bytes:
+        return text.encode("utf-8", "surrogateescape")
+
+    return table.match(
+        listener,
+        raw(request.host),
+        raw(request.path),
+        raw(request.method),
+        [(raw(name), raw(value)) for name, value in request.headers],
+        None if request.query is None else raw(request.query),
+    )
+
+
+def reference_answer(config: Config, listener: str, request: Request) -> tuple[str | None, str | None]:
+    found = match(config, listener, request)
+    return found.host.hostname if found.host else None, found.route.name if found.route else None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_compiled_table_agrees_with_the_reference_matcher(data: st.DataObject) -> None:
+    config = data.draw(configs())
+    compiler = Compiler(Engine(threads=1))
+    for _ in range(8):
+        listener, request = data.draw(requests_for(config))
+        assert compiled_answer(compiler, config, listener, request) == reference_answer(config, listener, request)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_table_made_from_another_one_is_as_good_as_a_new_one(data: st.DataObject) -> None:
+    first, second = data.draw(configs()), data.draw(configs())
+    compiler = Compiler(Engine(threads=1))
+    compiler.compile(first, 1)
+    for _ in range(5):
+        listener, request = data.draw(requests_for(second))
+        assert compiled_answer(compiler, second, listener, request) == reference_answer(second, listener, request)
+
+
+def route(name: str, path: str, kind: str = "prefix") -> Route:
+    return Route(name, Match(PathMatch(kind, path)), Forward((WeightedUpstream("u"),)))
+
+
+def test_unchanged_hosts_and_upstreams_keep_their_compiled_form() -> None:
+    engine = Engine(threads=1)
+    compiler = Compiler(engine)
+    hosts = {f"h{i}.example.com": VirtualHost(f"h{i}.example.com", (route(f"r{i}", "/"),)) for i in range(50)}
+    upstreams = {"u": Upstream("u", endpoints=(Endpoint("127.0.0.1", 80),))}
+    listeners = {"http": Listener("http", 80, host_set="h")}
+    before = compiler.compile(Config(listeners, {"h": hosts}, upstreams), 1)
+    changed = {**hosts, "h7.example.com": VirtualHost("h7.example.com", (route("other", "/x"),))}
+    after = compiler.compile(Config(listeners, {"h": changed}, upstreams), 2)
+    old, new = before.listeners["http"].index.hosts, after.listeners["http"].index.hosts
+    assert {name for name in hosts if old[name] is not new[name]} == {"h7.example.com"}
+    assert before.upstreams["u"] is after.upstreams["u"]
+    assert after.match("http", b"h7.example.com", b"/x") == ("h7.example.com", "other")
+    assert before.match("http", b"h7.example.com", b"/x") == ("h7.example.com", "r7")
+
+
+def test_an_endpoint_keeps_its_identity_when_its_upstream_changes() -> None:
+    engine = Engine(threads=1)
+    compiler = Compiler(engine)
+    listeners = {"http": Listener("http", 80, host_set="h")}
+
+    def config(*ports: int) -> Config:
+        endpoints = tuple(Endpoint("127.0.0.1", port) for port in ports)
+        return Config(listeners, {"h": {}}, {"u": Upstream("u", endpoints=endpoints)})
+
+    first = compiler.compile(config(1, 2), 1)
+    second = compiler.compile(config(2, 3), 2)
+    assert first.upstreams["u"].endpoints[1] is second.upstreams["u"].endpoints[0]
+
+
+def test_endpoints_that_are_no_addresses_cost_only_themselves() -> None:
+    compiler = Compiler(Engine(threads=1))
+    endpoints = (Endpoint("backend.example.com", 80), Endpoint("10.0.0.1", 80), Endpoint("unix:" + "x" * 200))
+    table = compiler.compile(Config({}, {}, {"u": Upstream("u", endpoints=endpoints)}), 1)
+    assert [endpoint.key for endpoint in table.upstreams["u"].endpoints] == ["10.0.0.1:80"]
+
+
+def test_draining_endpoints_count_only_while_nobody_else_can_serve() -> None:
+    compiler = Compiler(Engine(threads=1))
+    leaving, staying = Endpoint("10.0.0.1", 80, draining=True), Endpoint("10.0.0.2", 80)
+    both = compiler.compile(Config({}, {}, {"u": Upstream("u", endpoints=(leaving, staying))}), 1)
+    alone = compiler.compile(Config({}, {}, {"u": Upstream("u", endpoints=(leaving,))}), 2)
+    assert both.upstreams["u"].weights == (0, 1)
+    assert alone.upstreams["u"].weights == (1,)
+
+
+def test_a_bad_network_is_an_error_that_leaves_the_compiler_as_it_was() -> None:
+    from lb.model.listener import HttpOptions
+
+    compiler = Compiler(Engine(threads=1))
+    good = Config({"http": Listener("http", 80, host_set="h")}, {"h": {"*": VirtualHost("*", (route("r", "/"),))}}, {"u": Upstream("u")})
+    compiler.compile(good, 1)
+    bad = Config({"http": Listener("http", 80, http=HttpOptions(trusted_proxies=("no",)))}, {}, {})
+    with pytest.raises(ValueError, match="no"):
+        compiler.compile(bad, 2)
+    assert compiler.compile(good, 3).match("http", b"x", b"/") == ("*", "r")
+
+
+def test_each_of_many_hosts_is_found() -> None:
+    compiler = Compiler(Engine(threads=1))
+    names = [f"app-{i}.team-{i % 97}.example.com" for i in range(20_000)]
+    hosts = {name: VirtualHost(name, (route(name, "/"),)) for name in names}
+    table = compiler.compile(Config({"http": Listener("http", 80, host_set="h")}, {"h": hosts}, {"u": Upstream("u")}), 1)
+    assert table.host_count == len(names)
+    assert all(table.match("http", name.encode(), b"/x") == (name, name) for name in names)
+    assert table.match("http", b"app-1.example.com", b"/") == (None, None)
