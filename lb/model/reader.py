@@ -52,6 +52,9 @@ ResultT = TypeVar("ResultT")
 OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
+_MAX_SUGGESTIONS = 1_000
+"""Comparing a word with more names than this takes too long for what it helps."""
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 5.6.2."""
 
@@ -93,7 +96,7 @@ class _Reader:
     def read_config(self, content: Mapping[str, Any]) -> Config:
         self._report_unknown_keys("", content, TOP_KEYS)
         declared = content.get("upstreams")
-        self._upstream_names = list(declared) if isinstance(declared, Mapping) else ()
+        self._upstream_names = dict.fromkeys(declared) if isinstance(declared, Mapping) else ()
         upstreams = dict(self._read_each("upstreams", declared, self._read_upstream))
         hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
         listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
@@ -438,7 +441,7 @@ def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:
 
 
 def _suggest(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(word, known, n=1) if len(known) <= _MAX_SUGGESTIONS else []
     if near:
         return f"did you mean `{near[0]}`?"
     return f"write one of {', '.join(f'`{one}`' for one in list(known)[:12])}" if known else ""

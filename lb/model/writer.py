@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -165,5 +166,10 @@ def _write_options(options: msgspec.Struct, defaults: msgspec.Struct) -> Content
 
 
 def _differing(struct: msgspec.Struct, *names: str) -> Content:
-    defaults = {field.name: field.default for field in msgspec.structs.fields(struct)}
+    defaults = _defaults(type(struct))
     return {name: value for name in names if (value := getattr(struct, name)) != defaults[name]}
+
+
+@cache
+def _defaults(struct: type[msgspec.Struct]) -> Content:
+    return {field.name: field.default for field in msgspec.structs.fields(struct)}
