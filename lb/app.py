@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import uvloop
@@ -47,11 +48,16 @@ DRAIN_POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 
 
-def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> int:
-    """Run until a signal says stop; returns the exit status. OSError and FormatError for what cannot start."""
+def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> NoReturn:
+    """Run until a signal says stop, then end the process. OSError and FormatError for what cannot start."""
     prepare_process(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Application(settings, options, paths, demo=demo).run())
+        runner.run(Application(settings, options, paths, demo=demo).run())
+        # All is written and closed. To free a million objects one by one first, or to wait for a thread that still
+        # reads a large export, would only keep whoever restarts us waiting.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def prepare_process(settings: Settings) -> None:
@@ -121,23 +127,32 @@ class Application:
 
     # -- Life
 
-    async def run(self) -> int:
-        """From start to exit status."""
+    async def run(self) -> None:
+        """From start to end."""
         self._handle_signals()
         self._open_access_log()
         self.engine.start()
         await self._admin.start()
         try:
-            await self._load()
-            self._notifier.ready(self._summary())
-            for work in (self._tick, self._watcher.run, self._build_on_change):
-                self._tasks.append(asyncio.create_task(self._keep_running(work)))
-            await self._stopping.wait()
-            await self._drain()
+            if await self._load_unless_stopped():
+                self._notifier.ready(self._summary())
+                for work in (self._tick, self._watcher.run, self._build_on_change):
+                    self._tasks.append(asyncio.create_task(self._keep_running(work)))
+                await self._stopping.wait()
+                await self._drain()
         finally:
             await self._close()
         log.info("stopped")
-        return 0
+
+    async def _load_unless_stopped(self) -> bool:
+        """Whether the first build came to an end before somebody said stop: a large export takes seconds."""
+        loading = asyncio.create_task(self._load())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            stopping.cancel()
+            await loading
+        return loading.done()
 
     async def _load(self) -> None:
         """The first build. Objects that stay for good are made here, so the garbage collector keeps out of it."""

@@ -85,12 +85,11 @@ def command(
         if not paths and not (config_file and has_routing(config_file)):
             raise click.UsageError(USAGE)
         logs.set_up(settings.log.level, settings.log.format)
-        status = run(settings, make_options(settings, flags), inputs, demo=demo)
+        run(settings, make_options(settings, flags), inputs, demo=demo)
     except (SettingsError, FormatError) as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"cannot start: {error}") from None
-    raise SystemExit(status)
 
 
 def _shown(path: Path) -> str:

@@ -262,6 +262,17 @@ listeners: {{own: {{address: 127.0.0.1, port: {free_port()}}}}}
         assert process.wait(DEADLINE) == 0
 
 
+def test_term_while_the_input_is_still_read(site: Site) -> None:
+    """A pipe that nobody writes to stands for an export that takes long."""
+    pipe = site.directory / "never.json"
+    os.mkfifo(pipe)
+    with LbProcess([pipe], site.directory / "lb", wait=False) as lb:
+        wait_until(lambda: lb.admin_socket.exists() and lb.admin("/livez")[0] == 200, "it lives")
+        assert json.loads(lb.admin("/readyz")[1])["why"] == "reading the input"
+        lb.signal(signal.SIGTERM)
+        lb.assert_ends()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from lb.settings import Bind, Settings, SettingsError, load_settings, parse_bind, parse_publish
+from lb.settings import (
+    Bind,
+    Settings,
+    SettingsError,
+    default_admin_socket,
+    find_admin_socket,
+    has_routing,
+    load_settings,
+    parse_bind,
+    parse_publish,
+)
 
 HEAD = "apiVersion: lb/v1\nkind: Config\n"
 
@@ -127,3 +137,29 @@ def test_publish_maps_ports() -> None:
     for wrong in ("8080", "http=8080", "0=8080", "99999=80"):
         with pytest.raises(SettingsError, match="PORT=ADDRESS:PORT"):
             parse_publish([wrong])
+
+
+def test_routing_is_told_from_settings(tmp_path: Path) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(HEAD + "settings: {}\n")
+    assert not has_routing(path)
+    path.write_text(HEAD + "settings: {}\nhosts: {}\n")
+    assert has_routing(path)
+
+
+def test_daemon_and_ctl_agree_on_the_admin_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, own = tmp_path / "system", tmp_path / "own"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(system))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own))
+    own.mkdir()
+    assert default_admin_socket() == f"{system}/admin.sock"
+    writable = {str(own)}
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) in writable)
+    assert default_admin_socket() == f"{own}/lb/admin.sock"
+    assert find_admin_socket() == f"{system}/admin.sock", "the place that is told when nothing is found"
+    (own / "lb").mkdir()
+    (own / "lb" / "admin.sock").touch()
+    assert find_admin_socket() == f"{own}/lb/admin.sock"
+    writable.clear()
+    with pytest.raises(SettingsError, match="--admin-socket"):
+        default_admin_socket()
