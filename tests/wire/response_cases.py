@@ -37,6 +37,9 @@ class Case:
     reused: bool | None = None
     """Whether the connection to the backend carries the next request."""
 
+    spills: bool = False
+    """Bytes follow that answer nothing. They come with the response: later ones could not be told from the next one."""
+
     @property
     def statuses(self) -> tuple[int, ...]:
         return (self.status,) if isinstance(self.status, int) else self.status
@@ -243,6 +246,7 @@ NO_BODY = [
         (204, 502),
         body=b"",
         reused=False,
+        spills=True,
     ),
     Case(
         "204 with a chunked body",
@@ -250,6 +254,7 @@ NO_BODY = [
         (204, 502),
         body=b"",
         reused=False,
+        spills=True,
     ),
     Case(
         "204 followed by a body without framing",
@@ -257,6 +262,7 @@ NO_BODY = [
         204,
         body=b"",
         reused=False,
+        spills=True,
     ),
     passes(
         "304 with the length of what it does not send",
@@ -271,12 +277,18 @@ NO_BODY = [
         304,
         body=b"",
         reused=False,
+        spills=True,
     ),
     Case("HEAD with a length", reply(length(1_000)), 200, method="HEAD", has={"content-length": [b"1000"]}),
     passes("HEAD with chunked", reply(b"Transfer-Encoding: chunked"), method="HEAD", body=b"", reused=None),
     passes("HEAD without framing", reply(), method="HEAD", body=b"", reused=None),
     Case(
-        "HEAD with a body nobody asked for", reply(length(len(POISON)), body=POISON), 200, method="HEAD", reused=False
+        "HEAD with a body nobody asked for",
+        reply(length(len(POISON)), body=POISON),
+        200,
+        method="HEAD",
+        reused=False,
+        spills=True,
     ),
     Case(
         "HEAD with a chunked body nobody asked for",
@@ -284,18 +296,20 @@ NO_BODY = [
         200,
         method="HEAD",
         reused=False,
+        spills=True,
     ),
-    Case("bytes after the response", reply(*OK_2, body=b"ok" + POISON), 200, body=b"ok", reused=False),
+    Case("bytes after the response", reply(*OK_2, body=b"ok" + POISON), 200, body=b"ok", reused=False, spills=True),
     Case(
         "bytes after a chunked response",
         reply(b"Transfer-Encoding: chunked", body=chunked(b"ok") + POISON),
         200,
         body=b"ok",
         reused=False,
+        spills=True,
     ),
-    Case("two responses to one request", reply(*OK_2, body=b"ok") + POISON, 200, body=b"ok", reused=False),
-    Case("one byte too many", reply(*OK_2, body=b"ok!"), 200, body=b"ok", reused=False),
-    Case("a line end after the response", reply(*OK_2, body=b"ok\r\n"), 200, body=b"ok"),
+    Case("two responses to one request", reply(*OK_2, body=b"ok") + POISON, 200, body=b"ok", reused=False, spills=True),
+    Case("one byte too many", reply(*OK_2, body=b"ok!"), 200, body=b"ok", reused=False, spills=True),
+    Case("a line end after the response", reply(*OK_2, body=b"ok\r\n"), 200, body=b"ok", spills=True),
 ]
 
 INTERIM = [

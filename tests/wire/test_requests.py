@@ -52,7 +52,10 @@ def invariants_hold(wire: Serving) -> Iterator[None]:
 
 def read_answer(client: RawClient, method: bytes) -> Response | None:
     """The answer, or None when the connection ended without a byte of one."""
-    if not client.reader.buffer and not client.reader.fill():
+    try:
+        if not client.reader.buffer and not client.reader.fill():
+            return None
+    except ConnectionResetError:
         return None
     return client.response(method)
 
@@ -87,7 +90,7 @@ def check_forwarded(case: Case, request: Request) -> None:
     if case.listener != "trusted":
         assert headers.get("x-forwarded-for") == b"127.0.0.1"
         assert headers.get("x-forwarded-proto") == b"http"
-        assert headers.get("x-forwarded-host") == headers.get("host")
+        assert (headers.get("x-forwarded-host") or b"") == headers.get("host")
         assert headers.get("x-real-ip") == b"127.0.0.1"
 
 
@@ -157,14 +160,6 @@ def test_a_request_hidden_in_a_body_stays_a_body(wire: Serving) -> None:
         assert client.ask(in_chunks(chunked(hidden))).status == 200
         assert client.ask(GOOD).status == 200
     assert [request.target for request in wire.backends["wire"].requests()] == [b"/case", b"/case", b"/good"]
-
-
-def test_errors_are_json_for_those_who_ask(wire: Serving) -> None:
-    with wire.connect() as client:
-        answer = client.ask(head(b"Accept: application/json", line=b"GET /a%00 HTTP/1.1"))
-        assert answer.status == 400
-        assert (answer.headers.get("content-type") or b"").startswith(b"application/json")
-        assert answer.body.strip().startswith(b"{")
 
 
 def test_descriptors_do_not_leak_over_refused_requests(wire: Serving) -> None:
