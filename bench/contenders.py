@@ -258,8 +258,19 @@ class HAProxy(Contender):
     def command(self) -> list[str | Path]:
         return ["haproxy", "-W", "-db", "-f", self.directory / "haproxy.cfg"]
 
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        super().prepare(cluster, namespace)
+        while self._loads() <= self._reloads:  # the master loses a signal that comes while it starts itself again
+            time.sleep(0.01)
+
     def apply(self) -> None:
+        self._reloads += 1
         os.kill(self.pid, signal.SIGUSR2)
+
+    _reloads = 0
+
+    def _loads(self) -> int:
+        return (self.directory / "log").read_text(errors="replace").count("Loading success")
 
 
 class Envoy(Contender):
