@@ -19,6 +19,7 @@ FASTPATH := $(wildcard setup.py lb/_fastpath/*.pyx lb/_fastpath/*.pxd lb/_fastpa
 # Stamps: the set-up is done again only when what it depends on has changed.
 READY_RUN := $(VENV)/.ready-run
 READY_TEST := $(VENV)/.ready-test
+READY_BENCH := $(VENV)/.ready-bench
 BUILT := $(VENV)/.built
 SANITIZE_TREE := build/sanitize
 
@@ -69,7 +70,7 @@ man: build ## write the manual page to build/lb.1
 	@echo "build/lb.1: read it with man -l build/lb.1"
 
 .PHONY: bench
-bench: build $(READY_TEST) ## measure against a bare relay, nginx, HAProxy and Envoy (bench/README.md)
+bench: build $(READY_BENCH) ## measure against a bare relay, nginx, HAProxy and Envoy (bench/README.md)
 	@exec $(BIN)/python -m bench $(ARGS)
 
 # The tree is copied so that the instrumented extensions never stand where the ordinary ones do.
@@ -101,6 +102,10 @@ $(READY_RUN): pyproject.toml scripts/bootstrap
 
 $(READY_TEST): pyproject.toml scripts/bootstrap $(READY_RUN)
 	@VENV=$(VENV) scripts/bootstrap test
+	@touch $@
+
+$(READY_BENCH): pyproject.toml scripts/bootstrap $(READY_TEST)
+	@VENV=$(VENV) scripts/bootstrap bench
 	@touch $@
 
 # The first build goes through pip, which leaves $(BIN)/lb; later ones compile only what changed.
