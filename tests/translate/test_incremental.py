@@ -21,7 +21,7 @@ OPTIONS = st.sampled_from(
 
 
 @given(OPTIONS, st.lists(st.lists(st.tuples(OBJECTS, st.booleans()), min_size=1, max_size=6), max_size=6))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_changes_give_what_a_full_translation_gives(options: Options, batches: list[list[tuple[Object, bool]]]) -> None:
     store = Store()
     previous = translate(store, options, store.take_changes(), None)
@@ -42,7 +42,7 @@ def test_changes_give_what_a_full_translation_gives(options: Options, batches: l
 
 
 @given(st.lists(OBJECTS, max_size=20), OPTIONS, OPTIONS)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_translating_everything_again_keeps_what_is_equal(
     found: list[Object], options: Options, others: Options
 ) -> None:

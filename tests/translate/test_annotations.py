@@ -1,0 +1,87 @@
+"""The table of annotations is complete, and every value is read as it says."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from lb.model.route import RouteOptions
+from lb.model.upstream import UpstreamOptions
+from lb.objects.meta import Object, ObjectMeta
+from lb.objects.view import Stored
+from lb.problems import Origin, Problems
+from lb.translate.annotations import ANNOTATIONS, NOTHING, Place, Values, read_annotations
+
+
+def read(place: Place, **annotations: str) -> tuple[Values, Problems]:
+    problems = Problems()
+    named = {f"lb/{name.replace('_', '-')}": value for name, value in annotations.items()}
+    return read_annotations(Stored(Object(ObjectMeta("x", annotations=named)), Origin()), place, problems), problems
+
+
+def test_every_route_and_upstream_option_has_an_annotation() -> None:
+    fields = {part: {one.field for one in ANNOTATIONS if one.part == part} for part in ("route", "upstream")}
+    assert fields["route"] == {field.name for field in msgspec.structs.fields(RouteOptions)}
+    assert fields["upstream"] == {field.name for field in msgspec.structs.fields(UpstreamOptions)}
+
+
+def test_names_are_unique_and_explained() -> None:
+    assert len({one.name for one in ANNOTATIONS}) == len(ANNOTATIONS)
+    assert all(one.name.startswith("lb/") and one.text.endswith(".") and one.places for one in ANNOTATIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("5s", 5_000), ("500ms", 500), ("1m", 60_000), ("1m30s", 90_000), ("0", 0), (" 2s ", 2_000)],
+)
+def test_durations(text: str, milliseconds: int) -> None:
+    values, problems = read("Ingress", response_timeout=text)
+    assert values.route == {"response_timeout_ms": milliseconds}
+    assert not len(problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8Mi", 8 << 20), ("10m", 10 << 20), ("1g", 1 << 30), ("512", 512), ("0", 0), ("1M", 1_000_000)]
+)
+def test_sizes(text: str, size: int) -> None:
+    values, problems = read("Ingress", max_body_size=text)
+    assert values.route == {"max_body_bytes": size}
+    assert not len(problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("response_timeout", "5"),
+        ("response_timeout", ""),
+        ("response_timeout", "-1s"),
+        ("response_timeout", "999999999h"),
+        ("max_body_size", "-1"),
+        ("max_body_size", "10q"),
+        ("max_body_size", "99999999999999Ti"),
+        ("retries", "1.5"),
+        ("retries", "99999999999"),
+        ("retries", "²"),
+        ("balance", "random"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_a_problem_and_left_out(name: str, text: str) -> None:
+    values, problems = read("Ingress", **{name: text})
+    assert (values.route, values.balance) == ({}, None)
+    assert [one.code for one in problems] == ["LB5001"]
+
+
+def test_an_annotation_in_the_wrong_place_is_ignored_and_said() -> None:
+    values, problems = read("Ingress", targets="nodeports", connect_timeout="1s", retries="1")
+    assert values == Values(route={"retries": 1})
+    assert [(one.code, one.field) for one in problems] == [
+        ("LB5002", "metadata.annotations[lb/connect-timeout]"),
+        ("LB5002", "metadata.annotations[lb/targets]"),
+    ]
+
+
+def test_other_annotations_are_left_alone() -> None:
+    problems = Problems()
+    metadata = ObjectMeta("x", annotations={"nginx.ingress.kubernetes.io/proxy-body-size": "8m", "lb": "x"})
+    assert read_annotations(Stored(Object(metadata), Origin()), "Ingress", problems) is NOTHING
+    assert not len(problems)

@@ -1,0 +1,67 @@
+"""What no file can hold (Resolutions), and that translation depends on what its input says it does."""
+
+from __future__ import annotations
+
+from lb.objects.meta import ObjectMeta
+from lb.objects.view import Resolution
+from lb.translate.translation import Options, translate
+from tests.translate.cluster import ask, backend, codes, ingress, read_store, translate_text
+from tests.translate.objects import stored
+
+EXTERNAL = """---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: shop}
+spec: {type: ExternalName, externalName: api.example.net, ports: [{name: https, port: 443, targetPort: 8443}]}
+"""
+
+
+def test_the_addresses_of_an_external_name_are_its_endpoints() -> None:
+    store = read_store(EXTERNAL + ingress("web", ("h", "Prefix", "/", "api:https")))
+    translation = translate(store, Options(), store.take_changes(), None)
+    assert translation.config.upstreams["shop/api:443"].resolve == "api.example.net"
+    assert ask(translation.config, "h/") == "503 external name api.example.net is not resolved yet"
+
+    addresses = ("198.51.100.1", "2001:db8::1", "198.51.100.1")
+    store.put(stored(Resolution(ObjectMeta("api.example.net"), addresses)))
+    translation = translate(store, Options(), store.take_changes(), translation)
+    upstream = translation.config.upstreams["shop/api:443"]
+    assert [one.key for one in upstream.endpoints] == ["198.51.100.1:8443", "[2001:db8::1]:8443"]
+    assert upstream.unavailable == ""
+
+    store.put(stored(Resolution(ObjectMeta("api.example.net"), (), "no such name")))
+    translation = translate(store, Options(), store.take_changes(), translation)
+    assert ask(translation.config, "h/") == "503 name api.example.net cannot be resolved: no such name"
+    assert codes(translation.problems, "LB2001") == ["LB4005 Service shop/api spec.externalName"]
+
+
+def test_a_native_upstream_that_is_resolved_keeps_what_it_lists_until_then() -> None:
+    native = """---
+apiVersion: lb/v1
+kind: Config
+listeners: {http: {port: 80, host_set: ingress}}
+hosts: {ingress: {h: [{forward: api}]}}
+upstreams: {api: {resolve: api.example.net, endpoints: [10.0.0.1:8443]}}
+"""
+    store = read_store(native)
+    translation = translate(store, Options(), store.take_changes(), None)
+    assert [one.key for one in translation.config.upstreams["api"].endpoints] == ["10.0.0.1:8443"]
+    store.put(stored(Resolution(ObjectMeta("api.example.net"), ("198.51.100.1",))))
+    translation = translate(store, Options(), store.take_changes(), translation)
+    assert [one.key for one in translation.config.upstreams["api"].endpoints] == ["198.51.100.1:8443"]
+
+
+def test_a_service_that_nothing_refers_to_makes_no_upstream() -> None:
+    assert not translate_text(backend("web", "10.0.0.1")).config.upstreams
+
+
+def test_a_slice_that_moves_to_another_service_changes_both() -> None:
+    rules = ingress("web", ("h", "Prefix", "/one", "one"), ("h", "Prefix", "/two", "two"))
+    text = rules + backend("one", "10.0.0.1") + backend("two")
+    store = read_store(text)
+    translation = translate(store, Options(), store.take_changes(), None)
+    assert (ask(translation.config, "h/one"), ask(translation.config, "h/two")[:3]) == ("shop/one:80", "503")
+    moved = text.replace("service-name: one", "service-name: two")
+    store.replace_file("test.yaml", list(read_store(moved).objects_of("test.yaml")))
+    translation = translate(store, Options(), store.take_changes(), translation)
+    assert (ask(translation.config, "h/one")[:3], ask(translation.config, "h/two")) == ("503", "shop/two:80")
