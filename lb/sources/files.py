@@ -50,6 +50,10 @@ class Signature(NamedTuple):
     changed_ns: int
 
 
+_READ_ONCE = Signature(0, 0, 0, 0, 0)
+"""Of standard input and pipes."""
+
+
 class _Content(msgspec.Struct, frozen=True):
     """What is known of one file."""
 
@@ -135,7 +139,7 @@ class FileSource:
         found = self._find()
         changed: dict[str, _Content] = {}
         for file, status in sorted(found.files.items()):
-            if force or self._is_news(file, status):
+            if self._is_news(file, status, force):
                 changed[file] = _read(file, status, self._contents.get(file))
         for path, problem in found.problems.items():
             before = self._contents.get(path)
@@ -162,9 +166,13 @@ class FileSource:
         self.places = found.places()
         return found
 
-    def _is_news(self, file: str, status: os.stat_result) -> bool:
+    def _is_news(self, file: str, status: os.stat_result, force: bool) -> bool:
         before = self._contents.get(file)
-        return before is None or not before.settled or before.signature != _signature(status)
+        if before is None:
+            return True
+        if not stat.S_ISREG(status.st_mode):
+            return False  # standard input or a pipe: it can be read only once
+        return force or not before.settled or before.signature != _signature(status)
 
 
 # Finding
@@ -234,11 +242,12 @@ def _note_way(path: str, ways: set[str]) -> None:
     """Add every directory, link and file on the way to `path`: whichever is replaced, `path` is something else."""
     waiting = [os.path.abspath(path)]
     while waiting:
-        part = waiting.pop()
+        whole = part = waiting.pop()
         while part not in ways and part != "/":
             ways.add(part)
             if os.path.islink(part):
-                waiting.append(os.path.normpath(os.path.join(os.path.dirname(part), os.readlink(part))))
+                target = os.path.join(os.path.dirname(part), os.readlink(part))
+                waiting.append(os.path.normpath(target + whole[len(part) :]))
             part = os.path.dirname(part)
 
 
@@ -274,8 +283,6 @@ class _Read(NamedTuple):
 
 
 def _read(file: str, status: os.stat_result, before: _Content | None) -> _Content:
-    if file == STDIN and before is not None:
-        return before  # it can be read only once
     try:
         read = _read_part(file, before) if before is not None else None
         read = read or _read_whole(file, before.decoded if before else None)
@@ -327,7 +334,7 @@ def _read_whole(file: str, previous: Decoded | None) -> _Read:
 
 def _read_bytes(file: str) -> tuple[bytes, Signature | None]:
     if file == STDIN:
-        return sys.stdin.buffer.read(), Signature(0, 0, 0, 0, 0)
+        return sys.stdin.buffer.read(), _READ_ONCE
     data = b""
     for _ in range(_READ_ATTEMPTS):
         with open(file, "rb") as stream:
@@ -335,7 +342,7 @@ def _read_bytes(file: str) -> tuple[bytes, Signature | None]:
             data = stream.read()
             at_end = os.fstat(stream.fileno())
         if not stat.S_ISREG(at_start.st_mode):
-            return data, _signature(at_start)
+            return data, _READ_ONCE
         if _signature(at_start) == _signature(at_end) and len(data) == at_end.st_size:
             return data, _signature(at_end)
     return data, None
