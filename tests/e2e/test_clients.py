@@ -21,6 +21,7 @@ import websockets.sync.client
 
 from tests.harness.backend import RawBackend, answering
 from tests.harness.client import get
+from tests.harness.invariants import Rules
 from tests.harness.messages import Request
 from tests.harness.native import Native, respond
 from tests.harness.nginx import Nginx
@@ -63,6 +64,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         native.listen("six", free_port(), address="::1")
         native.listen("local", 0, address=f"unix:{directory}/lb.sock")
         native.serve("api.test", backends["api.test"])
+        backends["socket.test"] = RawBackend(answering(describe), rules=Rules(unix_clients=True))
+        native.serve("socket.test", backends["socket.test"])
         native.serve("nginx.test", nginx.key)
         native.serve("impatient.test", impatient.key)
         native.serve("chat.test", chat.key)
@@ -145,7 +148,7 @@ class TestCurl:
     def test_over_a_unix_socket(self, site: Serving) -> None:
         path = str(site.native.listeners["local"]["address"]).removeprefix("unix:")
         assert curl(site, "http://local.test/", "--unix-socket", path).stdout == b"from lb\n"
-        seen = json.loads(curl(site, "http://api.test/", "--unix-socket", path).stdout)
+        seen = json.loads(curl(site, "http://socket.test/", "--unix-socket", path).stdout)
         assert seen["target"] == "/"
 
     def test_an_unknown_host_is_not_found(self, site: Serving) -> None:

@@ -85,8 +85,9 @@ class RawClient:
         return self.response(method if method is not None else data.split(b" ", 1)[0])
 
     def finish(self) -> None:
-        """Half-close: no more bytes from us."""
-        self.socket.shutdown(socket.SHUT_WR)
+        """Half-close: no more bytes from us. The peer may have reset the connection meanwhile."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def rest(self) -> bytes:
         """Everything up to the end of the stream, where a reset counts as the end."""

@@ -30,6 +30,8 @@ class Rules:
 
     escaped_slashes: bool = False
     double_slashes: bool = False
+    unix_clients: bool = False
+    """Clients have no address."""
 
 
 STRICT = Rules()
@@ -40,7 +42,7 @@ def violations(request: Request, rules: Rules) -> list[str]:
     return [
         *_start_line(request),
         *_path(request.target.split(b"?", 1)[0], rules),
-        *_fields(request),
+        *_fields(request, rules),
         *_framing(request),
         *_trailers(request),
         *_second_opinion(request),
@@ -76,10 +78,12 @@ def _path(path: bytes, rules: Rules) -> list[str]:
     return found
 
 
-def _fields(request: Request) -> list[str]:
+def _fields(request: Request, rules: Rules) -> list[str]:
     headers = request.headers
     # A request for no host at all (HTTP/1.0) has nothing to say in X-Forwarded-Host.
     once = [name for name in _ONCE if name != "x-forwarded-host" or headers.all("host") != [b""]]
+    if rules.unix_clients:
+        once = [name for name in once if name not in ("x-forwarded-for", "x-real-ip", "x-forwarded-port")]
     found = [f"{len(headers.all(name))} lines of {name}" for name in once if len(headers.all(name)) != 1]
     found += [f"hop-by-hop field {name}" for name in _HOP_BY_HOP if headers.all(name)]
     connection = headers.tokens("connection")

@@ -50,6 +50,7 @@ def serving(
     """Start lb on `native`, which gets a listener `http` when it has none; at the end lb must stop cleanly."""
     if not native.listeners:
         native.listen("http", free_port())
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "lb.yaml"
     native.write(path)
     backends = backends or {}
