@@ -68,6 +68,7 @@ class Log(Section, frozen=True):
     """What lb says about itself, on standard error."""
 
     level: LogLevel = "info"
+    """`debug`, `info`, `warning` or `error`. `lb ctl log-level` changes it while lb runs."""
     format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, else JSON."""
 
@@ -95,14 +96,18 @@ class Metrics(Section, frozen=True):
     """How many series /metrics may have. The busiest get their own; the rest is summed under `_other`."""
 
     max_routes: Count = 1_000
+    """Routes with series of their own."""
     max_upstreams: Count = 1_000
+    """Upstreams with series of their own."""
     max_endpoints: Count = 1_000
+    """Endpoints with series of their own."""
 
 
 class Defaults(Section, frozen=True):
     """What objects get that say nothing themselves."""
 
     balance: Balance = "round-robin"
+    """How an endpoint is chosen: `round-robin` or `least-connections`."""
     http: HttpOptions = HttpOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
@@ -120,6 +125,7 @@ class Kubernetes(Section, frozen=True):
     node_selector: dict[str, str] = {}
     """Labels that a node must have to be a target."""
     node_address: NodeAddressType = "InternalIP"
+    """Which address of a node is the target: `InternalIP` or `ExternalIP`."""
     port: Annotated[int, Meta(ge=1, le=65_535)] = 80
     """Port of the listener that serves Ingresses."""
 
@@ -140,6 +146,7 @@ class Settings(Section, frozen=True):
     log: Log = Log()
     limits: Limits = Limits()
     error_answers: tuple[ErrorAnswer, ...] = ()
+    """Bodies of lb's own answers: a list of `status` (0 for all others), `body` and `content_type`."""
     metrics: Metrics = Metrics()
     defaults: Defaults = Defaults()
     kubernetes: Kubernetes = Kubernetes()
@@ -261,6 +268,11 @@ def _check(settings: Settings) -> None:
             raise SettingsError("this is for TCP; a Unix socket is `socket`")
     except SettingsError as error:
         raise _FieldError(("admin", "address"), str(error)) from None
+    for index, network in enumerate(settings.defaults.http.trusted_proxies):
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError as error:
+            raise _FieldError(("defaults", "http", "trusted_proxies", index), str(error)) from None
 
 
 def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], path: Steps) -> dict[str, object]:

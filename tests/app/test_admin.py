@@ -211,7 +211,7 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
         ("POST", "/v1/endpoints", {"upstream": "x", "state": "drain"}, 404, "no upstream x"),
         ("POST", "/v1/endpoints", {"upstream": UPSTREAM}, 400, "`state`, `weight` or both"),
         ("POST", "/v1/endpoints", {"upstream": UPSTREAM, "state": "gone"}, 400, "$.state"),
-        ("POST", "/v1/endpoints", {"upstream": UPSTREAM, "sate": "down"}, 400, "unknown field `sate`"),
+        ("POST", "/v1/endpoints", {"upstream": UPSTREAM, "mode": "down"}, 400, "unknown field `mode`"),
         (
             "POST",
             "/v1/endpoints",

@@ -131,10 +131,17 @@ def test_usr1_reopens_the_access_log(site: Site) -> None:
         rotated = lb.access_log.with_suffix(".1")
         lb.access_log.rename(rotated)
         lb.signal(signal.SIGUSR1)
-        wait_until(lb.access_log.exists, "the new file is there")
-        site.ask(path="/after")
-        lb.wait_log(1, target="/after")
-        assert "/after" not in rotated.read_text()
+        asked = 0
+
+        def after() -> bool:
+            nonlocal asked
+            asked += 1
+            site.ask(path="/after")
+            return lb.access_log.exists() and "/after" in lb.access_log.read_text()
+
+        wait_until(after, "records go to the new file")
+        files = (rotated, lb.access_log)
+        wait_until(lambda: sum(file.read_text().count("/after") for file in files) == asked, "no record is lost")
 
 
 class Gate:
@@ -277,7 +284,7 @@ def test_term_while_the_input_is_still_read(site: Site) -> None:
     ("arguments", "message"),
     [
         ([], "name at least one PATH"),
-        (["-c", "{settings}"], "settings.threds: unknown field; did you mean `threads`?"),
+        (["-c", "{settings}"], "settings.thread: unknown field; did you mean `threads`?"),
         (["x", "--publish", "80"], "`80` is not PORT=ADDRESS:PORT"),
         (["x", "--admin", "here"], "does not end in a port"),
         (["x", "--log-format", "combind", "--admin-socket", "{socket}"], "did you mean `combined`?"),
@@ -286,7 +293,7 @@ def test_term_while_the_input_is_still_read(site: Site) -> None:
 )
 def test_wrong_usage_is_told_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
     settings = tmp_path / "lb.yaml"
-    settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {threds: 1}\n")
+    settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {thread: 1}\n")
     result = run_to_end(*(text.format(settings=settings, socket=tmp_path / "a.sock") for text in arguments))
     assert result.returncode in (1, 2)
     assert message in result.stderr

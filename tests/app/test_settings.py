@@ -95,6 +95,10 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
             ":4: settings.publish: `80:8080` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080`",
         ),
         (
+            "settings:\n  defaults:\n    http: {trusted_proxies: [10.0.0.0/8, proxies]}\n",
+            ":5: settings.defaults.http.trusted_proxies[1]: 'proxies' does not appear to be an IPv4 or IPv6 network",
+        ),
+        (
             "settings:\n  admin: {address: 'unix:/x'}\n",
             ":4: settings.admin.address: this is for TCP; a Unix socket is `socket`",
         ),
