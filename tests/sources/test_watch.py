@@ -1,0 +1,242 @@
+"""Changes of files reach the store, however they are made. Real files, real inotify."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from lb.sources.files import FileSource
+from lb.sources.store import Store
+from lb.sources.watch import HOLD_OFF_MS, Watcher
+from tests.sources.test_files import names, write
+
+DEADLINE_S = 20
+
+
+class Watched:
+    """A store that a running Watcher keeps."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.store = Store()
+        self.source = FileSource(paths, self.store)
+        self.changes = 0
+        self._changed = asyncio.Condition()
+        self.watcher = Watcher(self.source, self._note)
+        self.gaps: list[list[str]] = []
+        """What the store held after each change."""
+
+    def _note(self) -> None:
+        self.changes += 1
+        self.gaps.append(names(self.store))
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+        assert condition(), what
+
+    async def until_names(self, *expected: str) -> None:
+        try:
+            await self.until(lambda: names(self.store) == sorted(expected), "names")
+        except TimeoutError:
+            assert names(self.store) == sorted(expected)
+        # What follows must not be taken for an echo of this.
+        await self.until(lambda: self.watcher.ready.is_set() and self.source.is_settled, "settled")
+
+
+@asynccontextmanager
+async def watching(*paths: Path) -> AsyncIterator[Watched]:
+    watched = Watched(paths)
+    task = asyncio.create_task(watched.watcher.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await watched.watcher.ready.wait()
+        yield watched
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_writing_into_a_file_and_adding_and_removing_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "d/a.yaml", "a")
+    async with watching(tmp_path / "d") as watched:
+        assert names(watched.store) == ["a"]
+        write(first, "a", "b")
+        await watched.until_names("a", "b")
+        write(tmp_path / "d/c.yaml", "c")
+        await watched.until_names("a", "b", "c")
+        first.unlink()
+        await watched.until_names("c")
+
+
+async def test_a_file_renamed_over_another_shows_no_gap(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    async with watching(path) as watched:
+        for name in ("b", "c", "d"):
+            write(tmp_path / ".new", name).rename(path)
+            await watched.until_names(name)
+        assert [] not in watched.gaps
+
+
+async def test_an_editor_that_moves_the_old_file_away(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    async with watching(path) as watched:
+        path.rename(tmp_path / "a.yaml~")
+        write(path, "b")
+        (tmp_path / "a.yaml~").unlink()
+        await watched.until_names("b")
+        assert [] not in watched.gaps
+
+
+async def test_the_swap_of_a_mounted_config_map(tmp_path: Path) -> None:
+    """As kubelet does it (pkg/volume/util/atomic_writer.go): a new directory, then one rename of `..data`."""
+
+    def swap(version: str, *content: str) -> None:
+        write(tmp_path / f"d/..{version}/web.yaml", *content)
+        (tmp_path / "d/..data_tmp").symlink_to(f"..{version}")
+        (tmp_path / "d/..data_tmp").rename(tmp_path / "d/..data")
+
+    swap("v1", "a")
+    (tmp_path / "d/web.yaml").symlink_to("..data/web.yaml")
+    async with watching(tmp_path / "d") as watched:
+        assert names(watched.store) == ["a"]
+        swap("v2", "b")
+        shutil.rmtree(tmp_path / "d/..v1")
+        await watched.until_names("b")
+        swap("v3", "c")
+        await watched.until_names("c")
+        assert [] not in watched.gaps
+    async with watching(tmp_path / "d/web.yaml") as watched:
+        swap("v4", "d")
+        await watched.until_names("d")
+        assert watched.store.files() == [str(tmp_path / "d/web.yaml")]
+
+
+async def test_a_linked_directory_that_is_swapped(tmp_path: Path) -> None:
+    for version, name in (("v1", "a"), ("v2", "b")):
+        write(tmp_path / f"releases/{version}/conf/x.yaml", name)
+    current = tmp_path / "current"
+    current.symlink_to("releases/v1")
+    async with watching(current / "conf") as watched:
+        assert names(watched.store) == ["a"]
+        (tmp_path / "next").symlink_to("releases/v2")
+        (tmp_path / "next").rename(current)
+        await watched.until_names("b")
+        write(tmp_path / "releases/v2/conf/y.yaml", "c")
+        await watched.until_names("b", "c")
+
+
+async def test_a_link_to_a_file_elsewhere(tmp_path: Path) -> None:
+    real = write(tmp_path / "real/a.yaml", "a")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/a.yaml").symlink_to(real)
+    async with watching(tmp_path / "conf") as watched:
+        write(real, "b")
+        await watched.until_names("b")
+
+
+async def test_directories_that_come_later_and_come_again(tmp_path: Path) -> None:
+    async with watching(tmp_path / "not/yet") as watched:
+        assert [problem.code for problem in watched.store.problems()] == ["LB1001"]
+        write(tmp_path / "not/yet/a.yaml", "a")
+        await watched.until_names("a")
+        write(tmp_path / "not/yet/deep/er/b.yaml", "b")
+        await watched.until_names("a", "b")
+        write(tmp_path / "not/yet/deep/er/c.yaml", "c")
+        await watched.until_names("a", "b", "c")
+        shutil.rmtree(tmp_path / "not")
+        await watched.until_names()
+        write(tmp_path / "not/yet/d.yaml", "d")
+        await watched.until_names("d")
+        (tmp_path / "not").rename(tmp_path / "old")
+        write(tmp_path / "new/yet/e.yaml", "e")
+        (tmp_path / "new").rename(tmp_path / "not")
+        await watched.until_names("e")
+        write(tmp_path / "not/yet/e.yaml", "f")
+        await watched.until_names("f")
+
+
+async def test_a_half_written_export_is_not_used_before_it_is_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", "a")
+    services = [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}} for name in "bc"]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": services}).encode()
+    async with watching(path) as watched:
+        with path.open("wb") as stream:
+            for place in range(len(text)):
+                stream.write(text[place : place + 1])
+                stream.flush()
+                # Long enough to be read in between.
+                await asyncio.sleep(HOLD_OFF_MS / 1000 * 1.5 if place == 100 else 0)
+                assert names(watched.store) == ["a"] or place == len(text) - 1
+        await watched.until_names("b", "c")
+        assert watched.store.problems() == []
+
+
+async def test_many_events_make_one_reading(tmp_path: Path) -> None:
+    path = write(tmp_path / "d/a.yaml", "a")
+    async with watching(tmp_path / "d") as watched:
+        await watched.until(lambda: watched.source.is_settled, "settled")
+        before = watched.changes
+        started = asyncio.get_running_loop().time()
+        for number in range(50):
+            write(tmp_path / f"d/{number}.yaml", f"s{number}")
+        write(path, "last")
+        await watched.until_names("last", *(f"s{number}" for number in range(50)))
+        # However slow this machine is: no two readings are nearer to each other than the hold-off.
+        elapsed_ms = (asyncio.get_running_loop().time() - started) * 1000
+        assert watched.changes - before <= elapsed_ms / HOLD_OFF_MS + 1
+
+
+async def test_other_files_are_of_no_concern(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    os.utime(path, (1, 1))
+    async with watching(path) as watched:
+        for number in range(5):
+            write(tmp_path / f"other-{number}.yaml", "x")
+        write(tmp_path / "deep/er.yaml", "x")
+        write(path, "b")
+        await watched.until_names("b")
+        assert watched.store.files() == [str(path)]
+
+
+async def test_rescan_reads_what_no_date_tells(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    async with watching(path) as watched:
+        await watched.until(lambda: watched.source.is_settled, "settled")
+        await watched.watcher.rescan()
+        assert names(watched.store) == ["a"]
+        write(path, "b")
+        await watched.watcher.rescan()
+        assert names(watched.store) == ["b"]
+
+
+async def test_what_cannot_be_watched_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    tries = []
+
+    def refuse(*_: object) -> object:
+        tries.append(1)
+        raise OSError(28, "inotify limit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.sources.watch._notify", refuse)
+        patch.setattr("lb.sources.watch._RETRY_MS", 20)
+        watched = Watched([path])
+        task = asyncio.create_task(watched.watcher.run())
+        await watched.until(lambda: len(tries) > 2, "tries")
+        write(path, "b")
+        await watched.until(lambda: names(watched.store) == ["b"], "read all the same")
+    async with asyncio.timeout(DEADLINE_S):
+        await watched.watcher.ready.wait()
+    write(path, "c")
+    await watched.until_names("c")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
