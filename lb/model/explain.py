@@ -6,10 +6,10 @@ data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -40,6 +40,13 @@ STATUS = {
 
 NO_LISTENER = "no-listener"
 """Not one of the data plane's reasons: where nothing listens, no request arrives."""
+
+
+_URL = re.compile(
+    r"(?:(?P<scheme>https?)://)?(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
+    r"(?P<target>(?:[/?][^#]*)?)(?:#.*)?"
+)
+"""RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -175,17 +182,18 @@ def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: s
 
     A `Host:` line replaces the URL's host, as in curl. ValueError with a text for people.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    parts = _URL.fullmatch(url)
+    if parts is None or int(parts["port"] or 0) > 65_535:
         raise ValueError(f"{url!r} is not like http://shop.example.com/cart")
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
     if client:
         ip_address(client)
+    target = parts["target"]
     return Ask(
-        host=hosts[0] if hosts else parts.netloc.rpartition("@")[2],
-        target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-        port=parts.port or (443 if parts.scheme == "https" else 80),
+        host=hosts[0] if hosts else parts["authority"],
+        target=target if target.startswith("/") else f"/{target}",
+        port=int(parts["port"] or 0) or (443 if parts["scheme"] == "https" else 80),
         method=method,
         headers=tuple(headers),
         client=client,

@@ -56,9 +56,9 @@ def test_module_is_the_command() -> None:
 
 
 def test_wrong_verb_gets_a_suggestion(lb: Lb) -> None:
-    result = lb("explian")
+    result = lb("xplain")
     assert result.exit_code == 2
-    assert "there is no command `explian`; did you mean `explain`?" in result.stderr
+    assert "there is no command `xplain`; did you mean `explain`?" in result.stderr
 
 
 def load(text: str) -> Config:
