@@ -5,7 +5,7 @@ Blocks of routes and upstreams are made at their first use, so that 100,000 idle
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from lb._fastpath.c.sys cimport LB_REASON_COUNT, lb_put_u64
+from lb._fastpath.c.sys cimport LB_REASON_COUNT, lb_prefetch, lb_put_u64
 
 cdef enum:
     BUCKETS = 18
@@ -23,11 +23,12 @@ cdef extern from *:
     const unsigned int lb_bounds_us[17]
 
 cdef struct traffic:
+    # What every exchange writes stands in the first cache line; it then touches one bucket.
     uint64_t responses[5]  # By status class, 1xx first.
     uint64_t bytes_in
     uint64_t bytes_out
-    uint64_t buckets[BUCKETS]
     uint64_t nanoseconds
+    uint64_t buckets[BUCKETS]
 
 cdef struct upstream_traffic:
     traffic base
@@ -61,10 +62,15 @@ cdef struct counters:
     uint64_t events
 
 cdef struct stats_space:
+    # The blocks lie side by side in a few large pieces: with 100,000 routes it is the page tables that cost.
+    char* piece
+    size_t piece_left
+    void* pieces  # all of them, each beginning with a pointer to the one before
     # Blocks by id. The chunk pointers are set by the control plane before an id is used, the blocks by the reactor.
     void** chunks[STATS_CHUNKS]
 
 cdef void* stats_new(stats_space* space, uint32_t id, size_t size) noexcept nogil
+cdef void stats_release(stats_space* space) noexcept nogil
 
 cdef inline void* stats_block(stats_space* space, uint32_t id, size_t size) noexcept nogil:
     """The block of `id`, zeroed at first use; NULL when memory is out."""
@@ -72,6 +78,13 @@ cdef inline void* stats_block(stats_space* space, uint32_t id, size_t size) noex
     if block == NULL:
         return stats_new(space, id, size)
     return block
+
+cdef inline void stats_prefetch(stats_space* space, uint32_t id) noexcept nogil:
+    """Have the block at hand when the exchange ends."""
+    cdef char* block = <char*>space.chunks[id // STATS_CHUNK][id % STATS_CHUNK]
+    if block != NULL:
+        lb_prefetch(block)
+        lb_prefetch(block + 64)
 
 cdef inline void bump(uint64_t* counter) noexcept nogil:
     lb_put_u64(counter, counter[0] + 1)

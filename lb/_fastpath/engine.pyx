@@ -40,6 +40,7 @@ from lb._fastpath.c.sys cimport (
     htons,
     inet_pton,
     lb_hash,
+    lb_huge_alloc,
     lb_load_int,
     lb_load_ptr,
     lb_load_u64,
@@ -68,6 +69,7 @@ from lb._fastpath.counters cimport (
     counters,
     lb_bounds_us,
     listener_traffic,
+    stats_release,
     stats_space,
     traffic,
     upstream_traffic,
@@ -289,6 +291,54 @@ cdef class UpstreamView:
             free(self.p)
 
 
+# Programs of up to 4 KiB lie side by side on huge pages, by size in steps of a cache line. Only the control plane makes and
+# frees them, under the GIL; a place that is given back is used for the next program of its size.
+cdef enum:
+    PROGRAM_STEP = 64
+    PROGRAM_STEPS = 64
+    PROGRAM_FIRST = 65536  # most configurations need no more
+    PROGRAM_PIECE = 2097152
+
+cdef void* program_places[PROGRAM_STEPS + 1]
+cdef char* program_piece = NULL
+cdef size_t program_left = 0
+
+
+cdef vhost* program_alloc(size_t size) noexcept:
+    global program_piece, program_left
+    cdef size_t step = (size + PROGRAM_STEP - 1) // PROGRAM_STEP, skip
+    cdef void* place
+    if step > PROGRAM_STEPS:
+        return <vhost*>malloc(size)
+    place = program_places[step]
+    if place != NULL:
+        program_places[step] = (<void**>place)[0]
+        return <vhost*>place
+    if program_left < step * PROGRAM_STEP:
+        # What is left of the old piece is less than one program of this size.
+        program_left = PROGRAM_PIECE if program_piece != NULL else PROGRAM_FIRST
+        program_piece = <char*>lb_huge_alloc(program_left)
+        if program_piece == NULL:
+            program_left = 0
+            return NULL
+        skip = (PROGRAM_STEP - <size_t>program_piece % PROGRAM_STEP) % PROGRAM_STEP
+        program_piece += skip
+        program_left -= skip
+    place = program_piece
+    program_piece += step * PROGRAM_STEP
+    program_left -= step * PROGRAM_STEP
+    return <vhost*>place
+
+
+cdef void program_free(vhost* program) noexcept:
+    cdef size_t step = (<size_t>program.size + PROGRAM_STEP - 1) // PROGRAM_STEP
+    if step > PROGRAM_STEPS:
+        free(program)
+        return
+    (<void**>program)[0] = program_places[step]
+    program_places[step] = program
+
+
 cdef class HostProgram:
     """One compiled virtual host: trie, conditions, routes. Immutable."""
 
@@ -296,7 +346,8 @@ cdef class HostProgram:
     cdef readonly str hostname
 
     def __dealloc__(self):
-        free(self.p)
+        if self.p != NULL:
+            program_free(self.p)
 
     @property
     def route_count(self):
@@ -324,7 +375,7 @@ cdef class HostIndex:
         if self.p == NULL:
             raise MemoryError
         self.p.mask = capacity - 1
-        self.p.entries = <host_entry*>calloc(capacity, sizeof(host_entry))
+        self.p.entries = <host_entry*>lb_huge_alloc(capacity * sizeof(host_entry))
         if self.p.entries == NULL:
             raise MemoryError
         for program in hosts.values():
@@ -599,13 +650,13 @@ cdef class Engine:
             root = self.put_paths(&a, routes)
             if a.failed:
                 raise MemoryError
-            program.p = <vhost*>malloc(a.size)
+            program.p = program_alloc(a.size)
             if program.p == NULL:
                 raise MemoryError
             memcpy(program.p, a.data, a.size)
+            program.p.size = a.size
         finally:
             free(a.data)
-        program.p.size = a.size
         program.p.route_count = count
         program.p.routes = routes_at
         program.p.root = root
@@ -1198,25 +1249,11 @@ cdef class Engine:
 
 
 cdef void release_reactor(reactor* r) noexcept:
-    cdef int i
-    cdef uint32_t k
-    cdef stats_space* spaces[3]
-    spaces[0] = &r.listener_stats
-    spaces[1] = &r.route_stats
-    spaces[2] = &r.upstream_stats
-    for i in range(3):
-        for k in range(STATS_CHUNKS):
-            if spaces[i].chunks[k] != NULL:
-                free_blocks(spaces[i].chunks[k])
+    stats_release(&r.listener_stats)
+    stats_release(&r.route_stats)
+    stats_release(&r.upstream_stats)
     free(r.log.data)
     reactor_release(r)
-
-
-cdef void free_blocks(void** chunk) noexcept:
-    cdef int k
-    for k in range(STATS_CHUNK):
-        free(chunk[k])
-    free(chunk)
 
 
 cdef void close_all(reactor* r) noexcept:

@@ -85,6 +85,7 @@ cdef struct exchange:
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t upstream_bytes_in
+    uint64_t upstream_bytes_out
     int64_t body_seen
     int64_t max_body
     int64_t started_ns

@@ -59,6 +59,7 @@ from lb._fastpath.counters cimport (
     listener_traffic,
     observe,
     stats_block,
+    stats_prefetch,
     traffic,
     upstream_traffic,
 )
@@ -514,7 +515,7 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
         head_add(h, b"X-Forwarded-Proto", 17, b"http", 4)
     if not has_host and h.host.size:
         head_add(h, b"X-Forwarded-Host", 16, h.host.at, h.host.size)
-    if not has_port:
+    if not has_port and view.port:
         size = <size_t>snprintf(work, 16, b"%d", view.port)
         head_add(h, b"X-Forwarded-Port", 16, work, size)
         work += size
@@ -693,8 +694,10 @@ cdef void send_request(exchange* x) noexcept nogil:
         u.flags |= H1_CHUNKED_OUT
     u.idle_timeout_ms = x.up.idle_timeout_ms
     x.flags |= X_SENT
+    x.upstream_bytes_out += x.request_size
     x.mark_ns = monotonic_ns()
     x.progress_ms = x.r.now_ms
+    stats_prefetch(&x.r.route_stats, x.route_id)  # while the endpoint thinks
     conn_write(u, page_data(x.request) + x.text_at, x.request_size)
     if x.flags & X_REQUEST_DONE:
         wait_until(x, x.rt.response_timeout_ms)
@@ -778,6 +781,7 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
     cdef exchange* x = <exchange*>exchange_pointer
     x.bytes_in += size
     x.progress_ms = x.r.now_ms
+    x.upstream_bytes_out += size
     if x.flags & X_TUNNEL:
         if x.u != NULL:
             conn_write(x.u, data, size)
@@ -1313,7 +1317,7 @@ cdef void account(exchange* x) noexcept nogil:
         of_upstream = upstream_stats(x)
         if of_upstream != NULL:
             observe(
-                &of_upstream.base, x.status, x.bytes_in, x.upstream_bytes_in,
+                &of_upstream.base, x.status, x.upstream_bytes_out, x.upstream_bytes_in,
                 x.first_byte_ns if x.first_byte_ns >= 0 else duration
             )
     if r.s.logging:

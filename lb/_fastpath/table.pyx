@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from lb._fastpath.c.sys cimport lb_equal_nocase, lb_hash
+from lb._fastpath.c.sys cimport lb_equal_nocase, lb_hash, lb_prefetch
 from lb._fastpath.message cimport field, head
 
 
@@ -313,6 +313,8 @@ cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, 
     cdef uint32_t best = NO_ROUTE, i, skip, count
     if host.route_count == 0:
         return NO_ROUTE
+    lb_prefetch(base + host.routes)
+    lb_prefetch(base + host.root)
     while True:
         if node.prefix.size > path_size - at or memcmp(base + node.prefix.at, path + at, node.prefix.size) != 0:
             return best

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -42,6 +43,20 @@ static inline int lb_try_lock(int *lock) {
     return __atomic_load_n(lock, __ATOMIC_RELAXED) == 0 && __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0;
 }
 static inline void lb_unlock(int *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
+
+#define lb_prefetch(p) __builtin_prefetch(p)
+
+/* Zeroed memory on huge pages where it is large enough to matter: 100,000 small things on 4 KiB pages cost more in page
+ * table walks than in anything else. free() gives it back. */
+static inline void *lb_huge_alloc(size_t size) {
+    void *p = NULL;
+    if (size < 2097152) return calloc(1, size);
+    size = (size + 2097151) & ~(size_t)2097151;
+    if (posix_memalign(&p, 2097152, size)) return NULL;
+    madvise(p, size, MADV_HUGEPAGE);
+    memset(p, 0, size);
+    return p;
+}
 
 static inline uint64_t lb_load64(const char *p) {
     uint64_t word;

@@ -104,6 +104,8 @@ cdef extern from "base.h" nogil:
 
     # base.h
     uint64_t lb_load64(const char* p)
+    void lb_prefetch(const void* p)
+    void* lb_huge_alloc(size_t size)
     int lb_load_int "lb_load"(int* p)
     uint64_t lb_load_u64 "lb_load"(uint64_t* p)
     void* lb_load_ptr "lb_load"(void** p)
