@@ -43,7 +43,7 @@ NO_LISTENER = "no-listener"
 
 
 _URL = re.compile(
-    r"(?:(?P<scheme>https?)://)?(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
+    r"(?:(?P<scheme>https?)://|(?![^/?#]*://))(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
     r"(?P<target>(?:[/?][^#]*)?)(?:#.*)?"
 )
 """RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
