@@ -448,7 +448,7 @@ def _lacks_identity(root: Node) -> bool:
     kind = yamltext.member(root, "kind")
     if kind is None or yamltext.member(root, "apiVersion") is None:
         return True
-    known = (_text(root, "apiVersion"), str(kind.value)) in KINDS
+    known = (yamltext.member_text(root, "apiVersion"), str(kind.value)) in KINDS
     return known and yamltext.member(root, "metadata") is None
 
 
@@ -458,7 +458,11 @@ def _yaml_entries(
     line, column = yamltext.position(root)
     origin = Origin(file=file, line=chunk.first_line + line, column=column)
     items = yamltext.member(root, "items")
-    if isinstance(items, SequenceNode) and depth < _MAX_LIST_DEPTH and _text(root, "kind")[-4:] in ("", "List"):
+    if (
+        isinstance(items, SequenceNode)
+        and depth < _MAX_LIST_DEPTH
+        and yamltext.member_text(root, "kind")[-4:] in ("", "List")
+    ):
         for item in items.value:
             converter.spend(item)
             yield from _yaml_entries(item, chunk, file, converter, depth + 1)
@@ -472,7 +476,7 @@ def _yaml_entries(
 
 
 def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, converter: yamltext.Converter) -> Entry:
-    api_version, kind = _text(root, "apiVersion"), _text(root, "kind")
+    api_version, kind = yamltext.member_text(root, "apiVersion"), yamltext.member_text(root, "kind")
     try:
         if (api_version, kind) == (NATIVE_API_VERSION, NATIVE_KIND):
             content = converter.mapping(root, yamltext.Nulls.KEEP)
@@ -485,16 +489,11 @@ def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, conver
         return Rejected(_yaml_problem(error, chunk, named), _key_of(named))
 
 
-def _text(node: Node, name: str) -> str:
-    found = yamltext.member(node, name)
-    return str(found.value) if isinstance(found, ScalarNode) else ""
-
-
 def _yaml_metadata(root: MappingNode) -> dict[str, object]:
     metadata = yamltext.member(root, "metadata")
     if metadata is None:
         return {}
-    return {name: _text(metadata, name) for name in ("namespace", "name")}
+    return {name: yamltext.member_text(metadata, name) for name in ("namespace", "name")}
 
 
 def _yaml_problem(error: yamltext.YamlError, chunk: yamltext.Chunk, origin: Origin) -> Problem:

@@ -211,6 +211,14 @@ def member(node: Node, name: str) -> Node | None:
     return None
 
 
+def member_text(node: Node, name: str) -> str:
+    """The value of a key of a mapping node if it is a text, else an empty one."""
+    found = member(node, name)
+    if not isinstance(found, ScalarNode) or (found.tag == _PLAIN and not isinstance(read_plain(found.value), str)):
+        return ""
+    return str(found.value)
+
+
 def position(node: Node, path: Sequence[str | int] = ()) -> tuple[int, int]:
     """Line and column, from 1 within the chunk, of what `path` leads to, or of the last part of it that exists."""
     for part in path:

@@ -20,12 +20,12 @@ from lb.problems import Origin
 _INDEX = re.compile(r"items\[(\d+)\]\Z")
 
 
-class _Named(msgspec.Struct):
+class _Named(msgspec.Struct, frozen=True):
     name: str = ""
     namespace: str = ""
 
 
-class _Head(msgspec.Struct):
+class _Head(msgspec.Struct, frozen=True):
     kind: str = ""
     metadata: _Named = _Named()
 
