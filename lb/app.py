@@ -160,6 +160,8 @@ class Application:
         await self._apply(self._files.read)
         gc.freeze()
         gc.enable()
+        for text in self.listeners.unused():
+            log.warning(text)
         if self._demo is not None:
             self._print_hints()
 

@@ -47,7 +47,7 @@ class Build(msgspec.Struct, frozen=True):
     time: float
     """When it ended, in seconds since the epoch."""
     seconds: dict[str, float]
-    """How long each stage that was reached took."""
+    """How long each stage that was reached took. Files that change are read before, while the build does not wait."""
     objects: dict[str, int]
     """By kind."""
     problems: dict[str, int]

@@ -42,6 +42,8 @@ class Opened(msgspec.Struct, frozen=True):
     """A listener that accepts."""
 
     name: str
+    port: int
+    """In the model."""
     wanted: Bind
     address: str
     """Where it really is, as `127.0.0.1:8080`."""
@@ -78,7 +80,7 @@ class Listeners:
         for name, bind in wanted.items():
             if name not in self.opened:
                 try:
-                    self._open(name, bind, ours_before=bind in freed)
+                    self._open(listeners[name], bind, ours_before=bind in freed)
                 except OSError as error:
                     problems.append(_problem(listeners[name], bind, error))
         for problem in problems:
@@ -90,12 +92,24 @@ class Listeners:
         """Where a listener is to bind."""
         return self._publish.get(listener.port) or Bind(listener.address, listener.port)
 
+    def unused(self) -> list[str]:
+        """What was given but serves nothing, as texts: likely a mistake."""
+        ports = {opened.port for opened in self.opened.values()}
+        texts = [f"--publish {port}={bind}: no listener has port {port}" for port, bind in self._publish.items()]
+        texts = [text for text, port in zip(texts, self._publish, strict=True) if port not in ports]
+        served = {opened.address for opened in self.opened.values() if opened.activated}
+        for name, activated in self._activated:
+            if (address := _address_of(activated)) not in served:
+                texts.append(f"systemd's socket {name} at {address} belongs to no listener: clients wait there in vain")
+        return texts
+
     def close(self) -> None:
         """Close all; removes the socket files that are ours."""
         for name in list(self.opened):
             self._close(name)
 
-    def _open(self, name: str, bind: Bind, *, ours_before: bool) -> None:
+    def _open(self, listener: Listener, bind: Bind, *, ours_before: bool) -> None:
+        name = listener.name
         with ExitStack() as close_ours:  # the engine has its own duplicates
             activated = self._find_activated(name, bind)
             # The engine takes a moment to close a socket, which must not look like somebody else's.
@@ -105,7 +119,7 @@ class Listeners:
                     close_ours.callback(opened.close)
             self._engine.open_listener(name, [opened.fileno() for opened in sockets])
             where = _address_of(sockets[0])
-        self.opened[name] = Opened(name, bind, where, activated is not None)
+        self.opened[name] = Opened(name, listener.port, bind, where, activated is not None)
         log.info("listening", listener=name, address=where)
 
     def _close(self, name: str) -> None:
@@ -236,9 +250,11 @@ def _text(name: str | bytes) -> str:
 
 
 def _problem(listener: Listener, bind: Bind, error: OSError) -> Problem:
-    why = os.strerror(error.errno) if error.errno else str(error)
+    why = error.strerror or str(error)
     fix = "correct the listener's address, or map its port with --publish"
-    if error.errno == errno.EADDRINUSE:
+    if bind.address.startswith("unix:"):
+        fix = "correct the path, or remove what is there"
+    elif error.errno == errno.EADDRINUSE:
         holder = find_holder(bind)
         why = f"{holder} listens there" if holder else why
         fix = f"stop it, or publish the listener elsewhere: --publish {listener.port}=ADDRESS:PORT"

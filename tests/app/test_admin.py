@@ -53,7 +53,7 @@ class FakePipeline:
 
 class FakeListeners:
     def __init__(self) -> None:
-        self.opened = {"http": Opened("http", Bind("127.0.0.1", 8080), "127.0.0.1:8080")}
+        self.opened = {"http": Opened("http", 80, Bind("127.0.0.1", 8080), "127.0.0.1:8080")}
         self.problems: tuple[Problem, ...] = ()
 
     def bind_of(self, listener: object) -> Bind:
@@ -201,7 +201,7 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "detail"),
     [
-        ("GET", "/v1/explain?url=ftp://shop", None, 400, "is not like http://"),
+        ("GET", "/v1/explain?url=http://shop:99999/", None, 400, "is not like http://"),
         ("GET", "/v1/explain?url=http://a/&header=x", None, 400, "is not like `Name: value`"),
         ("GET", "/v1/explain?url=http://a/&client=x", None, 400, "does not appear to be"),
         ("GET", "/v1/routes?limit=x", None, 400, "`limit` must be a number"),

@@ -135,6 +135,7 @@ def test_a_unix_socket_replaces_a_dead_one_only(engine: Accepting, tmp_path: Pat
     rival = Listeners(engine, 1, {})
     rival.sync(names(rival=Listener("rival", 0, f"unix:{path}")))
     assert rival.problems[0].code == "LB6001"
+    assert rival.problems[0].why == f"somebody listens on {path}"
     listeners.close()
     assert not path.exists()
     path.write_text("precious")
@@ -169,3 +170,14 @@ def test_sockets_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="no more"):
         open_sockets(Bind("127.0.0.1", 0), 4)
     assert all(one.fileno() == -1 for one in opened)
+
+
+def test_what_serves_nothing_is_told(engine: Accepting) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as activated:
+        listeners = Listeners(engine, 1, {81: Bind("127.0.0.1", 8081), 82: Bind("127.0.0.1", 0)}, [("web", activated)])
+        listeners.sync(names(other=Listener("other", 82)))
+        publish, passed = listeners.unused()
+        assert publish == "--publish 81=127.0.0.1:8081: no listener has port 81"
+        assert passed.startswith("systemd's socket web at 127.0.0.1:")
+        listeners.sync(names(web=Listener("web", 81), other=Listener("other", 82)))
+        assert not listeners.unused()
