@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
 from typing import cast
 
 import msgspec
@@ -127,13 +126,24 @@ def foreign_ingress(stored: Stored, problem: Problem) -> IngressPart:
 class _IngressTranslation:
     """One Ingress; holds what all its rules share."""
 
+    __slots__ = (
+        "_balance",
+        "_directory",
+        "_ingress",
+        "_name",
+        "_namespace",
+        "_options",
+        "_origin",
+        "_problems",
+        "_references",
+    )
+
     def __init__(self, stored: Stored, options: Options, directory: Directory) -> None:
         self._ingress = cast(Ingress, stored.object)
         self._origin = stored.origin
         self._directory = directory
         self._namespace = self._ingress.metadata.namespace
         self._name = f"{self._namespace}/{self._ingress.metadata.name}"
-        self._age = age_of(self._ingress.metadata)
         self._problems = Problems()
         self._references: dict[Reference, None] = {}
         values = read_annotations(stored, "Ingress", self._problems)
@@ -154,23 +164,24 @@ class _IngressTranslation:
             # A host whose rule has no http is known all the same: what it is asked for is the default backend's.
             taken = routes.setdefault(host, [])
             if rule.http is not None:
-                taken.extend(self._translate_paths(index, rule.http.paths))
+                self._translate_paths(index, rule.http.paths, taken)
         if not spec.rules and spec.default_backend is not None:
             routes[CATCH_ALL] = []
         if not spec.rules and spec.default_backend is None:
             self._add("LB1003", "spec has neither rules nor a defaultBackend", "the Ingress serves nothing", "spec")
         if spec.tls:
             self._add("LB3009", "TLS is not served yet", "its hosts are served over plain HTTP only", "spec.tls")
-        defaults = dict(self._translate_default(list(routes)))
+        defaults = self._translate_default(list(routes)) if spec.default_backend is not None else {}
+        age = age_of(self._ingress.metadata)
         return IngressPart(
-            self._age,
-            tuple(Claim(host, self._age, tuple(taken), defaults.get(host)) for host, taken in routes.items()),
+            age,
+            tuple([Claim(host, age, tuple(taken), defaults.get(host)) for host, taken in routes.items()]),
             tuple(self._references),
             self._balance,
             tuple(self._problems),
         )
 
-    def _translate_paths(self, rule: int, paths: tuple[HTTPIngressPath, ...]) -> Iterator[Route]:
+    def _translate_paths(self, rule: int, paths: tuple[HTTPIngressPath, ...], routes: list[Route]) -> None:
         for index, path in enumerate(paths):
             field = self._directory.field(rule, index)
             kind = _PATH_KINDS.get(path.path_type)
@@ -186,28 +197,30 @@ class _IngressTranslation:
                     what = f"path {path.path!r} {mistake}"
                     self._add("LB3001", what, "the rule is ignored", f"{field}.path")
                     continue
-            yield Route(
-                f"{self._name}:{rule}:{index}",
-                self._directory.match(kind, value),
-                self._translate_backend(path.backend, field, "backend"),
-                self._options,
-                self._origin,
-                field,
+            routes.append(
+                Route(
+                    f"{self._name}:{rule}:{index}",
+                    self._directory.match(kind, value),
+                    self._translate_backend(path.backend, field, "backend"),
+                    self._options,
+                    self._origin,
+                    field,
+                )
             )
 
-    def _translate_default(self, hosts: list[str]) -> Iterator[tuple[str, Route]]:
+    def _translate_default(self, hosts: list[str]) -> dict[str, Route]:
         """The default backend as the last route of each host (ingress-nginx, createServers).
 
         With several hosts each has its own name for it, because names of routes are unique.
         """
-        backend = self._ingress.spec.default_backend
-        if backend is None:
-            return
+        backend = self._ingress.spec.default_backend or IngressBackend()
         action = self._translate_backend(backend, DEFAULT_FIELD, "")
         match = self._directory.match("prefix", "/")
+        routes = {}
         for host in hosts:
             name = f"{self._name}:default:{host}" if len(hosts) > 1 else f"{self._name}:default"
-            yield host, Route(name, match, action, self._options, self._origin, DEFAULT_FIELD)
+            routes[host] = Route(name, match, action, self._options, self._origin, DEFAULT_FIELD)
+        return routes
 
     def _translate_backend(self, backend: IngressBackend, field: str, child: str) -> Forward | Respond:
         service = backend.service

@@ -216,9 +216,11 @@ class _Build:
         claims: dict[str, tuple[Claim, ...] | None] = {}
         hosts: dict[str, VirtualHost | None] = {}
         for hostname in dict.fromkeys(chain(dropped, added)):
-            gone = dropped.get(hostname, _NOBODY)
-            current = [one for one in old_claims.get(hostname, ()) if (one.age.namespace, one.age.name) not in gone]
-            current += added.get(hostname, ())
+            current = added.get(hostname, [])
+            known = old_claims.get(hostname)
+            if known is not None:
+                gone = dropped.get(hostname, _NOBODY)
+                current = [one for one in known if (one.age.namespace, one.age.name) not in gone] + current
             if len(current) > 1:
                 current.sort(key=_age)
             claims[hostname] = tuple(current) or None
@@ -437,7 +439,7 @@ class _Build:
         return classes.problems
 
     def _set_problems(self, group: _Group, problems: tuple[Problem, ...]) -> None:
-        if problems != self._old.problems.get(group, ()):
+        if (problems or group in self._old.problems) and problems != self._old.problems.get(group):
             self._problems[group] = problems or None
 
     def _collect_problems(self) -> tuple[dict[_Group, tuple[Problem, ...]], tuple[_Group, ...]]:
@@ -464,6 +466,8 @@ def _age(claim: Claim) -> Age:
 
 def _services(references: tuple[Reference, ...]) -> dict[_Name, None]:
     """The Services referred to, in the order of the references."""
+    if len(references) == 1:  # nearly always
+        return {(references[0].namespace, references[0].service): None}
     return dict.fromkeys((reference.namespace, reference.service) for reference in references)
 
 
