@@ -64,7 +64,7 @@ def _command(path: str, command: click.Command, root: click.Context) -> Iterator
     yield from _paragraphs(command.help)
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None and parameter.name != "help":
+        if record is not None and record[1] and parameter.name != "help":
             yield from _definitions([record])
 
 
