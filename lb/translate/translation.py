@@ -34,6 +34,7 @@ from lb.objects.networking import Ingress
 from lb.objects.view import Changes, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
+from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
 from lb.translate.nodes import NodeTarget, find_node_targets
@@ -54,8 +55,6 @@ HOST_SET = "ingress"
 
 _Name = tuple[str, str]
 """(namespace, name)"""
-_Group = tuple[int, str, str]
-"""Where a problem is listed: what kind of thing it is about, then by name."""
 
 _GENERAL, _NATIVE, _INGRESS, _HOST, _SERVICE = range(5)
 
@@ -80,10 +79,7 @@ class _State(msgspec.Struct, frozen=True):
     slice_owners: dict[_Name, str]
     """EndpointSlice -> name of its Service."""
     native: NativePart
-    problems: dict[_Group, tuple[Problem, ...]]
-    """Only what has some."""
-    groups: tuple[_Group, ...]
-    """The keys of `problems`, sorted."""
+    problems: Groups
 
 
 class Translation(msgspec.Struct, frozen=True):
@@ -104,7 +100,7 @@ def translate(view: View, options: Options, changes: Changes, previous: Translat
 
 
 _NO_STATE = _State(
-    Options(), Classes(False, frozenset(), frozenset(), ()), {}, {}, {}, {}, {}, {}, {}, NativePart(), {}, ()
+    Options(), Classes(False, frozenset(), frozenset(), ()), {}, {}, {}, {}, {}, {}, {}, NativePart(), Groups()
 )
 
 
@@ -121,8 +117,8 @@ class _Build:
         for key in chain(changes.changed, changes.removed):
             self._changed[key.kind].add((key.namespace, key.name))
         self._directory = Directory(view)
-        self._problems: dict[_Group, tuple[Problem, ...] | None] = {}
-        """Of the groups that were looked at again; None where there are none any more."""
+        self._problems: dict[Group, tuple[Problem, ...]] = {}
+        """Of the groups that have others than before."""
         self._rewanted: dict[_Name, None] = {}
         """Services that something else refers to than before, or otherwise."""
 
@@ -139,7 +135,7 @@ class _Build:
         services, upstreams = self._translate_services(users, ingresses, native, stale)
         config = self._assemble_config(hosts, upstreams, native)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
-        problems, groups = self._collect_problems()
+        problems = old.problems.patch(self._problems)
         state = _State(
             self._options,
             classes,
@@ -152,11 +148,10 @@ class _Build:
             slice_owners,
             native,
             problems,
-            groups,
         )
         if self._previous is not None and problems is old.problems:
             return Translation(config, self._previous.problems, state)
-        return Translation(config, tuple(chain.from_iterable(problems[group] for group in groups)), state)
+        return Translation(config, problems.flat(), state)
 
     # -- Native files
 
@@ -438,18 +433,9 @@ class _Build:
             return (everything_is_served(), *classes.problems)
         return classes.problems
 
-    def _set_problems(self, group: _Group, problems: tuple[Problem, ...]) -> None:
-        if (problems or group in self._old.problems) and problems != self._old.problems.get(group):
-            self._problems[group] = problems or None
-
-    def _collect_problems(self) -> tuple[dict[_Group, tuple[Problem, ...]], tuple[_Group, ...]]:
-        problems = _patch(self._old.problems, self._problems)
-        if problems.keys() == self._old.problems.keys():
-            return problems, self._old.groups
-        kept = (group for group in self._old.groups if group in problems)
-        new = (group for group in self._problems if group in problems and group not in self._old.problems)
-        # Nearly sorted already, which the sort makes use of.
-        return problems, tuple(sorted(chain(kept, new)))
+    def _set_problems(self, group: Group, problems: tuple[Problem, ...]) -> None:
+        if problems != self._old.problems.get(group):
+            self._problems[group] = problems
 
     # -- What is stale
 
