@@ -30,7 +30,7 @@ from lb.inbox import Files, Inbox, Names
 from lb.observe.access import compile_format
 from lb.observe.metrics import Metrics
 from lb.pipeline import Build, Pipeline
-from lb.settings import Settings, parse_publish
+from lb.settings import Settings, SettingsError, load_settings, parse_publish
 from lb.sockets import Listeners
 from lb.sources.resolve import Resolver
 from lb.sources.store import Store
@@ -48,11 +48,13 @@ DRAIN_POLL_SECONDS = 0.05
 CLOSE_SECONDS = 5.0
 
 
-def run(settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> NoReturn:
+def run(
+    settings: Settings, options: Options, paths: Sequence[str], *, settings_file: str | None = None, demo: bool = False
+) -> NoReturn:
     """Run until a signal says stop, then end the process. OSError and FormatError for what cannot start."""
     prepare_process(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Application(settings, options, paths, demo=demo).run())
+        runner.run(Application(settings, options, paths, settings_file=settings_file, demo=demo).run())
         # All is written and closed. To free a million objects one by one first, or to wait for a thread that still
         # reads a large export, would only keep whoever restarts us waiting.
         sys.stdout.flush()
@@ -75,8 +77,13 @@ def prepare_process(settings: Settings) -> None:
 class Application:
     """The components and their common life. Implements lb.admin.daemon.Daemon."""
 
-    def __init__(self, settings: Settings, options: Options, paths: Sequence[str], *, demo: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, options: Options, paths: Sequence[str], *, settings_file: str | None, demo: bool
+    ) -> None:
+        """`settings` are those of `settings_file` with the command line's over them."""
         self.settings = settings
+        self._settings_file = settings_file
+        self._settings_at_start = load_settings(settings_file) if settings_file else None
         self.started_at = time.time()
         self.threads = settings.thread_count
         self.engine = Engine(
@@ -121,9 +128,20 @@ class Application:
     async def reload(self) -> Build:
         """Read all sources again, now."""
         self._notifier.reloading()
+        self._tell_changed_settings()
         build = await self._apply(lambda: self._files.read(force=True))
         self._notifier.ready(self._summary())
         return build
+
+    def _tell_changed_settings(self) -> None:
+        """Nobody should wait for a setting that takes effect only at the next start."""
+        if self._settings_file is None:
+            return
+        try:
+            if load_settings(self._settings_file) != self._settings_at_start:
+                log.warning("settings have changed: they are read at start only", file=self._settings_file)
+        except (OSError, SettingsError) as error:
+            log.warning("settings cannot be read: lb would not start with them", error=str(error))
 
     # -- Life
 

@@ -85,7 +85,7 @@ def command(
         if not paths and not (config_file and has_routing(config_file)):
             raise click.UsageError(USAGE)
         logs.set_up(settings.log.level, settings.log.format)
-        run(settings, make_options(settings, flags), inputs, demo=demo)
+        run(settings, make_options(settings, flags), inputs, settings_file=config_file, demo=demo)
     except (SettingsError, FormatError) as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:

@@ -206,6 +206,11 @@ def test_the_drain_time_ends_waiting(site: Site, gate: Gate) -> None:
     settings = site.directory / "lb.yaml"
     settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {drain_timeout: 100ms}\n")
     with running(site, "-c", str(settings)) as lb, RawClient(("127.0.0.1", site.port)) as client:
+        lb.ctl("reload")
+        assert "settings have changed" not in lb.stderr
+        settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {drain_timeout: 1h}\n")
+        lb.ctl("reload")
+        assert "settings have changed: they are read at start only" in lb.stderr
         client.send(get("slow.test"))
         assert gate.asked.wait(DEADLINE)
         lb.signal(signal.SIGTERM)
