@@ -12,7 +12,7 @@ import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -228,7 +228,7 @@ class _KnownItems:
         self._first = first
         self._end = len(self._digests) if end is None else end
         self._where: dict[int, int] | None = None
-        self._by_key: dict[tuple[type[Object], str, str], Stored] | None = None
+        self._by_key: dict[_Identity, Stored] | None = None
 
     def find(self, index: int, digest: int, prefix: str) -> AnyEntry | None:
         """What the same text became before, with its new place."""
@@ -256,37 +256,23 @@ class _KnownItems:
         return old if old.origin == entry.origin else Stored(old.object, replace(old.origin, item=entry.origin.item))
 
 
-def _identity(stored: Stored) -> tuple[type[Object], str, str]:
+_Identity = tuple[type[Object], str, str]
+
+
+def _identity(stored: Stored) -> _Identity:
     metadata = stored.object.metadata
     return stored.object.__class__, metadata.namespace, metadata.name
 
 
 def _decode_stream(data: bytes, file: str) -> Decoded:
     """Several JSON documents, one after the other."""
-    entries: list[AnyEntry] = []
-    try:
-        for index, (_, text) in enumerate(jsontext.documents(data)):
-            entries.append(_json_entries(text, file, f"documents[{index}]", 0))
-    except (msgspec.DecodeError, RecursionError) as error:
-        found = jsontext.explain(data, error) if not entries else None
-        broken = _broken_tail(data, file, found)
-        return Decoded(entries, (broken[0],), truncated=broken[1])
-    return Decoded(entries)
-
-
-def _broken_tail(data: bytes, file: str, found: jsontext.JsonError | None) -> tuple[Problem, bool]:
-    """The first document of a stream that is not JSON."""
-    if found is None:
-        offset = 0
-        try:
-            for start, text in jsontext.documents(data):
-                offset = start + len(text)
-        except (msgspec.DecodeError, RecursionError) as error:
-            local = jsontext.explain(data[offset:], error)
-            line, column = jsontext.line_and_column(data, offset + local.offset)
-            found = local._replace(line=line, column=column, offset=offset + local.offset)
-    assert found is not None  # noqa: S101 - only called for text that does not decode
-    return _syntax_problem(data, file, found), found.truncated
+    documents, broken = jsontext.read_documents(data)
+    entries: list[AnyEntry] = [
+        _json_entries(text, file, f"documents[{index}]", 0) for index, text in enumerate(documents)
+    ]
+    if broken is None:
+        return Decoded(entries)
+    return Decoded(entries, (_syntax_problem(data, file, broken),), truncated=broken.truncated)
 
 
 def _decode_broken(data: bytes, file: str, error: Exception) -> Decoded:
@@ -395,18 +381,32 @@ def _without_nulls(value: object, in_text_map: bool, depth: int) -> object:
 
 def _decode_yaml(data: bytes, file: str, previous: Decoded | None) -> Decoded:
     known = (previous.chunks if previous else None) or {}
+    objects: dict[_Identity, Object] = {}
+    if previous is not None:
+        objects = {_identity(stored): stored.object for stored in previous.flat() if isinstance(stored, Stored)}
     chunks: dict[int, _ChunkEntries] = {}
     entries: list[AnyEntry] = []
     errors: list[Problem] = []
     at_end = incomplete = False
     for chunk in yamltext.split(data):
         digest = hash(chunk.data)
-        read = _moved(known.get(digest), chunk.first_line) or _yaml_chunk(chunk, file)
+        read = _moved(known.get(digest), chunk.first_line)
+        if read is None:
+            read = _yaml_chunk(chunk, file)
+            read = read._replace(entries=tuple(_with_old_object(entry, objects) for entry in read.entries))
         chunks[digest] = read
         entries.extend(read.entries)
         errors.extend(read.errors)
         at_end, incomplete = read.at_end, read.incomplete
     return Decoded(_name_natives(entries, file), tuple(errors), at_end, incomplete, chunks=chunks)
+
+
+def _with_old_object(entry: Entry, objects: Mapping[_Identity, Object]) -> Entry:
+    """The old object in place of an equal new one."""
+    if not isinstance(entry, Stored):
+        return entry
+    old = objects.get(_identity(entry))
+    return Stored(old, entry.origin) if old is not None and old == entry.object else entry
 
 
 def _moved(read: _ChunkEntries | None, first_line: int) -> _ChunkEntries | None:
@@ -548,10 +548,10 @@ def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
     if not isinstance(content, dict):
         return Rejected(Problem("LB1003", origin, "this is no object", fix="write `apiVersion`, `kind` and `metadata`"))
     api_version, kind_name = content.get("apiVersion"), content.get("kind")
-    for field, value in (("apiVersion", api_version), ("kind", kind_name)):
-        if not isinstance(value, str) or not value:
-            return Rejected(Problem("LB1003", origin, f"{field} is missing or is no text", field=field))
-    assert isinstance(api_version, str) and isinstance(kind_name, str)  # noqa: S101, PT018 - just checked
+    if not isinstance(api_version, str) or not api_version:
+        return Rejected(Problem("LB1003", origin, "apiVersion is missing or is no string", field="apiVersion"))
+    if not isinstance(kind_name, str) or not kind_name:
+        return Rejected(Problem("LB1003", origin, "kind is missing or is no string", field="kind"))
     named = _named_origin(api_version, kind_name, content.get("metadata"), origin)
     if (api_version, kind_name) in SUPERSEDED:
         return Rejected(_superseded(api_version, kind_name, named))
@@ -646,17 +646,30 @@ def _wrong_field(error: Exception, content: object, origin: Origin, places: _Pla
         path.append(missing[1])
         what, fix = "is missing", "add the field"
     elif expected := _EXPECTED.match(message):
-        what = f"must be {expected[1].replace(' | ', ' or ')}, not {expected[2]}"
+        what = f"must be {' or '.join(map(_type_name, expected[1].split(' | ')))}, not {_type_name(expected[2])}"
         fix = "put the value in quotes" if "str" in expected[1] and expected[2] in _SCALARS else ""
     field = _write_path(path)
     if places is not None:
         line, column = places.of(path)
         origin = replace(origin, line=line, column=column)
-    why = "the API server would refuse this object; it is not served"
+    why = "the API server would refuse this object"
     return Problem("LB1003", origin, f"{field or 'the object'} {what}", why, fix, field)
 
 
 _SCALARS = frozenset(("bool", "int", "float"))
+_TYPE_NAMES = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "a boolean",
+    "array": "a list",
+    "object": "a map",
+}
+
+
+def _type_name(name: str) -> str:
+    """msgspec's name of a type as Kubernetes says it."""
+    return _TYPE_NAMES.get(name, name)
 
 
 def _read_path(text: str, content: object) -> list[str | int]:

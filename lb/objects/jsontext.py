@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?$")
 _BLANKS = b" \t\r\n"
+_BLANK_RUN = re.compile(rb"[ \t\r\n]*")
 _HEAD = re.compile(rb'\{\s*"apiVersion"\s*:\s*"([^"\\]{1,100})"\s*,\s*"kind"\s*:\s*"([^"\\]{1,100})"\s*[,}]')
 _ITEMS = re.compile(
     rb'\s*\{(?:\s*"(?!items")[^"\\]*"\s*:\s*(?:"[^"\\]*"|\{(?:\s*"[^"\\]*"\s*:\s*"[^"\\]*"\s*,?)*\s*\})\s*,)*\s*"items"\s*:\s*\[\s*'
@@ -86,23 +86,29 @@ def read_array(data: bytes | memoryview) -> list[msgspec.Raw]:
     return _array.decode(data)
 
 
-def documents(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The documents of a stream (`kubectl get --watch -o json`) with their offsets. Raises at a broken one."""
-    offset = 0
-    rest = data
-    while rest.strip(_BLANKS):
-        try:
-            _raw.decode(rest)
-        except msgspec.DecodeError as error:
-            end = _end_before_trailing(str(error))
-            if end is None:
-                raise
-            yield offset, rest[:end]
-            offset += end
-            rest = rest[end:]
-        else:
-            yield offset, rest
-            return
+def read_documents(data: bytes) -> tuple[list[bytes], JsonError | None]:
+    """The documents of a stream (`kubectl get --watch -o json`) up to the first broken one, and what is wrong there."""
+    found: list[bytes] = []
+    offset = _skip_blanks(data, 0)
+    with memoryview(data) as view:
+        while offset < len(data):
+            try:
+                _raw.decode(view[offset:])
+                end = len(data)
+            except (msgspec.DecodeError, RecursionError) as error:
+                length = _end_before_trailing(str(error))
+                if length is None:
+                    local = explain(data[offset:], error)
+                    return found, _at(data, local.what, offset + local.offset, local.truncated)
+                end = offset + length
+            found.append(data[offset:end])
+            offset = _skip_blanks(data, end)
+    return found, None
+
+
+def _skip_blanks(data: bytes, offset: int) -> int:
+    match = _BLANK_RUN.match(data, offset)
+    return match.end() if match else offset
 
 
 def _end_before_trailing(message: str) -> int | None:
@@ -117,7 +123,9 @@ def explain(data: bytes, error: Exception) -> JsonError:
     if isinstance(error, RecursionError):
         return JsonError("nested too deeply", 1, 1, 0, False)
     if isinstance(error, UnicodeDecodeError):
-        return _at(data, f"byte 0x{error.object[error.start]:02x} is not UTF-8", error.start, False)
+        # The error knows the text that it stands in, not that text's place.
+        offset = max(data.find(bytes(error.object)), 0) + error.start
+        return _at(data, f"byte 0x{error.object[error.start]:02x} is not UTF-8", offset, False)
     if message == "Input data was truncated":
         return _at(data, "the text ends in the middle", len(data.rstrip(_BLANKS)), True)
     match = _BYTE.match(message)

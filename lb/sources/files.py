@@ -356,14 +356,21 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
         return _keep_all(file, read.signature, good, decoded, cut)
     parts = decoded.parts()
     kept = _kept_items(decoded, parts, good)
-    errors = [_say_kept(problem, len(kept)) for problem in decoded.errors] if kept else [*decoded.errors]
+    problems = [*decoded.errors, *(rejected.problem for rejected in parts.rejected)]
     if read.signature is None:
-        errors.append(Problem("LB1006", Origin(file=file), "the file changed while it was read"))
+        problems.append(Problem("LB1006", Origin(file=file), "the file changed while it was read"))
+    if kept:
+        problems = [_say_kept(problem, kept) for problem in problems]
+    elif decoded.truncated:
+        count = len(parts.stored)
+        problems = [
+            _say(problem, f"no good version is known: its {count} whole objects are used") for problem in problems
+        ]
     return _Content(
         read.signature,
         decoded,
         [*parts.stored, *kept] if kept else parts.stored,
-        [*errors, *(rejected.problem for rejected in parts.rejected)],
+        problems,
         parts.unknown,
         read.ends_with_newline,
         _is_settled(read.signature),
@@ -418,8 +425,19 @@ def _kept_items(decoded: Decoded, parts: Parts, good: _Content | None) -> list[S
     ]
 
 
-def _say_kept(problem: Problem, count: int) -> Problem:
-    why = f"until it is mended, nothing that the file held before is removed ({count} objects stay as they were)"
+def _say_kept(problem: Problem, kept: Sequence[Stored]) -> Problem:
+    """Tell what of the last good version stays because of this problem."""
+    origin = problem.origin
+    if not origin.name:
+        why = f"until this is mended, nothing that the file held is removed ({len(kept)} objects stay as they were)"
+    elif any(key_of(stored) == (origin.kind, origin.namespace, origin.name) for stored in kept):
+        why = "its last good version stays in use"
+    else:
+        return problem
+    return _say(problem, f"{problem.why}; {why}" if problem.why else why)
+
+
+def _say(problem: Problem, why: str) -> Problem:
     return msgspec.structs.replace(problem, why=why)
 
 

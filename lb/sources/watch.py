@@ -25,7 +25,7 @@ _STEP_MS = 20
 """How often watchfiles looks into its queue of events."""
 _LONGEST_WAIT_MS = 60_000
 """After so long without events the directories are looked at again, in case the kernel's queue has overflowed."""
-_RETRY_MS = 500
+_RETRY_MS = 100
 """Pause before reading again what was still being written, and before watching what could not be watched."""
 
 _log = structlog.get_logger(__name__)

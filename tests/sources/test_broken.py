@@ -73,29 +73,29 @@ def service(body: str) -> str:
 
 FIELDS = {
     "bool for text": Broken(
-        service("spec:\n  clusterIP: yes\n"), 5, 14, "spec.clusterIP must be str, not bool", "quotes"
+        service("spec:\n  clusterIP: yes\n"), 5, 14, "spec.clusterIP must be a string, not a boolean", "quotes"
     ),
     "number for text": Broken(
         service("spec:\n  ports:\n  - name: 80\n    port: 80\n"), 6, 11, "ports[0].name", "quotes"
     ),
     "text for number": Broken(
-        service("spec:\n  ports:\n  - port: '80'\n"), 6, 11, "spec.ports[0].port must be int", ""
+        service("spec:\n  ports:\n  - port: '80'\n"), 6, 11, "spec.ports[0].port must be an integer", ""
     ),
     "missing field": Broken(service("spec:\n  ports:\n  - name: a\n"), 6, 5, "spec.ports[0].port is missing", "add"),
-    "mapping for list": Broken(service("spec:\n  ports: {a: b}\n"), 5, 10, "spec.ports must be array", ""),
-    "text for mapping": Broken(service("spec: x\n"), 4, 7, "spec must be object, not str", ""),
+    "mapping for list": Broken(service("spec:\n  ports: {a: b}\n"), 5, 10, "spec.ports must be a list", ""),
+    "text for mapping": Broken(service("spec: x\n"), 4, 7, "spec must be a map, not a string", ""),
     "number as annotation": Broken(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    a/b: x\n    lb/x: 5\n",
         7,
         11,
-        "metadata.annotations[lb/x] must be str, not int",
+        "metadata.annotations[lb/x] must be a string, not an integer",
         "quotes",
     ),
     "on as annotation": Broken(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    lb/x: on\n",
         6,
         11,
-        "metadata.annotations[lb/x] must be str, not bool",
+        "metadata.annotations[lb/x] must be a string, not a boolean",
         "quotes",
     ),
     "no kind": Broken("apiVersion: v1\nmetadata: {name: a}\n", 1, 1, "kind is missing", ""),
@@ -162,7 +162,7 @@ def test_a_bad_item_of_a_json_list_costs_only_itself() -> None:
     assert len(decoded.parts().stored) == len(content["items"]) - 2
     first, second = problems(decoded)
     assert (first.origin.item, first.field) == ("items[6]", "spec.rules[0].http.paths[0].path")
-    assert first.what == "spec.rules[0].http.paths[0].path must be str, not int"
+    assert first.what == "spec.rules[0].http.paths[0].path must be a string, not an integer"
     assert first.origin.object == "Ingress team-000/web-000002"
     assert second.field == "metadata.annotations[a.b/c]"
 
@@ -182,14 +182,17 @@ JSON_SYNTAX = {
     "raw line break in a text": Broken('{"a": "x\ny"}', 1, 9, "invalid character", ""),
     "missing comma": Broken('{"a": 1\n "b": 2}', 2, 2, "expected ','", ""),
     "wide characters before": Broken('{"ä": "日本" x}', 1, 12, "", ""),
+    "not UTF-8": Broken(
+        b'{"apiVersion": "v1", "kind": "x",\n "items": [], "kind": "ab\xff"}', 2, 26, "0xff is not UTF-8", ""
+    ),
     "garbage behind": Broken('{"a": 1}\n\n garbage', 3, 2, "", ""),
 }
 
 
 @pytest.mark.parametrize("broken", JSON_SYNTAX.values(), ids=JSON_SYNTAX.keys())
 def test_json_syntax_errors(broken: Broken) -> None:
-    assert isinstance(broken.text, str)
-    found = [one for one in problems(decode(broken.text.encode(), "a.json")) if one.code == "LB1002"]
+    text = broken.text if isinstance(broken.text, bytes) else broken.text.encode()
+    found = [one for one in problems(decode(text, "a.json")) if one.code == "LB1002"]
     assert len(found) == 1
     assert (found[0].origin.line, found[0].origin.column) == (broken.line, broken.column)
     assert broken.what in found[0].what

@@ -298,6 +298,22 @@ def test_moved_yaml_documents_keep_their_objects_and_tell_their_new_line() -> No
     assert [one.origin.line for one in second.parts().stored] == [1, 8, 13, 18]
 
 
+def test_a_changed_yaml_list_keeps_the_objects_that_are_equal() -> None:
+    data = big_export.export_yaml(5)
+    first = decode(data, "a.yaml")
+    second = decode(data.replace(b"host: web-000002.apps", b"host: other.apps"), "a.yaml", first)
+    pairs = zip(first.parts().stored, second.parts().stored, strict=True)
+    assert [before.object is after.object for before, after in pairs].count(False) == 1
+
+
+def test_a_long_stream_of_documents_is_read_once() -> None:
+    one = json.dumps(service(clusterIP="1")).encode() + b"\n"
+    decoded = decode(one * 20_000 + b'{"broken": ', "a.json")
+    assert len(decoded.parts().stored) == 20_000
+    assert decoded.truncated
+    assert (decoded.errors[0].origin.line, decoded.errors[0].origin.column) == (20_001, 11)
+
+
 def test_rejected_items_are_found_again() -> None:
     good = json.dumps(service(clusterIP="1"))
     bad = json.dumps(service(clusterIP=5))

@@ -9,7 +9,7 @@ import pytest
 
 from lb.objects.decode import decode
 from lb.objects.meta import Object
-from lb.sources.files import FileSource
+from lb.sources.files import FileSource, read_paths
 from lb.sources.store import Store
 from tests.sources import big_export
 
@@ -72,6 +72,15 @@ def test_the_first_reading_of_a_cut_export_has_only_whole_objects(file: str) -> 
             assert decoded.truncated or decoded.incomplete or length > len(data) - 60 or decoded.errors or not found
     if file.endswith("json"):
         assert counts == set(range(len(whole) + 1))
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", b'{"apiVersion": "v1", "kind": "List", "items": [{"apiV'])
+def test_a_cut_file_without_a_good_version_is_told(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    (problem,) = read_paths([path]).problems()
+    assert problem.code == "LB1006"
+    assert problem.why == "no good version is known: its 0 whole objects are used"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,9 @@ def test_an_item_that_cannot_be_decoded_keeps_its_last_good_form(tmp_path: Path)
     # b is wrong and stays; c is gone on purpose.
     assert write(document("a", "80"), document("b", "x")) == ["a", "b"]
     assert [key.name for key in store.take_changes().removed] == ["c"]
-    assert [problem.code for problem in store.problems()] == ["LB1003"]
+    (problem,) = store.problems()
+    assert problem.code == "LB1003"
+    assert problem.why == "the API server would refuse this object; its last good version stays in use"
     assert write(document("a", "80"), document("b", "y")) == ["a", "b"]
     assert write(document("a", "80")) == ["a"]
     assert not store.problems()
