@@ -23,6 +23,8 @@ from lb.sockets import bind_unix, remove_stale_socket
 
 log = structlog.stdlib.get_logger(__name__)
 
+BACKLOG = 128
+
 
 class AdminServer:
     """The admin API's servers."""
@@ -84,6 +86,7 @@ class AdminServer:
         remove_stale_socket(self.path)
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         bind_unix(opened, self.path, int(self._settings.socket_mode, 8))
+        opened.listen(BACKLOG)  # from here on clients wait instead of being refused
         self._identity = _identity(self.path)
         return opened
 
