@@ -61,7 +61,6 @@ def run_figures(arguments: argparse.Namespace, directory: Path) -> bool:
     contenders, versions = find_contenders(arguments.peers)
     about = {**describe(), "versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
     rounds = arguments.rounds or (2 if arguments.quick else 5)
-    complete = True
     with backend() as (port, pid):
         settings = Settings(arguments.quick, tuple(contenders), directory, port, pid, rounds)
         for figure in FIGURES:
@@ -72,14 +71,15 @@ def run_figures(arguments: argparse.Namespace, directory: Path) -> bool:
             try:
                 rows = figure.run(settings)
             except (LoadFailed, RuntimeError) as failure:
-                say(f"  not measured: {failure}")
-                complete = False
+                settings.fail(figure.name, failure)
                 continue
             for row in rows:
                 show_row(row, figure.unit)
             say(f"  [{time.monotonic() - began:.0f} s]")
             report.save(figure, rows, about)
-    return complete
+    if settings.failures:
+        say(f"bench: not measured: {', '.join(settings.failures)}")
+    return not settings.failures
 
 
 def run_micro() -> bool:
@@ -110,7 +110,7 @@ def main() -> int:
         complete = run_figures(arguments, directory) if arguments.only != [MICRO] else True
     finally:
         shutil.rmtree(directory)
-    if not arguments.only or MICRO in arguments.only:
+    if MICRO in arguments.only if arguments.only else not arguments.quick:
         complete = run_micro() and complete
     return 0 if complete else 1
 

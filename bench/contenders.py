@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.build import BIN, find_envoy
 from bench.export import Cluster, namespace_text, write_directory, write_single
 from bench.load import fetch, free_port
-from bench.machine import PROXY_CPU, run_on
+from bench.machine import PROXY_CPU, process_tree, run_on
 
 ROOT = Path(__file__).parent.parent
 ADDED_HEADERS = (
@@ -260,8 +260,10 @@ class HAProxy(Contender):
 
     def prepare(self, cluster: Cluster, namespace: str) -> None:
         super().prepare(cluster, namespace)
-        while self._loads() <= self._reloads:  # the master loses a signal that comes while it starts itself again
+        # The master loses a signal that comes while it starts itself again: it must be done, with one worker left.
+        while self._loads() <= self._reloads or len(process_tree(self.pid)) > 2:
             time.sleep(0.01)
+        time.sleep(0.05)
 
     def apply(self) -> None:
         self._reloads += 1

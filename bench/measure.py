@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +38,26 @@ class Settings:
     backend_port: int
     backend_pid: int
     rounds: int
+    failures: list[str] = field(default_factory=list)
+    """What could not be measured."""
 
-    def choose(self, *names: str) -> list[type[Contender]]:
-        return [contender for contender in self.contenders if contender.name in names]
+    def choose(self, *names: str, slow: tuple[str, ...] = ()) -> list[type[Contender]]:
+        """Those of `names` that take part; without the `slow` ones when it shall be quick."""
+        return [kind for kind in self.contenders if kind.name in names and not (self.quick and kind.name in slow)]
+
+    def fail(self, what: str, why: Exception) -> None:
+        say(f"  {what} not measured: {why}")
+        self.failures.append(what)
+
+    def each(self, kinds: Iterable[type[Contender]], take: Callable[[type[Contender]], Row]) -> list[Row]:
+        """One row a contender; one that fails costs only its own."""
+        rows = []
+        for kind in kinds:
+            try:
+                rows.append(take(kind))
+            except (LoadFailed, RuntimeError) as failure:
+                self.fail(kind.name, failure)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def _plot(results: dict[str, list[Row]]) -> None:
             error_kw={"elinewidth": 1, "ecolor": "#333333"},
         )
         for index, value in enumerate(middle):
-            axis.text(value + max(middle) * 0.05, index, f"{value:.2f}", va="center", fontsize=8)
-        axis.set_xlim(0, max(middle) * 1.25)
+            axis.text(max(rows[index].ratios) + max(middle) * 0.04, index, f"{value:.2f}", va="center", fontsize=8)
+        axis.set_xlim(0, max(max(row.ratios) for row in rows) * 1.2)
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8, length=0)
         axis.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.contenders import Contender, Lb, LbSingleFile
 from bench.export import Cluster, make_cluster
-from bench.figures.size import ENDPOINTS, INGRESSES, SERVICES
+from bench.figures.size import ENDPOINTS, INGRESSES, SERVICES, SLOW_SECONDS
 from bench.load import Answer, Client, LoadFailed, fetch, targets_file
 from bench.measure import Figure, Row, Settings
 
@@ -46,24 +46,25 @@ def _change_endpoint(contender: Contender, number: int) -> float:
     return _apply(contender, cluster, route.target("who"), lambda a: a.body.decode() == address)
 
 
-def _delay(change: Callable[[Contender, int], float], *names: str) -> Callable[[Settings], list[Row]]:
+def _delay(
+    change: Callable[[Contender, int], float], *names: str, slow: tuple[str, ...] = ()
+) -> Callable[[Settings], list[Row]]:
     def run(settings: Settings) -> list[Row]:
         cluster = make_cluster(INGRESSES, SERVICES, ENDPOINTS, settings.backend_port)
-        chosen = settings.choose(*names)
-        if Lb in chosen:
-            chosen.insert(chosen.index(Lb) + 1, LbSingleFile)
-        rows = []
-        for kind in chosen:
+
+        def take(kind: type[Contender]) -> Row:
             contender = kind(cluster, settings.directory)
-            count = settings.rounds if kind is Lb else min(2, settings.rounds)
             try:
-                contender.start()
+                count = settings.rounds if contender.start() < SLOW_SECONDS else 1
                 time.sleep(1)  # what a start leaves to do is not the change's cost
-                values = [1000 * change(contender, number) for number in range(count)]
+                return Row(kind.name, [1000 * change(contender, number) for number in range(count)])
             finally:
                 contender.stop()
-            rows.append(Row(kind.name, values))
-        return rows
+
+        kinds = settings.choose(*names, slow=slow)
+        if Lb in kinds and not settings.quick:
+            kinds.insert(kinds.index(Lb) + 1, LbSingleFile)
+        return settings.each(kinds, take)
 
     return run
 
@@ -85,50 +86,51 @@ def _load_with_swaps(contender: Contender, seconds: float, every: float, numbers
 
 
 def _tail(settings: Settings) -> list[Row]:
-    seconds, rounds = (3, 1) if settings.quick else (6, 3)
+    seconds = 3 if settings.quick else 6
     cluster = make_cluster(1000, 100, 3, settings.backend_port)
-    rows = []
-    for kind in settings.choose("lb", "nginx", "haproxy", "envoy"):
+
+    def take(kind: type[Contender]) -> Row:
         contender = kind(cluster, settings.directory)
         still, swapping = [], []
         try:
             contender.start()
             _load_with_swaps(contender, 1, 0, range(0))
-            for turn in range(rounds):
+            for turn in range(1 if settings.quick else 3 if kind is Lb else 2):
                 numbers = range(turn * seconds, (turn + 1) * seconds)
                 still.append(_load_with_swaps(contender, seconds, 0, numbers))
                 swapping.append(_load_with_swaps(contender, seconds, 1, numbers))
         finally:
             contender.stop()
         extra = {
-            "still p99.9 µs": median(run["p999_us"] for run in still),
-            "max µs": max(run["max_us"] for run in swapping),
+            "p99.9 without changes": median(run["p999_us"] for run in still),
+            "longest": max(run["max_us"] for run in swapping),
             "failed": sum(run["failed"] for run in swapping),
-            "closed": sum(run["closed"] for run in swapping),
+            "connections closed": sum(run["closed"] for run in swapping),
         }
-        rows.append(Row(kind.name, [run["p999_us"] for run in swapping], [run["p999_us"] for run in still], extra))
-    return rows
+        return Row(kind.name, [run["p999_us"] for run in swapping], [run["p999_us"] for run in still], extra)
+
+    return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy", slow=("haproxy", "envoy")), take)
 
 
 def _swaps(settings: Settings) -> list[Row]:
-    rows = []
-    for kind in settings.choose("lb", "nginx", "haproxy"):
-        contender = kind(make_cluster(1000, 100, 3, settings.backend_port), settings.directory)
+    cluster = make_cluster(1000, 100, 3, settings.backend_port)
+    route = cluster.routes[0]
+
+    def take(kind: type[Contender]) -> Row:
+        contender = kind(cluster, settings.directory)
         count = 20 if settings.quick else 200 if kind is Lb else 50
-        route = contender.cluster.routes[0]
+        began = time.monotonic()
+        totals = []
+        number = 0
         try:
             contender.start()
             with targets_file([(route.host, route.target("128"))]) as targets:
-                began = time.monotonic()
-                totals = []
-                number = 0
                 while number < count:  # as many spells of load as the changes take
                     with Client("load", contender.port, CONNECTIONS, 5, 0, targets) as client:
                         while number < count and client.running:
                             _change_path(contender, number)
                             number += 1
                         totals.append(client.read_line())
-                took = time.monotonic() - began
         finally:
             contender.stop()
         sums = {key: sum(run[key] for run in totals) for key in ("failed", "closed", "requests")}
@@ -136,10 +138,11 @@ def _swaps(settings: Settings) -> list[Row]:
             "connections closed": sums["closed"],
             "changes": count,
             "requests": sums["requests"],
-            "seconds": round(took),
+            "seconds": round(time.monotonic() - began),
         }
-        rows.append(Row(kind.name, [sums["failed"]], extra=extra))
-    return rows
+        return Row(kind.name, [sums["failed"]], extra=extra)
+
+    return settings.each(settings.choose("lb", "nginx", "haproxy"), take)
 
 
 _RELOADS = (
@@ -157,7 +160,7 @@ INGRESS = Figure(
     "",
     "≤ 300 ms",
     _LAYOUT + _RELOADS,
-    _delay(_change_path, "lb", "nginx", "haproxy", "envoy"),
+    _delay(_change_path, "lb", "nginx", "haproxy", "envoy", slow=("nginx", "envoy")),
 )
 ENDPOINT = Figure(
     "endpoint-change",

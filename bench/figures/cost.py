@@ -63,10 +63,9 @@ def _targets(cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def _routes(settings: Settings) -> list[Row]:
-    kinds = settings.choose("lb", "nginx", "haproxy", "envoy")
     few, many = (make_cluster(count, 10, 2, settings.backend_port) for count in (FEW, MANY))
-    rows = []
-    for kind in kinds:  # one after the other: together they need gigabytes
+
+    def take(kind: type[Contender]) -> Row:
         with (
             running([kind], few, settings.directory) as (small,),
             running([kind], many, settings.directory) as (large,),
@@ -77,8 +76,10 @@ def _routes(settings: Settings) -> list[Row]:
             for contender, load in turns:
                 run_wrk(load, contender.port, 1)
             taken = [[_measure(*turn, settings)[0] for turn in turns] for _ in range(settings.rounds)]
-        rows.append(Row(kind.name, [value for _, value in taken], [base for base, _ in taken]))
-    return rows
+        return Row(kind.name, [value for _, value in taken], [base for base, _ in taken])
+
+    # One after the other: together they need gigabytes.
+    return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy", slow=("envoy",)), take)
 
 
 KEEPALIVE = Figure(

@@ -11,22 +11,26 @@ from bench.machine import resident_bytes
 from bench.measure import Figure, Row, Settings
 
 INGRESSES, SERVICES, ENDPOINTS = 100_000, 10_000, 3
+SLOW_SECONDS = 10
+"""Who takes longer to start is started once."""
 
 
 def _scale(settings: Settings) -> list[Row]:
     cluster = make_cluster(INGRESSES, SERVICES, ENDPOINTS, settings.backend_port)
-    rows = []
-    for kind in settings.choose("lb", "nginx", "haproxy", "envoy"):
-        seconds, megabytes = [], []
-        for _ in range(1 if settings.quick else 3):
+
+    def take(kind: type[Contender]) -> Row:
+        seconds: list[float] = []
+        megabytes: list[float] = []
+        while not seconds or (len(seconds) < 3 and not settings.quick and seconds[0] < SLOW_SECONDS):
             contender = (LbSingleFile if kind is Lb else kind)(cluster, settings.directory)
             try:
                 seconds.append(contender.start())
                 megabytes.append(resident_bytes(contender.pid) / 1e6)
             finally:
                 contender.stop()
-        rows.append(Row(kind.name, seconds, extra={"resident MB": round(median(megabytes))}))
-    return rows
+        return Row(kind.name, seconds, extra={"resident MB": round(median(megabytes))})
+
+    return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy", slow=("nginx",)), take)
 
 
 def _hold(contender: Contender, count: int, route_target: tuple[str, str]) -> int:
@@ -42,11 +46,11 @@ def _hold(contender: Contender, count: int, route_target: tuple[str, str]) -> in
 
 
 def _idle(settings: Settings) -> list[Row]:
-    few, many = (500, 2500) if settings.quick else (1000, 8000)
+    few, many = 1000, 8000
     cluster = make_cluster(100, 10, 2, settings.backend_port)
     target = (cluster.routes[7].host, cluster.routes[7].target("128"))
-    rows = []
-    for kind in settings.choose("lb", "nginx", "haproxy", "envoy"):
+
+    def take(kind: type[Contender]) -> Row:
         values = []
         for _ in range(1 if settings.quick else 3):
             contender = kind(cluster, settings.directory)
@@ -56,8 +60,9 @@ def _idle(settings: Settings) -> list[Row]:
                 values.append((_hold(contender, many, target) - base) / (many - few))
             finally:
                 contender.stop()
-        rows.append(Row(kind.name, values))
-    return rows
+        return Row(kind.name, values)
+
+    return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy"), take)
 
 
 SCALE = Figure(
