@@ -195,7 +195,8 @@ class Application:
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
-        self.listeners.sync(config.listeners)
+        if not self._stopping.is_set():  # draining has closed them for good
+            self.listeners.sync(config.listeners)
         self._resolver.follow(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
         self._notifier.status(self._summary())
         tell = log.debug if build.outcome == "unchanged" else log.info

@@ -184,6 +184,10 @@ def test_term_finishes_what_is_under_way(site: Site, gate: Gate) -> None:
         assert lb.admin("/livez")[0] == 200
         assert idle.rest() == b"", "an idle connection is closed"
         wait_until(lambda: refused(site.port), "nothing new is accepted")
+        site.native.host("b.test", respond("b", 200))
+        site.native.write(site.path)
+        lb.ctl("reload")
+        assert refused(site.port), "a change opens nothing again"
         gate.open.set()
         answer = client.response()
         assert (answer.status, answer.body) == (200, b"ok")
