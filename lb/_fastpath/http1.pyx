@@ -429,7 +429,8 @@ cdef void server_resume(conn* c) noexcept nogil:
 # ------------------------------------------------------------------------------------------- the client's side: responses
 
 cdef char* put(char* out, const char* data, size_t size) noexcept nogil:
-    memcpy(out, data, size)
+    if size:  # `data` may be NULL: a request without Host
+        memcpy(out, data, size)
     return out + size
 
 
