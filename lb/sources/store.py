@@ -10,7 +10,6 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -84,13 +83,18 @@ class Store:
         if not old:
             self._add_all(stored)
             return
-        difference = _compare(stored, old)
-        for entry in difference.moved:
-            self._move(entry)
-        gone = Counter(key_of(entry) for entry in difference.gone)
-        entries: dict[Key, list[Stored]] = {key: [] for key in gone}
-        for entry in difference.arrived:
-            entries.setdefault(key_of(entry), []).append(entry)
+        arrived, left = _compare(stored, old)
+        known = {id(entry.object) for entry in left}
+        moved: set[int] = set()
+        entries: dict[Key, list[Stored]] = {}
+        for entry in arrived:
+            here = id(entry.object)
+            if here in known and here not in moved and self._move(entry):
+                moved.add(here)
+            else:
+                entries.setdefault(key_of(entry), []).append(entry)
+        gone = Counter(key_of(entry) for entry in left if id(entry.object) not in moved)
+        entries.update({key: [] for key in gone if key not in entries})
         repeated = {key for key in entries if self._count_in(key, file) > gone[key]}
         if repeated:  # unchanged places of this file hold the same objects: their order in the file decides
             entries.update({key: [] for key in repeated})
@@ -209,15 +213,18 @@ class Store:
         else:
             self._withdraw(key)
 
-    def _move(self, entry: Stored) -> None:
-        """The same object, now at another place of its file: no change, but the place is told."""
+    def _move(self, entry: Stored) -> bool:
+        """Tell the new place of the very object that is served; False when that takes more thought."""
         metadata = entry.object.metadata
         objects = self._objects[entry.object.__class__.__name__]
         name = (metadata.namespace, metadata.name)
-        if objects[name].object is entry.object:
-            objects[name] = entry
-        if self._rivals and (rivals := self._rivals.get(key_of(entry))):
-            rivals[:] = [entry if rival.object is entry.object else rival for rival in rivals]
+        served = objects.get(name)
+        if served is None or served.object is not entry.object or served.origin.file != entry.origin.file:
+            return False
+        if self._rivals and key_of(entry) in self._rivals:
+            return False
+        objects[name] = entry
+        return True
 
     def _serve(self, key: Key, stored: Stored) -> None:
         objects = self._objects.setdefault(key.kind, {})
@@ -280,28 +287,12 @@ def _service_of(stored: Stored) -> tuple[str, str] | None:
     return (metadata.namespace, service) if service else None
 
 
-class _Difference(NamedTuple):
-    """What a file's new content is against its old one."""
-
-    arrived: list[Stored]
-    gone: list[Stored]
-    moved: list[Stored]
-    """The same objects at another place."""
-
-
-def _compare(new: Sequence[Stored], old: Sequence[Stored]) -> _Difference:
-    """By identity, since most of a large file stays as it was."""
+def _compare(new: Sequence[Stored], old: Sequence[Stored]) -> tuple[list[Stored], list[Stored]]:
+    """What is new and what has left, by identity: most of a large file stays as it was."""
     if len(new) == len(old):
         pairs = [(after, before) for after, before in zip(new, old, strict=True) if after is not before]
-        arrived, gone = [after for after, _ in pairs], [before for _, before in pairs]
-    else:
-        before_ids, after_ids = set(map(id, old)), set(map(id, new))
-        arrived = [after for after in new if id(after) not in before_ids]
-        gone = [before for before in old if id(before) not in after_ids]
-    objects = {id(before.object) for before in gone}
-    moved = [after for after in arrived if id(after.object) in objects]
-    if moved:
-        moved_ids = {id(after.object) for after in moved}
-        arrived = [after for after in arrived if id(after.object) not in objects]
-        gone = [before for before in gone if id(before.object) not in moved_ids]
-    return _Difference(arrived, gone, moved)
+        return [after for after, _ in pairs], [before for _, before in pairs]
+    before_ids, after_ids = set(map(id, old)), set(map(id, new))
+    return [after for after in new if id(after) not in before_ids], [
+        before for before in old if id(before) not in after_ids
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.objects.core import ConfigMap, Service, ServiceSpec
@@ -201,6 +201,7 @@ ITEMS = st.lists(st.tuples(NAMES, st.sampled_from(["1", "2"]), st.booleans()), m
 STEPS = st.lists(st.tuples(st.sampled_from(["1.yaml", "2.yaml", "3.yaml"]), st.none() | ITEMS), max_size=12)
 
 
+@settings(max_examples=300)
 @given(STEPS)
 def test_any_history_ends_like_a_fresh_store_and_tells_all_changes(steps: list[tuple[str, Any]]) -> None:
     """The oracle: a store that sees only the last content, and a copy that is kept up by the changes alone."""
