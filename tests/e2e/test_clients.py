@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import json
@@ -285,11 +286,10 @@ class TestWebsockets:
             assert chat.close_code == 4_001
 
     def test_many_at_once(self, site: Serving) -> None:
-        chats = [self.connect(site) for _ in range(50)]
-        for number, chat in enumerate(chats):
-            chat.send(f"{number}")
-        for number, chat in enumerate(chats):
-            assert chat.recv(DEADLINE) == f"{number}"
-        for chat in chats:
-            chat.close()
+        with contextlib.ExitStack() as stack:
+            chats = [stack.enter_context(self.connect(site)) for _ in range(50)]
+            for number, chat in enumerate(chats):
+                chat.send(f"{number}")
+            for number, chat in enumerate(chats):
+                assert chat.recv(DEADLINE) == f"{number}"
         wait_until(lambda: site.lb.get("/v1/status")["exchanges"] == 0, "the tunnels end", interval=0.05)

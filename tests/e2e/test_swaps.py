@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import socket
@@ -56,13 +57,13 @@ def marker(site: Serving) -> int:
 
 @pytest.mark.timeout(300)
 def test_swaps_under_load_fail_nothing_and_close_nothing(site: Serving, servers: list[EchoServer]) -> None:
-    with WebsocketServer() as chat_server:
+    with WebsocketServer() as chat_server, contextlib.ExitStack() as stack:
         site.native.serve("chat.test", chat_server.key)
         site.apply()
         chats = []
         for _ in range(20):
             raw = socket.create_connection(site.address(), timeout=DEADLINE)
-            chats.append(websockets.sync.client.connect("ws://chat.test/", sock=raw))
+            chats.append(stack.enter_context(websockets.sync.client.connect("ws://chat.test/", sock=raw)))
         first = site.lb.generation
         with Load(site.address(), lambda n: get("shop.test", f"/part-{n % 6}/x"), connections=16, pause=0.002) as load:
             for number in range(1, SWAPS + 1):
@@ -80,7 +81,6 @@ def test_swaps_under_load_fail_nothing_and_close_nothing(site: Serving, servers:
         for chat in chats:
             chat.send("still here")
             assert chat.recv(DEADLINE) == "still here"
-            chat.close()
     wait_until(lambda: site.lb.metric("lb_tables_pinned") == 0, "old tables are freed", interval=0.05)
 
 

@@ -193,6 +193,17 @@ class LbProcess:
         assert self.process.poll() is None, f"lb ended with {self.process.returncode}:\n{self.stderr}"
         self._assert_clean_stderr()
 
+    def assert_at_rest(self) -> None:
+        """Once all clients have gone nothing stays behind: no connection, no request, no buffer, no old table."""
+        watched = re.compile(r"lb_(connections_active|buffer_bytes|tables_pinned|upstream_requests_\w+|\w+_active)\b")
+
+        def left() -> dict[str, float]:
+            return {key: value for key, value in self.metrics().items() if value and watched.match(key)}
+
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not left(), "nothing stays behind", interval=0.02)
+        assert left() == {}
+
     def _assert_clean_stderr(self) -> None:
         text = self.stderr
         assert not _BAD_IN_STDERR.search(text), f"lb's stderr:\n{text[-20_000:]}"

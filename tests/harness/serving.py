@@ -57,6 +57,8 @@ def serving(
     try:
         with LbProcess([path], directory / "lb", *options, threads=threads, open_files=open_files) as lb:
             yield Serving(lb, native, path, backends)
+            if lb.process.poll() is None:
+                lb.assert_at_rest()
     finally:
         for backend in backends.values():
             backend.close()
