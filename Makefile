@@ -117,4 +117,5 @@ $(BUILT): $(FASTPATH) $(READY_RUN)
 	else \
 	    $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
 	fi
+	@$(BIN)/lb --version
 	@touch $@

@@ -49,9 +49,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Scratch:
     directory = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "conf", directory / "conf")
     (directory / "run").mkdir()
-    (directory / ".venv").symlink_to(sys.prefix)
+    _install_lb(directory / ".venv/bin")
     environment = os.environ | {
-        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+        "PATH": f"{directory}/.venv/bin:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RUNTIME_DIRECTORY": str(directory / "run"),
         "COLUMNS": "100",
@@ -62,7 +62,14 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Scratch:
 
 @pytest.fixture(scope="module")
 def demo(scratch: Scratch) -> Iterator[None]:
-    command = [f"{sys.prefix}/bin/lb", "run", "--demo", "conf/demo", "--publish", f"80=127.0.0.1:{scratch.port}"]
+    command = [
+        f"{scratch.directory}/.venv/bin/lb",
+        "run",
+        "--demo",
+        "conf/demo",
+        "--publish",
+        f"80=127.0.0.1:{scratch.port}",
+    ]
     with (scratch.directory / "demo.log").open("w+") as log:
         daemon = subprocess.Popen(
             command, cwd=scratch.directory, env=scratch.environment, stdout=log, stderr=subprocess.STDOUT
@@ -108,6 +115,14 @@ def test_the_comparison_notices_a_difference() -> None:
     assert not differs("a\n…\nend", "a\nend\n")
     assert differs("a … c", "a b d\n")
     assert differs("a", "a\nb\n")
+
+
+def _install_lb(directory: Path) -> None:
+    """The `lb` that the pages call, whether or not the environment that runs the tests has it installed."""
+    directory.mkdir(parents=True)
+    command = directory / "lb"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lb "$@"\n')
+    command.chmod(0o755)
 
 
 def _wait_until_it_serves(daemon: subprocess.Popen[bytes], scratch: Scratch, log: str) -> None:

@@ -49,7 +49,7 @@ def test_demo_shows_what_exports_look_like() -> None:
     exported = (CONF / "demo/shop.json").read_text()
     assert '"managedFields"' in exported
     assert '"ready": false' in exported
-    found = json.loads(_lb("check", "--json", "conf/demo").stdout)
+    found = json.loads(_lb("check", "--output", "json", "conf/demo").stdout)
     codes = [problem["code"] for problem in found["problems"]]
     assert codes == ["LB2001", "LB4003"]
 
