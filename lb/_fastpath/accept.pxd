@@ -1,7 +1,7 @@
 """Accepting: listening sockets, admission, and what happens when descriptors run out.
 
-The ladder under pressure: above 90 % of the descriptors the longest idle clients are closed; when accept fails for want of
-descriptors or memory, listening stops for 100 ms instead of spinning, and idle connections make room.
+The ladder under pressure: above 90 % of the descriptors the longest idle clients are closed; when accept fails for
+want of descriptors or memory, listening stops for 100 ms instead of spinning, and idle connections make room.
 """
 from lb._fastpath.reactor cimport command, reactor
 from lb._fastpath.transport cimport conn, listening

@@ -63,7 +63,8 @@ cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
     return <listener_traffic*>stats_block(&r.listener_stats, slot, sizeof(listener_traffic))
 
 
-# --------------------------------------------------------------------------------------------------------------- admission
+# ---------------------------------------------------------------------------------------------------------------
+# admission
 
 cdef client_shard* shard_of(reactor* r, const unsigned char* peer, uint32_t* row) noexcept nogil:
     cdef unsigned long long hash = lb_hash(<const char*>peer, 16)
@@ -144,7 +145,8 @@ cdef void turn_away(reactor* r, int fd, int reason) noexcept nogil:
     close(fd)
 
 
-# ---------------------------------------------------------------------------------------------------------------- accepting
+# ----------------------------------------------------------------------------------------------------------------
+# accepting
 
 cdef void note_peer(conn* c, const sockaddr_storage* address) noexcept nogil:
     memset(c.peer, 0, 16)
@@ -271,7 +273,8 @@ cdef void resume(timer* t) noexcept nogil:
         l.stopped = True
 
 
-# ----------------------------------------------------------------------------------------------------------------- commands
+# -----------------------------------------------------------------------------------------------------------------
+# commands
 
 cdef void listening_release(io* source) noexcept nogil:
     free(source)

@@ -1,7 +1,7 @@
 """The access log: records from the reactors' rings, formatted and written by a thread of its own.
 
-A log program says what a record looks like: literals and fields, each with its way of escaping. The control plane makes it
-from `json`, `combined` or a template (lb/observe/access.py); nothing here knows any of these formats.
+A log program says what a record looks like: literals and fields, each with its way of escaping. The control plane
+makes it from `json`, `combined` or a template (lb/observe/access.py); nothing here knows any of these formats.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

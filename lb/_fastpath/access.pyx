@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport (
     EAGAIN,
@@ -24,7 +24,6 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.clock cimport realtime_ns
 from lb._fastpath.counters cimport bump
 from lb._fastpath.memory cimport page_data
-from lb._fastpath.reactor cimport reactor
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
     TEXT_COUNT,
@@ -45,7 +44,6 @@ from lb._fastpath.ring cimport (
     ring_reserve,
 )
 from lb._fastpath.table cimport text_at
-from lb._fastpath.transport cimport conn
 
 cdef enum:
     BUFFER_BYTES = 262144
@@ -60,7 +58,6 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     """Put a record into the reactor's ring; count it when there is no room."""
     cdef const char* at[TEXT_COUNT]
     cdef uint32_t sizes[TEXT_COUNT]
-    cdef char client[48]
     cdef uint64_t total = sizeof(log_record)
     cdef char* room
     cdef log_record* record
@@ -123,7 +120,8 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     ring_commit(&x.r.log, total)
 
 
-# --------------------------------------------------------------------------------------------------- in the writer thread
+# --------------------------------------------------------------------------------------------------- in the writer
+# thread
 
 cdef void log_program_free(log_program* p) noexcept nogil:
     if p == NULL:
@@ -164,7 +162,9 @@ cdef void put_bytes(log_writer* w, const char* data, uint32_t size) noexcept nog
 
 
 cdef void put_escaped(log_writer* w, const char* data, uint32_t size, int escape) noexcept nogil:
-    """JSON: what a JSON string needs, and \\u00XX for bytes outside ASCII, which no text here promises to be UTF-8. CLF: \\xXX as Apache."""
+    """JSON: what a JSON string needs, and \\u00XX for bytes outside ASCII, which no text here promises to be UTF-8.
+    CLF: \\xXX as Apache.
+    """
     cdef uint32_t i
     cdef uint8_t byte
     cdef const char* digits = b"0123456789abcdef"
@@ -204,7 +204,8 @@ cdef void put_seconds(log_writer* w, int64_t ns, int escape) noexcept nogil:
         else:
             put_bytes(w, b"-", 1)
         return
-    w.used += <uint32_t>snprintf(w.buffer + w.used, 40, b"%lld.%06lld", <long long>(ns // 1000000000), <long long>(ns % 1000000000 // 1000))
+    w.used += <uint32_t>snprintf(w.buffer + w.used, 40, b"%lld.%06lld", <long long>(ns // 1000000000),
+            <long long>(ns % 1000000000 // 1000))
 
 
 cdef void put_number(log_writer* w, uint64_t value) noexcept nogil:

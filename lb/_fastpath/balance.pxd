@@ -1,7 +1,7 @@
 """Choosing an endpoint: round-robin, least connections, client affinity.
 
-A choice reserves: the endpoint's and the upstream's count of exchanges under way are raised before anybody else chooses, so
-least-connections and all limits are exact over all reactors. balance_release gives the reservation back.
+A choice reserves: the endpoint's and the upstream's count of exchanges under way are raised before anybody else
+chooses, so least-connections and all limits are exact over all reactors. balance_release gives the reservation back.
 """
 from libc.stdint cimport uint64_t
 

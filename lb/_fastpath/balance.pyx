@@ -94,7 +94,8 @@ cdef int pick_least(reactor* r, upstream_view* up, uint64_t tried, bint ignore_e
         # A sibling took the last place in between: look again.
 
 
-cdef int pick_by_client(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection, uint64_t client) noexcept nogil:
+cdef int pick_by_client(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection,
+        uint64_t client) noexcept nogil:
     """Weighted rendezvous hashing: a client moves only when its own endpoint goes, and nothing has to be remembered."""
     cdef uint32_t i, best = up.count
     cdef uint64_t h

@@ -1,7 +1,8 @@
 """Counters and latency histograms: written by one reactor each, summed by the control plane when somebody looks.
 
-A writer only stores (no atomic read-modify-write): each block has one writer, and readers accept a sum that is a moment old.
-Blocks of routes and upstreams are made at their first use, so that 100,000 idle routes cost a pointer each.
+A writer only stores (no atomic read-modify-write): each block has one writer, and readers accept a sum that is a
+moment old. Blocks of routes and upstreams are made at their first use, so that 100,000 idle routes cost a pointer
+each.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -15,9 +16,9 @@ cdef enum:
     STATS_CHUNKS = 1024
 
 cdef extern from *:
-    """
-    /* Upper bounds in microseconds; the last bucket is open. OpenTelemetry's advised bounds and finer ones below. */
-    static const unsigned lb_bounds_us[17] = {100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 75000, 100000, 250000,
+    """ /* Upper bounds in microseconds; the last bucket is open. OpenTelemetry's advised bounds and finer ones below.
+    */ static const unsigned lb_bounds_us[17] = {100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 75000, 100000,
+    250000,
                                               500000, 1000000, 2500000, 5000000, 10000000};
     """
     const unsigned int lb_bounds_us[17]

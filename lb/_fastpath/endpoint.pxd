@@ -15,7 +15,8 @@ cdef enum:  # admin_state
     ADMIN_DOWN
 
 cdef struct idle_pool:
-    # The unused connections of one reactor to one endpoint, most recently used first.  Written by whoever holds the lock: its reactor, or a sibling that takes a connection over. The lock is only ever tried.
+    # The unused connections of one reactor to one endpoint, most recently used first.  Written by whoever holds the
+    # lock: its reactor, or a sibling that takes a connection over. The lock is only ever tried.
     int lock
     int count
     void* newest

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 REASONS: tuple[str, ...]
-"""Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log field,
+"""Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log
+field,
 metric label and `explain` text. The index is the value in C."""
 HISTOGRAM_BOUNDS_SECONDS: tuple[float, ...]
 """Upper bounds of the latency histograms, as Prometheus' `le`; one more, open bucket follows."""
 LOG_FIELDS: tuple[str, ...]
 """Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
-protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host, route,
+protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
+route,
 upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation."""
 
 class Traffic(TypedDict):
@@ -22,7 +24,9 @@ class Traffic(TypedDict):
     """From the client (listener, route) or sent to endpoints (upstream), bodies and heads."""
     bytes_out: int
     buckets: list[int]
-    """Not cumulative; len(HISTOGRAM_BOUNDS_SECONDS) + 1. Listener and route: whole exchange. Upstream: to first byte."""
+    """Not cumulative; len(HISTOGRAM_BOUNDS_SECONDS) + 1. Listener and route: whole exchange. Upstream: to first
+    byte.
+    """
     seconds: float
     """Sum of what the buckets count."""
 
@@ -45,7 +49,9 @@ class UpstreamStats(Traffic):
 class EndpointStats(TypedDict):
     key: str
     state: str
-    """What balancing sees: `ready`, `draining`, `ejected` (after connect failures), `drain`, `down` (by an operator)."""
+    """What balancing sees: `ready`, `draining`, `ejected` (after connect failures), `drain`, `down` (by an
+    operator).
+    """
     weight: int
     active: int
     idle: int
@@ -53,8 +59,49 @@ class EndpointStats(TypedDict):
     failures: int
     ejected_for_ms: int
 
+class HostProgram:
+    """One compiled virtual host. Immutable."""
+
+    hostname: str
+    route_count: int
+    size_bytes: int
+
+class HostIndex:
+    """Hostnames to virtual hosts, for one host set."""
+
+    hosts: dict[str, HostProgram]
+
+class ListenerView:
+    """A listener as a table sees it."""
+
+    name: str
+    index: HostIndex
+
+class Endpoint:
+    """Live state of one endpoint; keeps its identity over every table."""
+
+    upstream: str
+    key: str
+    admin: str
+    weight_override: int | None
+
+class UpstreamView:
+    """An upstream as a table sees it."""
+
+    endpoints: tuple[Endpoint, ...]
+    weights: tuple[int, ...]
+
+RouteSpec = tuple[str, int, bytes, Sequence[bytes], Sequence[Condition], Sequence[Condition], object, tuple[int, ...]]
+"""Name, path kind (0 exact, 1 prefix, 2 string-prefix), path key, methods, headers, query parameters, action (a list of
+(upstream, weight), or (status, body)), options (max body bytes or -1; response, idle, tunnel and request timeout in
+ms; retries)."""
+Condition = tuple[bytes, bytes | None]
+
 class Table:
     """Everything a request needs, as one immutable value. Made by lb.compile.table."""
+
+    listeners: dict[str, ListenerView]
+    upstreams: dict[str, UpstreamView]
 
     generation: int
     host_count: int
@@ -84,14 +131,31 @@ class Engine:
         max_buffer_bytes: int = 0,
         log_ring_bytes: int = 1 << 20,
     ) -> None: ...
+    def compile_host(self, hostname: str, one_label: bool, routes: list[RouteSpec]) -> HostProgram:
+        """One virtual host; `routes` in rank order."""
+    def make_index(self, hosts: dict[str, HostProgram]) -> HostIndex: ...
+    def make_listener(
+        self, name: str, index: HostIndex, port: int, options: tuple[int, ...], trusted: tuple[tuple[bytes, int], ...]
+    ) -> ListenerView:
+        """`options` in the order of lb/compile/table.py; `trusted` as (16-byte address, leading bits)."""
+    def make_upstream(
+        self, name: str, endpoints: list[tuple[str, str, int, int]], policy: tuple[int, ...]
+    ) -> UpstreamView:
+        """`endpoints` as (key, address, port, weight). ValueError for what is no address."""
+    def make_table(
+        self, generation: int, listeners: dict[str, ListenerView], upstreams: dict[str, UpstreamView]
+    ) -> Table: ...
     def start(self) -> None:
         """Start the threads. They accept nothing before a table is published and a listener opened."""
     def publish(self, table: Table) -> None:
         """Make `table` the one every request uses that starts from now on."""
     def collect(self) -> int:
-        """Free what no thread uses any more; returns how many old tables are still pinned. Call it about once a second."""
+        """Free what no thread uses any more; returns how many old tables are still pinned. Call it about once a
+        second.
+        """
     def open_listener(self, name: str, sockets: Sequence[int]) -> None:
-        """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The engine
+        """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The
+        engine
         duplicates them; the caller closes its own."""
     def close_listener(self, name: str) -> None:
         """Take what waits in the accept queues, then close the sockets. Connections go on."""
@@ -108,13 +172,17 @@ class Engine:
         """The body for lb's own answers with this status (0: for all others). `%(status)`, `%(title)`, `%(reason)` and
         `%(request_id)` are filled in. Call before start."""
     def open_log(self, fd: int, program: Sequence[bytes | tuple[str, str]]) -> None:
-        """Write access log records to `fd` (duplicated), also to replace the file after a rotation. `program` is one record:
-        literal bytes and (field, escape) pairs with escape `raw`, `json` (the inside of a JSON string) or `clf`. An empty
+        """Write access log records to `fd` (duplicated), also to replace the file after a rotation. `program` is one
+        record: literal bytes and (field, escape) pairs with escape `raw`, `json` (the inside of a JSON string) or
+        `clf`. An empty
         program ends logging."""
     def flush_log(self) -> None:
         """Wait until all records made so far are written (at most 1 s)."""
     def counters(self) -> dict[str, int]:
-        """Process-wide: connections, log_dropped, accept_paused, tables_pinned, buffer_bytes, wakeups, …"""
+        """Process-wide counts: connections_opened, connections_closed, upstream_opened, upstream_closed,
+        upstream_stolen, exchanges_started, exchanges_ended, log_dropped, log_written, log_failed, accept_pauses,
+        idle_closed_by_pressure, turns,
+        events; and at this moment: connections, descriptors, tables_pinned."""
     def reasons(self) -> dict[str, int]:
         """How many exchanges and connections ended for each reason."""
     def listener_stats(self) -> dict[str, ListenerStats]: ...
@@ -124,5 +192,6 @@ class Engine:
     def endpoint_stats(self, upstream: str) -> list[EndpointStats]:
         """Of the endpoints in the current table."""
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
-        """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed); weight -1 returns
+        """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed);
+        weight -1 returns
         to the model's. Survives reloads. KeyError when there is no such endpoint."""

@@ -1,14 +1,13 @@
 """The only file of the data plane with Python objects: what the control plane drives.
 
-Python objects own the C structs of tables, one each (HostProgram, HostIndex, UpstreamView, ListenerView, Table), and keep each
-other alive the way the structs point at each other. Live state (Endpoint, Upstream, listener and route ids) is in the engine's
-registries and outlives all tables. Everything here runs in the control plane's thread; reactors are reached through the table
-pointer, through atomics, and through commands.
+Python objects own the C structs of tables, one each (HostProgram, HostIndex, UpstreamView, ListenerView, Table), and
+keep each other alive the way the structs point at each other. Live state (Endpoint, Upstream, listener and route ids)
+is in the engine's registries and outlives all tables. Everything here runs in the control plane's thread; reactors
+are reached through the table pointer, through atomics, and through commands.
 """
 import errno
 import os
 import resource
-import socket as sockets_module
 import time
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -41,7 +40,6 @@ from lb._fastpath.c.sys cimport (
     inet_pton,
     lb_hash,
     lb_huge_alloc,
-    lb_load_int,
     lb_load_ptr,
     lb_load_u64,
     lb_peek_i64,
@@ -50,13 +48,11 @@ from lb._fastpath.c.sys cimport (
     lb_put_int,
     lb_reason_names,
     lb_store_int,
-    lb_store_ptr,
     lb_store_u64,
     lb_swap_ptr,
     pthread_create,
     pthread_join,
     pthread_setname_np,
-    pthread_t,
     sockaddr_in,
     sockaddr_in6,
     sockaddr_un,
@@ -85,9 +81,8 @@ from lb._fastpath.endpoint cimport (
 )
 from lb._fastpath.exchange cimport exchange, exchange_install
 from lb._fastpath.http1 cimport server_drain_idle
-from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
 from lb._fastpath.memory cimport slab_init
-from lb._fastpath.message cimport MAX_FIELDS, field, head
+from lb._fastpath.message cimport MAX_FIELDS, head
 from lb._fastpath.reactor cimport (
     command,
     error_answer,
@@ -102,7 +97,6 @@ from lb._fastpath.reactor cimport (
 from lb._fastpath.table cimport (
     ACTION_FORWARD,
     ACTION_RESPOND,
-    MAX_HOST,
     NO_ROUTE,
     arena,
     arena_take,
@@ -145,7 +139,8 @@ cdef enum:
     MAX_IDS = STATS_CHUNK * STATS_CHUNKS
 
 
-# ------------------------------------------------------------------------------------------------------------- live state
+# ------------------------------------------------------------------------------------------------------------- live
+# state
 
 cdef class Endpoint:
     """Live state of one endpoint of one upstream."""
@@ -239,7 +234,8 @@ cdef class Upstream:
             free(self.p)
 
 
-# ---------------------------------------------------------------------------------------------------------- parts of a table
+# ---------------------------------------------------------------------------------------------------------- parts of
+# a table
 
 cdef class UpstreamView:
     """An upstream as a table sees it."""
@@ -252,7 +248,8 @@ cdef class UpstreamView:
     cdef readonly tuple policy
 
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None):
-        """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection, connections,
+        """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
+        connections,
         connections per endpoint, queue, queue timeout."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
@@ -291,7 +288,8 @@ cdef class UpstreamView:
             free(self.p)
 
 
-# Programs of up to 4 KiB lie side by side on huge pages, by size in steps of a cache line. Only the control plane makes and
+# Programs of up to 4 KiB lie side by side on huge pages, by size in steps of a cache line. Only the control plane
+# makes and
 # frees them, under the GIL; a place that is given back is used for the next program of its size.
 cdef enum:
     PROGRAM_STEP = 64
@@ -415,7 +413,8 @@ cdef class ListenerView:
         (self.p.head_timeout_ms, self.p.keepalive_timeout_ms, self.p.idle_timeout_ms, self.p.linger_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_head_bytes, self.p.max_headers, self.p.max_target_bytes,
          self.p.max_connections, self.p.max_connections_per_client, self.p.max_body_bytes, self.p.forwarded_header,
-         self.p.merge_slashes, self.p.keep_escaped_slashes, self.p.reject_bare_lf, self.p.accept_host_mismatch) = options
+         self.p.merge_slashes, self.p.keep_escaped_slashes, self.p.reject_bare_lf,
+         self.p.accept_host_mismatch) = options
         if trusted:
             self.p.trusted = <network*>calloc(len(trusted), sizeof(network))
             if self.p.trusted == NULL:
@@ -440,7 +439,8 @@ cdef class Table:
     cdef readonly dict upstreams
     cdef dict slots
 
-    def __cinit__(self, uint64_t generation, dict listeners, dict listener_slots, dict upstreams, uint32_t upstream_slots):
+    def __cinit__(self, uint64_t generation, dict listeners, dict listener_slots, dict upstreams,
+            uint32_t upstream_slots):
         cdef ListenerView listener
         cdef UpstreamView upstream
         cdef uint32_t slot
@@ -523,7 +523,8 @@ cdef class Table:
         return hostname, text_at(chosen, route_at(chosen, rank).name)[:route_at(chosen, rank).name.size].decode()
 
 
-# ----------------------------------------------------------------------------------------------------------------- commands
+# -----------------------------------------------------------------------------------------------------------------
+# commands
 
 cdef void run_drain(reactor* r, command* c) noexcept nogil:
     server_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
@@ -533,7 +534,8 @@ cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     pool_close(r, <endpoint*>c.subject, 0x7fffffff)
 
 
-# ------------------------------------------------------------------------------------------------------------------- engine
+# -------------------------------------------------------------------------------------------------------------------
+# engine
 
 cdef class Engine:
     """N reactor threads and what they share."""
@@ -631,8 +633,8 @@ cdef class Engine:
     def compile_host(self, str hostname, bint one_label, list routes):
         """A HostProgram. Each route: (name, path kind, path key, methods, headers, queries, action, options).
 
-        action is a list of (upstream name, weight) or (status, body); options are (max body bytes, response, idle, tunnel and
-        request timeout in ms, retries).
+        action is a list of (upstream name, weight) or (status, body); options are (max body bytes, response, idle,
+        tunnel and request timeout in ms, retries).
         """
         cdef HostProgram program = HostProgram.__new__(HostProgram)
         cdef arena a
@@ -697,7 +699,8 @@ cdef class Engine:
         r.name = arena_text(a, raw, len(raw))
         r.id = self._id(self.route_ids, name)
         self.ensure_chunk(1, r.id)
-        (r.max_body_bytes, r.response_timeout_ms, r.idle_timeout_ms, r.tunnel_timeout_ms, r.request_timeout_ms, retries) = options
+        (r.max_body_bytes, r.response_timeout_ms, r.idle_timeout_ms, r.tunnel_timeout_ms, r.request_timeout_ms,
+                retries) = options
         r.retries = <uint8_t>min(retries, 250)
         if isinstance(action, tuple):
             r.action = ACTION_RESPOND
@@ -761,7 +764,9 @@ cdef class Engine:
         return ListenerView(name, index, port, options, trusted)
 
     def make_upstream(self, str name, list endpoints, tuple policy):
-        """An UpstreamView; `endpoints`: (key, address, port, weight). An endpoint that was known keeps its live state."""
+        """An UpstreamView; `endpoints`: (key, address, port, weight). An endpoint that was known keeps its live
+        state.
+        """
         cdef Upstream live = self.live_upstream(name)
         cdef Endpoint ep
         cdef list members = []
@@ -987,7 +992,6 @@ cdef class Engine:
     def open_log(self, int fd, program):
         """Write records to `fd` by `program`; an empty program ends logging."""
         cdef log_program* p = self.make_program(fd, list(program))
-        cdef int i
         if not self.log_started and p.count:
             self.start_log()
         if not self.log_started:
@@ -1067,7 +1071,8 @@ cdef class Engine:
         cdef counters* c
         sums = dict.fromkeys((
             "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
-            "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns", "events",
+            "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns",
+            "events",
         ), 0)
         for i in range(self.s.reactor_count):
             c = &self.s.reactors[i].counts
@@ -1157,16 +1162,17 @@ cdef class Engine:
         if which == 0:
             result.update(accepted=extra[0], rejected=extra[1], requests=extra[2], active=extra[0] - extra[3])
         elif which == 2:
-            result.update(attempts=extra[0], retries=extra[1], connects=extra[2], connect_failures=extra[3], reused=extra[4])
+            result.update(attempts=extra[0], retries=extra[1], connects=extra[2], connect_failures=extra[3],
+                    reused=extra[4])
         return result
 
     def listener_stats(self):
-        return {name: self.sum_traffic(0, slot) for name, slot in self.listener_slots.items()}
+        return {name: self.sum_traffic(0, slot) for name, slot in list(self.listener_slots.items())}
 
     def route_stats(self):
         """Only routes that had traffic."""
         result = {}
-        for name, id in self.route_ids.items():
+        for name, id in list(self.route_ids.items()):  # a build may be adding to it
             stats = self.sum_traffic(1, id)
             if stats is not None:
                 result[name] = stats
@@ -1213,7 +1219,8 @@ cdef class Engine:
                 state = "ejected" if ejected else "ready"
             result.append({
                 "key": ep.key, "state": state, "weight": weight, "active": lb_peek_int(&ep.p.active), "idle": idle,
-                "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures), "ejected_for_ms": ejected,
+                "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures),
+                "ejected_for_ms": ejected,
             })
         return result
 
@@ -1245,7 +1252,8 @@ cdef class Engine:
             return
         upstreams = dict(t.upstreams)
         upstreams[upstream] = self.with_overrides(t.upstreams[upstream], self.overrides.get(upstream, {}))
-        self.publish(Table(t.generation, t.listeners, dict(self.listener_slots), upstreams, <uint32_t>len(self.upstreams)))
+        self.publish(Table(t.generation, t.listeners, dict(self.listener_slots), upstreams,
+                <uint32_t>len(self.upstreams)))
 
 
 cdef void release_reactor(reactor* r) noexcept:

@@ -2,8 +2,9 @@
 
     request head -> host -> route -> limits -> endpoint -> connection -> relay -> response head -> relay -> account
 
-An exchange knows its client and its endpoint as connections of some codec and itself no bytes of any protocol. It pins the table
-it started with until it ends, or until it becomes a tunnel: a tunnel may live for days and needs nothing of the table any more.
+An exchange knows its client and its endpoint as connections of some codec and itself no bytes of any protocol. It
+pins the table it started with until it ends, or until it becomes a tunnel: a tunnel may live for days and needs
+nothing of the table any more.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

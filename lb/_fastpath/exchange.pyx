@@ -8,14 +8,12 @@ from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release
 from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
-    LB_R_BAD_EXPECTATION,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
     LB_R_CONNECT_FAILED,
     LB_R_CONNECT_TIMEOUT,
-    LB_R_HEAD_TIMEOUT,
     LB_R_LOCAL_ANSWER,
     LB_R_METHOD_REFUSED,
     LB_R_NO_ENDPOINT,
@@ -55,7 +53,6 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.clock cimport monotonic_ns, realtime_ns
 from lb._fastpath.counters cimport (
     bump,
-    bump_by,
     listener_traffic,
     observe,
     stats_block,
@@ -113,7 +110,6 @@ from lb._fastpath.message cimport (
 )
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
-    IO_DEAD,
     IO_READABLE,
     current_table,
     error_answer,
@@ -153,7 +149,8 @@ from lb._fastpath.upstream cimport (
 )
 
 
-# ------------------------------------------------------------------------------------------------------------------- begin
+# -------------------------------------------------------------------------------------------------------------------
+# begin
 
 cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
     cdef reactor* r = d.base.r
@@ -351,7 +348,8 @@ cdef upstream_view* choose_upstream(exchange* x) noexcept nogil:
     return x.t.upstreams[targets[i].slot]
 
 
-# -------------------------------------------------------------------------------------------------- the request's own headers
+# -------------------------------------------------------------------------------------------------- the request's own
+# headers
 
 cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
     cdef uint32_t i
@@ -407,7 +405,8 @@ cdef bint parse_address(const char* text, size_t size, unsigned char* address) n
         size = <size_t>(colon - text)
     else:
         colon = <const char*>memchr(text, c":", size)
-        if colon != NULL and memchr(text, c".", size) != NULL and memchr(colon + 1, c":", size - <size_t>(colon - text) - 1) == NULL:
+        if colon != NULL and memchr(text, c".", size) != NULL and memchr(colon + 1, c":",
+                size - <size_t>(colon - text) - 1) == NULL:
             size = <size_t>(colon - text)
     if size == 0 or size > 45:
         return False
@@ -420,7 +419,9 @@ cdef bint parse_address(const char* text, size_t size, unsigned char* address) n
 
 
 cdef void real_client(exchange* x, const head* h, bint trusted, unsigned char* address) noexcept nogil:
-    """Who the client is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that is none of theirs."""
+    """Who the client is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that is none of
+    theirs.
+    """
     cdef int i
     cdef const field* f
     cdef const char* start
@@ -567,7 +568,8 @@ cdef size_t put_forwarded(char* out, const char* peer, size_t peer_size, const h
     return size + 11
 
 
-# ------------------------------------------------------------------------------------------------------- endpoint and attempt
+# ------------------------------------------------------------------------------------------------------- endpoint and
+# attempt
 
 cdef void dispatch(exchange* x) noexcept nogil:
     """Choose an endpoint and start an attempt; queue when all are full; answer when there is none."""
@@ -648,7 +650,9 @@ cdef void on_connect_failed(void* exchange_pointer, conn* u, int reason) noexcep
 
 
 cdef bint repeatable(exchange* x) noexcept nogil:
-    """Nobody can tell whether an endpoint has acted on what it did not answer, so only what may be done twice is repeated."""
+    """Nobody can tell whether an endpoint has acted on what it did not answer, so only what may be done twice is
+    repeated.
+    """
     return x.flags & X_IDEMPOTENT and not x.flags & (X_HAS_BODY | X_UPGRADE)
 
 
@@ -706,7 +710,8 @@ cdef void send_request(exchange* x) noexcept nogil:
         server_resume(x.d)
 
 
-# ------------------------------------------------------------------------------------------------------------------ waiting
+# ------------------------------------------------------------------------------------------------------------------
+# waiting
 
 cdef void wait_for_place(exchange* x) noexcept nogil:
     """All endpoints are at their limit: stand in line, first come first served."""
@@ -775,7 +780,8 @@ cdef void retry_waiting(reactor* r) noexcept nogil:
         x = following
 
 
-# ------------------------------------------------------------------------------------------------------------- request body
+# -------------------------------------------------------------------------------------------------------------
+# request body
 
 cdef void on_request_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
@@ -849,7 +855,8 @@ cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
         pass_tunnel_ends(x)
 
 
-# ----------------------------------------------------------------------------------------------------------------- response
+# -----------------------------------------------------------------------------------------------------------------
+# response
 
 cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
@@ -943,7 +950,8 @@ cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
     cdef bint silent = (x.u.flags & H1_GOT_BYTES) == 0
     if x.flags & X_TUNNEL:
         finish(x, LB_R_OK if x.flags & (X_UPSTREAM_ENDED | X_CLIENT_ENDED) else reason)
-    elif not x.flags & X_RESPONSE_STARTED and silent and (reason == LB_R_UPSTREAM_CLOSED or reason == LB_R_UPSTREAM_RESET):
+    elif not x.flags & X_RESPONSE_STARTED and silent and (reason == LB_R_UPSTREAM_CLOSED
+            or reason == LB_R_UPSTREAM_RESET):
         attempt_failed(x, reason)
     else:
         fail(x, reason)
@@ -951,7 +959,10 @@ cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
 
 cdef bint on_client_full(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    return x.d != NULL and (x.d.base.flags & IO_FULL) != 0
+    if x.d == NULL or not x.d.base.flags & IO_FULL:
+        return False
+    set_timer(x)  # from now on the client's patience counts, not the endpoint's
+    return True
 
 
 cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
@@ -963,7 +974,8 @@ cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
         pass_tunnel_ends(x)
 
 
-# ------------------------------------------------------------------------------------------------------------------- tunnel
+# -------------------------------------------------------------------------------------------------------------------
+# tunnel
 
 cdef void open_tunnel(exchange* x) noexcept nogil:
     """101: from here on bytes pass both ways untouched. The table is not needed any more."""
@@ -1034,7 +1046,8 @@ cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
         finish(x, LB_R_OK)
 
 
-# ------------------------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------------------------------------------
+# answers
 
 cdef void on_request_refused(conn* d, int reason, listener_view* view) noexcept nogil:
     """A request whose head is not understood: an exchange without host and route, so that it is counted and logged."""
@@ -1103,7 +1116,8 @@ cdef size_t append_text(char* out, size_t at, size_t limit, const char* text) no
     return append(out, at, limit, text, size)
 
 
-cdef size_t fill_in(exchange* x, char* out, size_t limit, const char* text, size_t size, int status, int reason) noexcept nogil:
+cdef size_t fill_in(exchange* x, char* out, size_t limit, const char* text, size_t size, int status,
+        int reason) noexcept nogil:
     """An error body with its %(status), %(title), %(reason) and %(request_id) filled in."""
     cdef size_t i = 0, at = 0
     cdef char number[12]
@@ -1147,7 +1161,10 @@ cdef void answer(exchange* x, int status, int reason, const char* body, size_t s
         # scratch_text is free: the request's head has been used, or there was none.
         out = r.scratch_text
         if x.flags & X_JSON:
-            body = b"{\"status\":%(status),\"title\":\"%(title)\",\"reason\":\"%(reason)\",\"request_id\":\"%(request_id)\"}\n"
+            body = (
+                b"{\"status\":%(status),\"title\":\"%(title)\","
+                b"\"reason\":\"%(reason)\",\"request_id\":\"%(request_id)\"}\n"
+            )
             content_type = b"application/json"
             type_size = 16
             while body[size]:
@@ -1198,7 +1215,8 @@ cdef error_answer* find_error_answer(shared* s, int status) noexcept nogil:
     return general
 
 
-# ------------------------------------------------------------------------------------------------------------------- timers
+# -------------------------------------------------------------------------------------------------------------------
+# timers
 
 cdef void wait_until(exchange* x, int timeout_ms) noexcept nogil:
     """Wait for one thing at most this long (0: without bound), besides the deadlines that always hold."""
@@ -1215,6 +1233,8 @@ cdef int64_t idle_deadline(exchange* x) noexcept nogil:
         limit = x.view.idle_timeout_ms
     elif not x.flags & (X_TUNNEL | X_RESPONSE_STARTED):
         return INT64_MAX  # the response's own timeout holds
+    elif x.view != NULL and x.d != NULL and x.d.out_bytes and 0 < x.view.idle_timeout_ms < limit:
+        limit = x.view.idle_timeout_ms  # it is the client that does not take what is there
     return x.progress_ms + limit if limit > 0 else INT64_MAX
 
 
@@ -1259,7 +1279,8 @@ cdef int idle_reason(exchange* x) noexcept nogil:
     return LB_R_CLIENT_IDLE_TIMEOUT
 
 
-# ---------------------------------------------------------------------------------------------------------------------- end
+# --------------------------------------------------------------------------------------------------------------------
+# -- end
 
 cdef upstream_traffic* upstream_stats(exchange* x) noexcept nogil:
     if x.live == NULL:

@@ -1,8 +1,9 @@
 """HTTP/1: bytes to messages and back, on both sides.
 
-Knows framing, connection management and what RFC 9112 allows; knows nothing of routes, endpoints or retries. What happens to
-a message is decided above, through `exchange_calls`; the exchange in turn drives the codec with the functions below. The rules
-for what is rejected are stricter than the RFC wherever implementations disagree, because disagreement is what smuggling lives on.
+Knows framing, connection management and what RFC 9112 allows; knows nothing of routes, endpoints or retries. What
+happens to a message is decided above, through `exchange_calls`; the exchange in turn drives the codec with the
+functions below. The rules for what is rejected are stricter than the RFC wherever implementations disagree, because
+disagreement is what smuggling lives on.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -4,17 +4,14 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
-    ECONNRESET,
     LB_R_BAD_CHUNK,
     LB_R_BAD_RESPONSE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_RESET,
-    LB_R_DRAIN,
     LB_R_HEAD_TIMEOUT,
     LB_R_KEEPALIVE_TIMEOUT,
     LB_R_NO_HOST,
     LB_R_NO_MEMORY,
-    LB_R_OK,
     LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_RESET,
     LB_R_UPSTREAM_TRUNCATED,
@@ -26,13 +23,11 @@ from lb._fastpath.c.sys cimport (
     shutdown,
     ssize_t,
 )
-from lb._fastpath.counters cimport bump, listener_traffic, stats_block
+from lb._fastpath.counters cimport bump
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
     CHUNK_TRAILERS,
-    MAX_RESPONSE_HEAD,
-    MAX_TRAILERS,
     chunk_next,
     parse_request,
     parse_response,
@@ -42,7 +37,6 @@ from lb._fastpath.memory cimport page, page_data, page_free
 from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
-    IO_CONNECTING,
     IO_DEAD,
     IO_HALF_CLOSED,
     IO_READABLE,
@@ -81,7 +75,8 @@ cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(exchange_calls))
 
 
-# ------------------------------------------------------------------------------------------------- the client's side: life
+# ------------------------------------------------------------------------------------------------- the client's side:
+# life
 
 cdef listener_view* view_of(conn* c) noexcept nogil:
     """The listener as the current table has it; NULL when a change has removed it."""
@@ -124,11 +119,10 @@ cdef void idle_unlink(conn* c) noexcept nogil:
 
 cdef void server_open(conn* c) noexcept nogil:
     """A client has connected; everything but the codec's part is set."""
-    cdef listener_view* view = view_of(c)
     c.state = SERVER_IDLE
     c.base.ready = server_ready
     c.timer.fire = server_timeout
-    timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + (view.keepalive_timeout_ms if view != NULL else 1000))
+    keep_alive_timer(c)
     idle_link(c)
 
 
@@ -189,6 +183,8 @@ cdef void server_ready(io* source) noexcept nogil:
                 server_linger(c)
             else:
                 linger_timer(c)
+        elif c.state == SERVER_IDLE:
+            keep_alive_timer(c)  # it is still taking the answer before
     if not source.flags & IO_DEAD and c.parked != NULL:
         server_take_parked(c)
     if not source.flags & IO_DEAD and source.flags & IO_READABLE:
@@ -296,7 +292,8 @@ cdef void server_end_of_input(conn* c) noexcept nogil:
         server_gone(c, False)
 
 
-# -------------------------------------------------------------------------------------------- the client's side: requests
+# -------------------------------------------------------------------------------------------- the client's side:
+# requests
 
 cdef size_t server_consume(conn* c, const char* p, size_t n) noexcept nogil:
     """Handle as much as the state allows; how much that was."""
@@ -426,7 +423,8 @@ cdef void server_resume(conn* c) noexcept nogil:
             io_enqueue(&c.base)
 
 
-# ------------------------------------------------------------------------------------------- the client's side: responses
+# ------------------------------------------------------------------------------------------- the client's side:
+# responses
 
 cdef char* put(char* out, const char* data, size_t size) noexcept nogil:
     if size:  # `data` may be NULL: a request without Host
@@ -566,14 +564,12 @@ cdef void server_send_end(conn* c, head* trailers) noexcept nogil:
 cdef void server_done(conn* c) noexcept nogil:
     """The exchange is over and its response is on its way."""
     cdef reactor* r = c.base.r
-    cdef listener_view* view
     c.exchange = NULL
     if c.base.flags & IO_DEAD:
         return
     if c.state == SERVER_WAIT and not c.flags & H1_CLOSE:
-        view = view_of(c)
         c.state = SERVER_IDLE
-        timer_set(&r.timers, &c.timer, r.now_ms + (view.keepalive_timeout_ms if view != NULL else 0))
+        keep_alive_timer(c)
         idle_link(c)
         if c.parked != NULL or c.base.flags & IO_READABLE:
             io_enqueue(&c.base)
@@ -593,6 +589,11 @@ cdef void server_done(conn* c) noexcept nogil:
         linger_timer(c)
 
 
+cdef void keep_alive_timer(conn* c) noexcept nogil:
+    cdef listener_view* view = view_of(c)
+    timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + (view.keepalive_timeout_ms if view != NULL else 0))
+
+
 cdef void linger_timer(conn* c) noexcept nogil:
     """A client that does not read its last bytes is given as long as one whose body stands still."""
     cdef listener_view* view = view_of(c)
@@ -600,7 +601,8 @@ cdef void linger_timer(conn* c) noexcept nogil:
 
 
 cdef void server_linger(conn* c) noexcept nogil:
-    """Say that nothing more comes, and read on for a while: closing on unread bytes would reset the connection, and the client
+    """Say that nothing more comes, and read on for a while: closing on unread bytes would reset the connection, and
+    the client
     would lose the answer (RFC 9112 9.6)."""
     cdef listener_view* view = view_of(c)
     if c.base.flags & IO_DEAD:
@@ -625,7 +627,8 @@ cdef void server_drain_idle(reactor* r, int reason, int most) noexcept nogil:
         c = newer
 
 
-# ----------------------------------------------------------------------------------------------------- the upstream's side
+# ----------------------------------------------------------------------------------------------------- the upstream's
+# side
 
 cdef size_t request_size(const head* h) noexcept nogil:
     """Room that build_request needs."""
@@ -768,7 +771,8 @@ cdef void client_take_parked(conn* c) noexcept nogil:
 
 
 cdef size_t client_consume(conn* c, const char* p, size_t n) noexcept nogil:
-    """Handle as much as the state allows. After the end of the response the connection may already be somebody else's: then
+    """Handle as much as the state allows. After the end of the response the connection may already be somebody
+    else's: then
     `c.exchange` has changed, and what is left over has already made it unfit for reuse."""
     cdef size_t at = 0, used
     cdef void* exchange = c.exchange
@@ -914,7 +918,9 @@ cdef void client_resume(conn* c) noexcept nogil:
 
 
 cdef bint client_reusable(conn* c) noexcept nogil:
-    """Whether the connection can serve another exchange: its response was complete and framed, and nothing came behind it."""
+    """Whether the connection can serve another exchange: its response was complete and framed, and nothing came
+    behind it.
+    """
     cdef char byte
     if c.state != CLIENT_DONE or c.flags & H1_CLOSE or c.out_bytes or c.parked != NULL:
         return False

@@ -1,8 +1,9 @@
 """Parsing HTTP/1: heads, targets, hosts, chunks and trailers, from bytes that nobody has checked before.
 
-The rules are stricter than RFC 9112 wherever implementations disagree, because disagreement is what smuggling lives on.
-Heads are parsed without state: on a short read the bytes are kept and parsed again from the start, which costs nothing in
-practice (one read carries a whole head) and leaves no state to get wrong. Only chunks, which have no bound, have a state.
+The rules are stricter than RFC 9112 wherever implementations disagree, because disagreement is what smuggling lives
+on. Heads are parsed without state: on a short read the bytes are kept and parsed again from the start, which costs
+nothing in practice (one read carries a whole head) and leaves no state to get wrong. Only chunks, which have no
+bound, have a state.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -28,7 +29,8 @@ cdef enum:  # results of chunk_next
 cdef ssize_t parse_request(const char* p, size_t n, head* h, const listener_view* view, char* work) noexcept nogil
 cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil
 cdef ssize_t parse_trailers(const char* p, size_t n, head* h) noexcept nogil
-cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const char** data, size_t* size) noexcept nogil
+cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const char** data,
+        size_t* size) noexcept nogil
 # False when a rule is broken. `out` has room for as many bytes as come in.
 cdef bint normalize_target(const char* target, size_t size, char* out, bint merge_slashes, bint keep_escaped_slashes,
                            uint32_t* path_size, uint32_t* out_size) noexcept nogil

@@ -5,7 +5,6 @@ from libc.string cimport memchr, memcmp, memcpy, memmove
 from lb._fastpath.c.sys cimport (
     LB_DIGIT,
     LB_HEX,
-    LB_HOST,
     LB_R_BAD_EXPECTATION,
     LB_R_BAD_FRAMING,
     LB_R_BAD_HEADER,
@@ -71,7 +70,6 @@ from lb._fastpath.message cimport (
     METHOD_PUT,
     METHOD_TRACE,
     field,
-    span,
 )
 
 cdef enum:
@@ -90,7 +88,8 @@ cdef enum:  # chunk_state.state
     CHUNK_LAST
 
 
-# -------------------------------------------------------------------------------------------------------------------- names
+# --------------------------------------------------------------------------------------------------------------------
+# names
 
 cdef int known_field(const char* p, size_t n) noexcept nogil:
     """The field's id, by length first: at most two comparisons for any name."""
@@ -199,7 +198,8 @@ cdef int known_method(const char* p, size_t n) noexcept nogil:
     return METHOD_OTHER
 
 
-# ------------------------------------------------------------------------------------------------------------- field values
+# ------------------------------------------------------------------------------------------------------------- field
+# values
 
 cdef bint next_token(const char** at, const char* end, const char** token, size_t* size) noexcept nogil:
     """The next non-empty member of a comma-separated list, without blanks around it. False at the end."""
@@ -257,8 +257,8 @@ cdef int parse_codings(const field* f) noexcept nogil:
 cdef int apply_connection(head* h, const field* f) noexcept nogil:
     """Connection: its options, and the removal of the fields that it nominates (RFC 9110 7.6.1).
 
-    Framing, routing, credentials and our own forwarding fields cannot be nominated away: that has been used to make a proxy
-    drop what a server behind it relied on. 0, or the reason it is refused.
+    Framing, routing, credentials and our own forwarding fields cannot be nominated away: that has been used to make a
+    proxy drop what a server behind it relied on. 0, or the reason it is refused.
     """
     cdef const char* at = f.value
     cdef const char* end = f.value + f.value_size
@@ -300,9 +300,11 @@ cdef bint equal_names(const char* a, const char* b, size_t n) noexcept nogil:
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------- field lines
+# ------------------------------------------------------------------------------------------------------------- field
+# lines
 
-cdef ssize_t parse_fields(const char* start, const char* p, const char* end, head* h, int most, bint reject_bare_lf) noexcept nogil:
+cdef ssize_t parse_fields(const char* start, const char* p, const char* end, head* h, int most,
+        bint reject_bare_lf) noexcept nogil:
     """Field lines up to and with the empty line (RFC 9112 5). Bytes used since `start`, 0 for more, or -reason."""
     cdef const char* name
     cdef const char* value
@@ -421,7 +423,8 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
         elif id == FIELD_KEEP_ALIVE:
             h.keep_alive_timeout = keep_alive_seconds(f)
             f.drop = True
-        elif id in (FIELD_PROXY_CONNECTION, FIELD_PROXY_AUTHENTICATE, FIELD_PROXY_AUTHORIZATION, FIELD_HTTP2_SETTINGS, FIELD_TRAILER):
+        elif id in (FIELD_PROXY_CONNECTION, FIELD_PROXY_AUTHENTICATE, FIELD_PROXY_AUTHORIZATION,
+                FIELD_HTTP2_SETTINGS, FIELD_TRAILER):
             f.drop = id != FIELD_PROXY_AUTHENTICATE or request
             if id == FIELD_TRAILER:
                 f.drop = False
@@ -457,7 +460,8 @@ cdef int keep_alive_seconds(const field* f) noexcept nogil:
     return 0
 
 
-# ----------------------------------------------------------------------------------------------------------------- requests
+# -----------------------------------------------------------------------------------------------------------------
+# requests
 
 cdef ssize_t parse_request(const char* p, size_t n, head* h, const listener_view* view, char* work) noexcept nogil:
     """A request head. `work` (SCRATCH_BYTES) takes what has to be rewritten: the normalised target and the hostname."""
@@ -527,7 +531,8 @@ cdef ssize_t parse_request_line(const char* p, const char* end, head* h, const l
     return parse_version(start, p, end, h, view.reject_bare_lf)
 
 
-cdef ssize_t parse_version(const char* start, const char* p, const char* end, head* h, bint reject_bare_lf) noexcept nogil:
+cdef ssize_t parse_version(const char* start, const char* p, const char* end, head* h,
+        bint reject_bare_lf) noexcept nogil:
     cdef size_t room = <size_t>(end - p)
     cdef size_t compared = room if room < 5 else 5
     if memcmp(p, b"HTTP/", compared) != 0:
@@ -601,7 +606,8 @@ cdef int resolve_target(head* h, const listener_view* view, char* work) noexcept
             h.target.size = <uint32_t>size
         else:
             h.target.at = work
-            if not normalize_target(target, size, work, view.merge_slashes, view.keep_escaped_slashes, &h.path_size, &h.target.size):
+            if not normalize_target(target, size, work, view.merge_slashes, view.keep_escaped_slashes, &h.path_size,
+                    &h.target.size):
                 return LB_R_BAD_TARGET
     if h.host.at == NULL:
         h.hostname.at = work
@@ -767,7 +773,8 @@ cdef bint normalize_host(const char* value, size_t size, char* out, uint32_t* ou
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------------- responses
+# ----------------------------------------------------------------------------------------------------------------
+# responses
 
 cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil:
     """A response head. Bare LF is refused here: servers have no excuse."""
@@ -813,9 +820,11 @@ cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil:
     return -LB_R_BAD_RESPONSE if reason else used
 
 
-# ------------------------------------------------------------------------------------------------------ chunks and trailers
+# ------------------------------------------------------------------------------------------------------ chunks and
+# trailers
 
-cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const char** data, size_t* size) noexcept nogil:
+cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const char** data,
+        size_t* size) noexcept nogil:
     """Go on with a chunked body (RFC 9112 7.1), without any leniency: CRLF only, no blanks, extensions bounded."""
     cdef const char* start = p
     cdef const char* end = p + n
@@ -884,7 +893,9 @@ cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const
 
 
 cdef bint trailer_allowed(const field* f) noexcept nogil:
-    """What may travel behind a body (RFC 9110 6.5.1): nothing that frames, routes, authenticates or describes the message."""
+    """What may travel behind a body (RFC 9110 6.5.1): nothing that frames, routes, authenticates or describes the
+    message.
+    """
     if f.id != FIELD_OTHER or imitates_known(f.name, f.name_size):
         return False
     if f.name_size > 5 and lb_equal_nocase(f.name, b"grpc-", 5):

@@ -1,7 +1,8 @@
 """The loop: one thread, one epoll, and everything that the thread owns.
 
-A reactor turns when something is ready, when a timer is due, when it is woken, and every 500 ms in any case. The start of
-each turn is its quiescent point: whatever table it saw before, it holds none now but those its exchanges have pinned.
+A reactor turns when something is ready, when a timer is due, when it is woken, and every 500 ms in any case. The
+start of each turn is its quiescent point: whatever table it saw before, it holds none now but those its exchanges
+have pinned.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -173,7 +173,8 @@ cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* resul
 
 # Reading (reactors)
 cdef vhost* find_host(const host_index* index, const char* name, size_t size) noexcept nogil
-cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query, size_t query_size, bint has_query,
+cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query,
+        size_t query_size, bint has_query,
                          const head* h) noexcept nogil
 
 cdef inline const char* text_at(const vhost* host, text t) noexcept nogil:

@@ -7,7 +7,8 @@ from lb._fastpath.c.sys cimport lb_equal_nocase, lb_hash, lb_prefetch
 from lb._fastpath.message cimport field, head
 
 
-# ---------------------------------------------------------------------------------------------------------------- building
+# ----------------------------------------------------------------------------------------------------------------
+# building
 
 cdef uint32_t arena_take(arena* a, size_t size) noexcept nogil:
     """Room for `size` zeroed bytes, aligned to 8; its offset. After a failure `failed` is set and offset 0 is given."""
@@ -53,8 +54,8 @@ cdef uint32_t common_depth(const pattern* patterns, uint32_t low, uint32_t high,
 cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t high, uint32_t depth) noexcept nogil:
     """A trie over patterns[low:high], which agree in their first `depth` bytes; the offset of its root.
 
-    The recursion is as deep as the longest chain of patterns that extend each other, which the control plane's limit on path
-    lengths bounds.
+    The recursion is as deep as the longest chain of patterns that extend each other, which the control plane's limit
+    on path lengths bounds.
     """
     cdef uint32_t node_at = arena_take(a, sizeof(path_node))
     cdef uint32_t end = common_depth(patterns, low, high, depth)
@@ -108,7 +109,9 @@ cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t hi
 
 
 cdef bint index_insert(host_index* index, vhost* host, const char* key, size_t size) noexcept nogil:
-    """Put a virtual host under its name (`*.example.com` under `.example.com`, as lookups ask for it). The index has room."""
+    """Put a virtual host under its name (`*.example.com` under `.example.com`, as lookups ask for it). The index has
+    room.
+    """
     cdef uint64_t hash = lb_hash(key, size)
     cdef uint32_t slot = <uint32_t>hash & index.mask
     while index.entries[slot].host != NULL:
@@ -182,7 +185,8 @@ cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* resul
     return period
 
 
-# ----------------------------------------------------------------------------------------------------------------- reading
+# -----------------------------------------------------------------------------------------------------------------
+# reading
 
 cdef vhost* index_get(const host_index* index, const char* key, size_t size, bint wildcard) noexcept nogil:
     cdef uint64_t hash = lb_hash(key, size)
@@ -283,13 +287,15 @@ cdef bint query_holds(const vhost* host, const predicate* p, const char* query, 
     return False
 
 
-cdef bint route_holds(const vhost* host, const route* r, const char* query, size_t query_size, bint has_query, const head* h) noexcept nogil:
+cdef bint route_holds(const vhost* host, const route* r, const char* query, size_t query_size, bint has_query,
+        const head* h) noexcept nogil:
     cdef uint32_t i
     cdef const text* methods
     if r.method_count:
         methods = <const text*>(<const char*>host + r.methods)
         for i in range(r.method_count):
-            if methods[i].size == h.method_name.size and memcmp(text_at(host, methods[i]), h.method_name.at, methods[i].size) == 0:
+            if methods[i].size == h.method_name.size and memcmp(text_at(host, methods[i]), h.method_name.at,
+                    methods[i].size) == 0:
                 break
         else:
             return False
@@ -297,12 +303,14 @@ cdef bint route_holds(const vhost* host, const route* r, const char* query, size
         if not value_holds(host, <const predicate*>(<const char*>host + r.headers) + i, h):
             return False
     for i in range(r.query_count):
-        if not has_query or not query_holds(host, <const predicate*>(<const char*>host + r.queries) + i, query, query_size):
+        if not has_query or not query_holds(host, <const predicate*>(<const char*>host + r.queries) + i, query,
+                query_size):
             return False
     return True
 
 
-cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query, size_t query_size, bint has_query,
+cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query,
+        size_t query_size, bint has_query,
                          const head* h) noexcept nogil:
     """The lowest rank whose conditions hold: walk the trie along the path and look at the routes on the way."""
     cdef const char* base = <const char*>host

@@ -2,7 +2,7 @@
 
 The daemon never imports this. Functions take and return plain Python values and own no rules of their own.
 """
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -10,7 +10,6 @@ from lb._fastpath.c.sys cimport lb_reason_names, ssize_t
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
-    CHUNK_MORE,
     CHUNK_TRAILERS,
     chunk_next,
     parse_request as c_parse_request,
@@ -24,7 +23,9 @@ from lb._fastpath.transport cimport chunk_state
 
 
 def normalize_target(bytes target, bint merge_slashes=True, bint keep_escaped_slashes=False):
-    """(path, query or None), or None when a rule is broken. Bytes that no target may hold are the head parser's business."""
+    """(path, query or None), or None when a rule is broken. Bytes that no target may hold are the head parser's
+    business.
+    """
     cdef char* out = <char*>malloc(len(target) + 1)
     cdef uint32_t path_size = 0, size = 0
     if out == NULL:
@@ -55,13 +56,15 @@ cdef dict describe(head* h):
         "keep_alive": bool(h.keep_alive), "content_length": h.content_length, "chunked": bool(h.chunked),
         "upgrade": bool(h.upgrade), "minor": h.minor,
         "fields": [
-            (h.fields[i].name[:h.fields[i].name_size], h.fields[i].value[:h.fields[i].value_size], bool(h.fields[i].drop))
+            (h.fields[i].name[:h.fields[i].name_size], h.fields[i].value[:h.fields[i].value_size],
+                    bool(h.fields[i].drop))
             for i in range(h.field_count)
         ],
     }
 
 
-def parse_request(bytes data, int max_head_bytes=32768, int max_headers=100, int max_target_bytes=8192, bint reject_bare_lf=False):
+def parse_request(bytes data, int max_head_bytes=32768, int max_headers=100, int max_target_bytes=8192,
+        bint reject_bare_lf=False):
     """(bytes used, description), (0, None) when more is needed, or (-1, reason)."""
     cdef listener_view view
     cdef head* h = <head*>calloc(1, sizeof(head))
@@ -112,7 +115,8 @@ def parse_response(bytes data):
 
 
 def decode_chunks(list pieces):
-    """(body, rest) of a chunked body that comes in these pieces; rest begins with the trailer section. None: bad; body alone when
+    """(body, rest) of a chunked body that comes in these pieces; rest begins with the trailer section. None: bad;
+    body alone when
     it is not over yet."""
     cdef chunk_state state
     cdef bytes piece

@@ -1,7 +1,7 @@
 """Timers: a hashed wheel of intrusive nodes, lazy about deadlines that move away.
 
-A timer that is pushed back (the usual case: a connection that is used again) only gets a new deadline; it stays in its slot,
-is looked at there, and moves on. Only one that is pulled nearer is linked anew. Granularity is 16 ms.
+A timer that is pushed back (the usual case: a connection that is used again) only gets a new deadline; it stays in
+its slot, is looked at there, and moves on. Only one that is pulled nearer is linked anew. Granularity is 16 ms.
 """
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 

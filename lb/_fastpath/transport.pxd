@@ -1,8 +1,8 @@
 """Byte streams: connections of either side, what waits to be written to them, and the bytes that were read too early.
 
-Writing collects into the reactor's batch and goes out with one call when the event is handled; what the peer does not take
-waits in pages. Reading goes into the reactor's scratch, and only what cannot be handled at once moves to a page. So a
-connection at rest holds no buffer at all.
+Writing collects into the reactor's batch and goes out with one call when the event is handled; what the peer does not
+take waits in pages. Reading goes into the reactor's scratch, and only what cannot be handled at once moves to a page.
+So a connection at rest holds no buffer at all.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -65,7 +65,9 @@ cdef void conn_leave(conn* c) noexcept nogil:
 
 
 cdef void conn_close(conn* c, bint reset) noexcept nogil:
-    """Close and forget everything that waits. With `reset` the peer gets an RST: it must not take what it has for whole."""
+    """Close and forget everything that waits. With `reset` the peer gets an RST: it must not take what it has for
+    whole.
+    """
     cdef reactor* r = c.base.r
     cdef linger_option option
     cdef io* owner = &c.base
@@ -93,7 +95,8 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
     io_bury(&c.base)
 
 
-# ----------------------------------------------------------------------------------------------------------------- reading
+# -----------------------------------------------------------------------------------------------------------------
+# reading
 
 cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
     """Up to `size` bytes, or RECEIVE_END, RECEIVE_AGAIN, RECEIVE_ERROR."""
@@ -113,7 +116,8 @@ cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
         c.base.flags |= IO_HALF_CLOSED
         c.base.flags &= ~<uint32_t>IO_READABLE
         return RECEIVE_END
-    # A short read emptied the socket: what comes later makes a new edge. A FIN that was announced has no edge of its own.
+    # A short read emptied the socket: what comes later makes a new edge. A FIN that was announced has no edge of its
+    # own.
     if <size_t>n < size and not c.base.flags & (IO_HALF_CLOSED | IO_BROKEN):
         c.base.flags &= ~<uint32_t>IO_READABLE
     return n
@@ -156,7 +160,8 @@ cdef void conn_unpark(conn* c) noexcept nogil:
         c.parked = NULL
 
 
-# ----------------------------------------------------------------------------------------------------------------- writing
+# -----------------------------------------------------------------------------------------------------------------
+# writing
 
 cdef void queue_bytes(conn* c, const char* data, size_t size) noexcept nogil:
     """Let bytes wait for the peer. Without memory the connection is broken: bytes must never be skipped."""
@@ -249,14 +254,16 @@ cdef void claim_batch(conn* c) noexcept nogil:
 cdef void conn_write(conn* c, const void* data, size_t size) noexcept nogil:
     """Send bytes that stay where they are until the batch is flushed (scratch, constants, an exchange's own pages)."""
     cdef reactor* r = c.base.r
+    cdef iovec* last
     if size == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
         return
     # A few bytes behind others in scratch_out are cheaper copied than gathered.
     if size <= 1024 and r.batch_owner == &c.base and r.out_used + size <= SCRATCH_BYTES and r.batch_count:
-        if <char*>r.batch[r.batch_count - 1].iov_base + r.batch[r.batch_count - 1].iov_len == r.scratch_out + r.out_used:
+        last = &r.batch[r.batch_count - 1]
+        if <char*>last.iov_base + last.iov_len == r.scratch_out + r.out_used:
             memcpy(r.scratch_out + r.out_used, data, size)
             r.out_used += <uint32_t>size
-            r.batch[r.batch_count - 1].iov_len += size
+            last.iov_len += size
             return
     claim_batch(c)
     r.batch[r.batch_count].iov_base = <void*>data

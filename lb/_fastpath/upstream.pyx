@@ -25,7 +25,6 @@ from lb._fastpath.c.sys cimport (
     getsockopt,
     lb_add_int,
     lb_cas_ptr,
-    lb_load_int,
     lb_load_ptr,
     lb_peek_int,
     lb_store_int,
@@ -62,7 +61,8 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(connect_calls))
 
 
-# ------------------------------------------------------------------------------------------------------------------- pools
+# -------------------------------------------------------------------------------------------------------------------
+# pools
 
 cdef void pool_unlink(idle_pool* pool, conn* c) noexcept nogil:
     """Under the lock."""
@@ -104,9 +104,11 @@ cdef conn* pool_take(reactor* r, endpoint* ep) noexcept nogil:
 
 
 cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
-    """Take a connection over: the descriptor moves to this reactor, the old struct goes back to its owner as an empty husk.
+    """Take a connection over: the descriptor moves to this reactor, the old struct goes back to its owner as an empty
+    husk.
 
-    Its owner may be handling an event of it right now. That event finds `taken` set (the lock orders both) and does nothing.
+    Its owner may be handling an event of it right now. That event finds `taken` set (the lock orders both) and does
+    nothing.
     """
     cdef idle_pool* pool = &ep.pools[sibling]
     cdef reactor* owner = &r.s.reactors[sibling]
@@ -163,8 +165,8 @@ cdef void upstream_release(conn* c) noexcept nogil:
     cdef endpoint* ep = c.ep
     cdef idle_pool* pool = &ep.pools[r.index]
     c.exchange = NULL
-    if not client_reusable(c) or lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or c.idle_timeout_ms <= 0 or (
-        lb_peek_int(&r.s.draining) or not lb_try_lock(&pool.lock)
+    if not client_reusable(c) or c.idle_timeout_ms <= 0 or lb_peek_int(&r.s.draining) or (
+        lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or not lb_try_lock(&pool.lock)
     ):
         upstream_close(c)
         return
@@ -225,7 +227,8 @@ cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil:
         most -= 1
 
 
-# -------------------------------------------------------------------------------------------------------------- connecting
+# --------------------------------------------------------------------------------------------------------------
+# connecting
 
 cdef void upstream_close(conn* c) noexcept nogil:
     bump(&c.base.r.counts.upstream_closed)
@@ -265,8 +268,6 @@ cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reaso
         upstream_close(c)
         return NULL
     return c
-
-
 
 
 cdef void connect_ready(io* source) noexcept nogil:

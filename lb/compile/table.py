@@ -1,20 +1,24 @@
 """Compiler: a Config becomes a Table.
 
-The virtual host is the unit of compilation and an upstream the unit of balancing: whatever *is* the same model object as in
-the Config before keeps its compiled form, so one changed Ingress among 100,000 costs one small trie. Nothing here looks at a
-request; what a table means is said in lb/_fastpath/table.pxd, and lb/model/match.py is its oracle.
+The virtual host is the unit of compilation and an upstream the unit of balancing: whatever *is* the same model object
+as in the Config before keeps its compiled form, so one changed Ingress among 100,000 costs one small trie. Nothing
+here looks at a request; what a table means is said in lb/_fastpath/table.pxd, and lb/model/match.py is its oracle.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
 from lb.model.config import Config
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, PathMatch, Route, RouteOptions, VirtualHost
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+
+if TYPE_CHECKING:
+    from lb._fastpath.engine import RouteSpec
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
 
@@ -43,7 +47,8 @@ class Compiler:
         indexes = {name: self._compile_index(name, made) for name, made in programs.items()}
         upstreams = {name: self._compile_upstream(upstream) for name, upstream in config.upstreams.items()}
         listeners = {
-            name: self._compile_listener(listener, indexes.get(listener.host_set)) for name, listener in config.listeners.items()
+            name: self._compile_listener(listener, indexes.get(listener.host_set))
+            for name, listener in config.listeners.items()
         }
         table = self._engine.make_table(generation, listeners, upstreams)
         self._config = config
@@ -84,7 +89,7 @@ class Compiler:
         )
 
 
-def _route_spec(route: Route) -> tuple[object, ...]:
+def _route_spec(route: Route) -> RouteSpec:
     match = route.match
     action: object
     if isinstance(route.action, Forward):
@@ -104,7 +109,9 @@ def _route_spec(route: Route) -> tuple[object, ...]:
 
 
 def _path_key(path: PathMatch) -> bytes:
-    """The trie's key: an element-wise prefix is looked up without its trailing slashes (Ingress: `/foo` and `/foo/` are one)."""
+    """The trie's key: an element-wise prefix is looked up without its trailing slashes (Ingress: `/foo` and `/foo/`
+    are one).
+    """
     return path.value.rstrip("/").encode() if path.kind == "prefix" else path.value.encode()
 
 
@@ -134,7 +141,12 @@ def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int
     endpoints = tuple(endpoint for endpoint in endpoints if _is_address(endpoint.address))
     anybody = any(endpoint.weight > 0 and not endpoint.draining for endpoint in endpoints)
     specs = {
-        endpoint.key: (endpoint.key, endpoint.address, endpoint.port, 0 if endpoint.draining and anybody else endpoint.weight)
+        endpoint.key: (
+            endpoint.key,
+            endpoint.address,
+            endpoint.port,
+            0 if endpoint.draining and anybody else endpoint.weight,
+        )
         for endpoint in endpoints
     }
     return list(specs.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import h11
@@ -12,7 +13,29 @@ from hypothesis import strategies as st
 from lb._fastpath import testing
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 
-PIECES = [b"/", b"//", b".", b"..", b"a", b"%2e", b"%2E%2e", b"%41", b"%2f", b"%5C", b"%00", b"%", b"%4", b"%zz", b"\\", b"?", b"?x=/../", b"~", b"%7e", b"%c3%a9", b";"]
+PIECES = [
+    b"/",
+    b"//",
+    b".",
+    b"..",
+    b"a",
+    b"%2e",
+    b"%2E%2e",
+    b"%41",
+    b"%2f",
+    b"%5C",
+    b"%00",
+    b"%",
+    b"%4",
+    b"%zz",
+    b"\\",
+    b"?",
+    b"?x=/../",
+    b"~",
+    b"%7e",
+    b"%c3%a9",
+    b";",
+]
 targets = st.lists(st.sampled_from(PIECES), max_size=10).map(lambda pieces: b"/" + b"".join(pieces))
 
 
@@ -26,7 +49,28 @@ def test_targets_are_normalised_as_the_reference_does(target: bytes, merge: bool
     assert got == (None if isinstance(expected, Rejected) else tuple(expected))
 
 
-HOST_PIECES = [b"a", b"A", b".", b"-", b"_", b":", b"80", b"65536", b"[", b"]", b"::1", b"[::1]", b"%", b"@", b",", b" ", b"1.2.3.4", b"*", b"~", b"\xc3"]
+HOST_PIECES = [
+    b"a",
+    b"A",
+    b".",
+    b"-",
+    b"_",
+    b":",
+    b"80",
+    b"65536",
+    b"[",
+    b"]",
+    b"::1",
+    b"[::1]",
+    b"%",
+    b"@",
+    b",",
+    b" ",
+    b"1.2.3.4",
+    b"*",
+    b"~",
+    b"\xc3",
+]
 
 
 @settings(max_examples=1500, deadline=None)
@@ -63,10 +107,23 @@ def test_a_head_is_parsed_the_same_at_once_and_after_any_prefix() -> None:
     [
         ([b"Connection: X-Secret", b"X-Secret: 1"], {b"Connection", b"X-Secret"}),
         ([b"X-Secret: 1", b"connection: close, x-secret"], {b"connection", b"X-Secret"}),
-        ([b"Connection: Host, Content-Length, X-Forwarded-For, Authorization", b"Authorization: x", b"X-Forwarded-For: y"], {b"Connection"}),
-        ([b"Keep-Alive: timeout=5", b"Proxy-Connection: keep-alive", b"TE: trailers"], {b"Keep-Alive", b"Proxy-Connection", b"TE"}),
+        (
+            [
+                b"Connection: Host, Content-Length, X-Forwarded-For, Authorization",
+                b"Authorization: x",
+                b"X-Forwarded-For: y",
+            ],
+            {b"Connection"},
+        ),
+        (
+            [b"Keep-Alive: timeout=5", b"Proxy-Connection: keep-alive", b"TE: trailers"],
+            {b"Keep-Alive", b"Proxy-Connection", b"TE"},
+        ),
         ([b"X_Forwarded_For: 1", b"X_Free: 2"], {b"X_Forwarded_For"}),
-        ([b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AA"], {b"Upgrade", b"Connection", b"HTTP2-Settings"}),
+        (
+            [b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AA"],
+            {b"Upgrade", b"Connection", b"HTTP2-Settings"},
+        ),
         ([b"Upgrade: websocket"], {b"Upgrade"}),
         ([b"Upgrade: websocket", b"Connection: upgrade"], {b"Connection"}),
     ],
@@ -84,7 +141,30 @@ def test_no_bytes_make_the_parser_fail(noise: bytes, at: int, cut: int) -> None:
     assert (result is None) == (used == 0)
 
 
-TOKENS = [b"GET", b"POST", b" ", b"/", b"/a", b"HTTP/1.1", b"HTTP/1.0", b"\r\n", b"\n", b"\r", b"Host: h", b"Host:h", b"Content-Length: 5", b"Content-Length: 5, 5", b"Transfer-Encoding: chunked", b"X: y", b"X : y", b" folded", b":", b"\x00", b"\t", b"X: \xff"]
+TOKENS = [
+    b"GET",
+    b"POST",
+    b" ",
+    b"/",
+    b"/a",
+    b"HTTP/1.1",
+    b"HTTP/1.0",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"Host: h",
+    b"Host:h",
+    b"Content-Length: 5",
+    b"Content-Length: 5, 5",
+    b"Transfer-Encoding: chunked",
+    b"X: y",
+    b"X : y",
+    b" folded",
+    b":",
+    b"\x00",
+    b"\t",
+    b"X: \xff",
+]
 
 
 @settings(max_examples=1500, deadline=None)
@@ -100,7 +180,9 @@ def test_whatever_is_accepted_h11_accepts_with_the_same_meaning(data: bytes) -> 
     assert isinstance(event, h11.Request)
     assert event.method == ours["method"]
     assert event.target == re.match(rb"\S+ (\S+) ", data)[1]
-    assert [(name.lower(), value) for name, value, _ in ours["fields"]] == [(name, value) for name, value in event.headers]
+    assert [(name.lower(), value) for name, value, _ in ours["fields"]] == [
+        (name, value) for name, value in event.headers
+    ]
     lengths = [int(value) for name, value in event.headers if name == b"content-length"]
     assert ours["content_length"] == (lengths[0] if lengths else -1)
 
@@ -129,7 +211,7 @@ CHUNK_PIECES = [b"0", b"1", b"5", b"a", b"F", b";x=y", b" ", b"\r\n", b"\n", b"\
 @example(b"5\r\nhello\r\n0\r\n", [])
 def test_chunks_decode_as_the_grammar_says_however_they_are_split(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    got = testing.decode_chunks([data[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    got = testing.decode_chunks([data[a:b] for a, b in itertools.pairwise(edges)])
     expected = slow_chunks(data)
     if expected is not None:
         assert got == expected

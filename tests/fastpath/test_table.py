@@ -16,7 +16,9 @@ from lb.model.upstream import Endpoint, Upstream
 from tests.model.strategies import configs, requests_for
 
 
-def compiled_answer(compiler: Compiler, config: Config, listener: str, request: Request) -> tuple[str | None, str | None]:
+def compiled_answer(
+    compiler: Compiler, config: Config, listener: str, request: Request
+) -> tuple[str | None, str | None]:
     table = compiler.compile(config, 1)
 
     def raw(text: str) -> bytes:
@@ -112,7 +114,11 @@ def test_a_bad_network_is_an_error_that_leaves_the_compiler_as_it_was() -> None:
     from lb.model.listener import HttpOptions
 
     compiler = Compiler(Engine(threads=1))
-    good = Config({"http": Listener("http", 80, host_set="h")}, {"h": {"*": VirtualHost("*", (route("r", "/"),))}}, {"u": Upstream("u")})
+    good = Config(
+        {"http": Listener("http", 80, host_set="h")},
+        {"h": {"*": VirtualHost("*", (route("r", "/"),))}},
+        {"u": Upstream("u")},
+    )
     compiler.compile(good, 1)
     bad = Config({"http": Listener("http", 80, http=HttpOptions(trusted_proxies=("no",)))}, {}, {})
     with pytest.raises(ValueError, match="no"):
@@ -124,7 +130,9 @@ def test_each_of_many_hosts_is_found() -> None:
     compiler = Compiler(Engine(threads=1))
     names = [f"app-{i}.team-{i % 97}.example.com" for i in range(20_000)]
     hosts = {name: VirtualHost(name, (route(name, "/"),)) for name in names}
-    table = compiler.compile(Config({"http": Listener("http", 80, host_set="h")}, {"h": hosts}, {"u": Upstream("u")}), 1)
+    table = compiler.compile(
+        Config({"http": Listener("http", 80, host_set="h")}, {"h": hosts}, {"u": Upstream("u")}), 1
+    )
     assert table.host_count == len(names)
     assert all(table.match("http", name.encode(), b"/x") == (name, name) for name in names)
     assert table.match("http", b"app-1.example.com", b"/") == (None, None)
