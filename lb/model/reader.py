@@ -1,7 +1,8 @@
 """Native file -> model. Every mistake is a Problem that costs only the thing it stands in; all else is loaded.
 
 What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
-route (a route that lost a condition would serve too much), a wrong address costs the endpoint, an unknown key nothing.
+route (a route that lost a condition would serve too much), a wrong address costs the endpoint or the listener (without
+its address it would listen everywhere), an entry of a list of networks itself, an unknown key nothing.
 The `settings:` section belongs to lb/settings.py and is passed over.
 
 An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from lb.model.address import UNIX_PREFIX, address_mistake, is_network
 from lb.model.config import Config
 from lb.model.form import (
     ENDPOINT_KEYS,
@@ -54,6 +56,9 @@ ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
 _MAX_SUGGESTIONS = 1_000
 """Comparing a word with more names than this takes too long for what it helps."""
+
+_NETWORKS = ("trusted_proxies",)
+"""Options that list networks."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 5.6.2."""
@@ -106,6 +111,9 @@ class _Reader:
         content = self._mapping(path, value)
         self._report_unknown_keys(path, content, LISTENER_KEYS)
         address = self._text(f"{path}.address", content.get("address", ""))
+        if address:
+            fix = "write an address of this host such as 127.0.0.1 or ::1, unix:/path, or leave it out to listen on all"
+            self._check_address(f"{path}.address", address, fix)
         port = self._number(f"{path}.port", content.get("port", 0), 0, 65_535)
         if not port and not address.startswith("unix:"):
             raise _MistakeError(path, "the listener has no port", "add `port: 80`")
@@ -181,15 +189,7 @@ class _Reader:
     def _read_endpoint(self, path: str, inherited: Origin | None, value: object) -> Endpoint:
         content = {"address": value} if isinstance(value, str) else self._mapping(path, value)
         self._report_unknown_keys(path, content, ENDPOINT_KEYS)
-        address = self._text(f"{path}.address", content.get("address"))
-        if "port" in content:
-            port = self._number(f"{path}.port", content["port"], 0, 65_535)
-        else:
-            try:
-                address, port = split_key(address)
-            except ValueError as error:
-                raise _MistakeError(f"{path}.address", str(error)) from None
-            self._number(f"{path}.address", port, 0, 65_535)
+        address, port = self._read_endpoint_address(path, content)
         return Endpoint(
             address,
             port,
@@ -198,6 +198,21 @@ class _Reader:
             self._text(f"{path}.target", content.get("target", "")),
             self._read_origin(path, content) if inherited is None or "origin" in content else inherited,
         )
+
+    def _read_endpoint_address(self, path: str, content: Mapping[str, Any]) -> tuple[str, int]:
+        address = self._text(f"{path}.address", content.get("address"))
+        if "port" in content:
+            port, port_path = content["port"], f"{path}.port"
+        else:
+            try:
+                address, port = split_key(address)
+            except ValueError as error:
+                raise _MistakeError(f"{path}.address", str(error)) from None
+            port_path = f"{path}.address"
+        fix = "write an IP address such as 10.0.0.1 or fd00::1; a name goes into `resolve` of the upstream"
+        self._check_address(f"{path}.address", address, fix)
+        least = 0 if address.startswith(UNIX_PREFIX) else 1
+        return address, self._number(port_path, port, least, 65_535)
 
     # -- The parts of a route
 
@@ -273,6 +288,8 @@ class _Reader:
         return msgspec.structs.replace(defaults, **{name: value for name, value in values.items() if value is not None})
 
     def _read_option(self, path: str, field: OptionField, value: object) -> object:
+        if field.attribute in _NETWORKS:
+            return self._read_networks(path, value)
         try:
             if field.unit == "duration":
                 return parse_duration(value)
@@ -285,7 +302,25 @@ class _Reader:
             raise _MistakeError(path, f"{converted} is less than 0")
         return converted
 
+    def _read_networks(self, path: str, value: object) -> tuple[str, ...]:
+        networks = (
+            self._attempt(self._read_network, f"{path}[{index}]", one)
+            for index, one in enumerate(self._list(path, value))
+        )
+        return tuple(one for one in networks if one is not None)
+
+    def _read_network(self, path: str, value: object) -> str:
+        text = self._text(path, value)
+        if not is_network(text):
+            raise _MistakeError(path, f"{text!r} is no network", "write one such as 10.0.0.0/8, fd00::/8 or 10.0.0.1")
+        return text
+
     # -- Checks
+
+    def _check_address(self, path: str, address: str, fix: str) -> None:
+        mistake = address_mistake(address)
+        if mistake:
+            raise _MistakeError(path, mistake, fix)
 
     def _check_name_is_new(self, path: str, name: str) -> None:
         """Route names key metrics and logs: of several routes with one name only the first one is kept."""

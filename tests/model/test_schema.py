@@ -40,7 +40,9 @@ SEEN_BY_THE_READER_ONLY = (
     "hosts.default.a[0].headers.X A",
     "hosts.default.a[1].name",
     "upstreams.web[0].address",
+    "upstreams.web[0].port",
     "listeners.http",
+    "listeners.http.address",
     "upstreams",
 )
 

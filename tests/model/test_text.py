@@ -183,6 +183,17 @@ MISTAKES = [
         "web",
     ),
     ("upstreams: {1: []}", "upstreams", "in quotes", ""),
+    ("upstreams: {web: ['backend:80']}", "upstreams.web[0].address", "`resolve`", "web"),
+    ("upstreams: {web: [10.0.0.256:80]}", "upstreams.web[0].address", "10.0.0.1", "web"),
+    ("upstreams: {web: ['[fe80::1%eth0]:80']}", "upstreams.web[0].address", "", "web"),
+    ("upstreams: {web: ['10.0.0.1:0']}", "upstreams.web[0].address", "write 1 to 65535", "web"),
+    ("upstreams: {web: [{address: 10.0.0.1, port: 0}]}", "upstreams.web[0].port", "write 1 to 65535", "web"),
+    ("upstreams: {web: ['unix:']}", "upstreams.web[0].address", "", "web"),
+    (f"upstreams: {{web: ['unix:/{'x' * 107}']}}", "upstreams.web[0].address", "", "web"),
+    (f"upstreams: {{web: ['unix:/{'é' * 60}']}}", "upstreams.web[0].address", "", "web"),
+    ("listeners: {http: {port: 80, address: localhost}}", "listeners.http.address", "127.0.0.1", ""),
+    ("listeners: {http: {address: 'unix:'}}", "listeners.http.address", "", ""),
+    ("listeners: {http: {port: 80, http: {trusted_proxies: 5}}}", "listeners.http.http.trusted_proxies", "", "http"),
 ]
 
 
@@ -199,3 +210,22 @@ def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:
     config, problems = load("hosts: {default: {a: [{forward: wbe}]}}\nupstreams: {web: []}", {"hosts.default.a": 7})
     assert [(one.code, one.origin.line, one.fix) for one in problems] == [("LB5004", 7, "did you mean `web`?")]
     assert len(config.hosts["default"]["a"].routes) == 1
+
+
+def test_wrong_network_costs_only_itself() -> None:
+    networks = "[10.0.0.0/8, proxy, 10.0.0.0/33, 5, 'fe80::%1/64', '::1']"
+    text = f"listeners: {{http: {{port: 80, http: {{trusted_proxies: {networks}}}}}}}"
+    field = "listeners.http.http.trusted_proxies"
+    config, problems = load(text, {field: 3, f"{field}[1]": 5})
+    assert config.listeners["http"].http.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert [(one.code, one.field, one.origin.line) for one in problems] == [
+        ("LB5003", f"{field}[{index}]", 5 if index == 1 else 3) for index in (1, 2, 3, 4)
+    ]
+    assert "10.0.0.0/8" in problems[0].fix
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:1", "[fd00::1]:65535", "[::ffff:10.0.0.1]:80", f"unix:/{'x' * 106}"])
+def test_addresses_at_the_edge_are_taken(address: str) -> None:
+    config, problems = load(f"upstreams: {{web: ['{address}']}}", {})
+    assert problems == []
+    assert [one.key for one in config.upstreams["web"].endpoints] == [address]
