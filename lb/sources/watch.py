@@ -1,9 +1,10 @@
 """Follows files and directories: tells the store of changes soon after they are complete.
 
-Owns when to read: 100 ms after the last event, at most 500 ms after the first. What the events say does not matter,
-only that there were some: FileSource compares all files with what it knows, so a lost, doubled or misleading event
-costs nothing. It watches the directories that hold the files, never the files themselves, because exporters, editors
-and kubelet replace files rather than write into them.
+Owns when to read: 100 ms after the last event, at most 500 ms after the first; what is whole beyond doubt (renamed
+over the file before, or JSON to its last brace) at the first event already. What the events say does not matter, only
+that there were some: FileSource compares all files with what it knows, so a lost, doubled or misleading event costs
+nothing. It watches the directories that hold the files, never the files themselves, because exporters, editors and
+kubelet replace files rather than write into them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from watchfiles._rust_notify import RustNotify
 
-from lb.sources.files import FileSource
+from lb.sources.files import FileSource, Reading
 
 HOLD_OFF_MS = 100
 """Quiet time after the last event before files are read."""
@@ -86,6 +87,7 @@ class Watcher:
                 return
             if any(self._source.places.concerns(path) for _, path in events):
                 break
+        await self._read_whole()
         loop = asyncio.get_running_loop()
         first = loop.time()
         while (left_ms := int(LONGEST_HOLD_OFF_MS - (loop.time() - first) * 1000)) > 0:
@@ -96,10 +98,16 @@ class Watcher:
 
     async def _read(self, force: bool = False) -> None:
         async with self._lock:
-            reading = await asyncio.to_thread(self._source.load, force)
-            if reading.changed or reading.removed:
-                self._source.apply(reading)
-                self._changed()
+            self._take(await asyncio.to_thread(self._source.load, force))
+
+    async def _read_whole(self) -> None:
+        async with self._lock:
+            self._take(await asyncio.to_thread(self._source.load_whole))
+
+    def _take(self, reading: Reading) -> None:
+        if reading.changed or reading.removed:
+            self._source.apply(reading)
+            self._changed()
 
 
 class _Stop:

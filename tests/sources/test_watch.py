@@ -194,6 +194,47 @@ async def test_many_events_make_one_reading(tmp_path: Path) -> None:
         assert watched.changes - before <= elapsed_ms / HOLD_OFF_MS + 1
 
 
+@pytest.fixture
+def endless_hold_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is read in these tests is read without waiting for the hold-off."""
+    monkeypatch.setattr("lb.sources.watch.HOLD_OFF_MS", 1_000_000)
+    monkeypatch.setattr("lb.sources.watch.LONGEST_HOLD_OFF_MS", 1_000_000)
+
+
+@pytest.mark.usefixtures("endless_hold_off")
+async def test_json_that_is_whole_does_not_wait(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", "a")
+    async with watching(path) as watched:
+        write(path, "b")
+        await watched.until(lambda: names(watched.store) == ["b"], "the new content")
+
+
+@pytest.mark.usefixtures("endless_hold_off")
+async def test_a_file_renamed_over_another_does_not_wait(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    new = write(tmp_path / ".new", "b")
+    os.utime(new, (1, 1))
+    async with watching(path) as watched:
+        new.rename(path)
+        await watched.until(lambda: names(watched.store) == ["b"], "the new content")
+
+
+@pytest.mark.usefixtures("endless_hold_off")
+@pytest.mark.parametrize("name", ["written.yaml", "cut.json", "new.json"])
+async def test_what_may_be_half_waits_for_the_hold_off(tmp_path: Path, name: str) -> None:
+    whole = write(tmp_path / "whole.json", "whole")
+    path = write(tmp_path / name, "old") if name != "new.json" else tmp_path / name
+    before = ["whole"] if name == "new.json" else ["old", "whole"]
+    async with watching(tmp_path) as watched:
+        if name == "cut.json":
+            path.write_bytes(path.read_bytes()[:-5])
+        else:
+            write(path, "new")
+        write(whole, "later")
+        await watched.until(lambda: "later" in names(watched.store), "the file that is whole")
+        assert names(watched.store) == sorted({*before, "later"} - {"whole"})
+
+
 async def test_other_files_are_of_no_concern(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "a")
     os.utime(path, (1, 1))
