@@ -286,6 +286,8 @@ class TestControl:
                     assert load.backends["a"] == before
                     # What it has goes on.
                     assert [client.response().status for client in slow] == [200] * 4
+                    for client in slow:
+                        client.close()
                     # A change of the configuration does not take the operator's word back.
                     native.host("other.test", respond("other", 200))
                     site.apply()

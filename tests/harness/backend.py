@@ -234,7 +234,7 @@ class RawBackend:
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_RDWR)
-        wait_until(lambda: not self.open, "backend connections end")
+        wait_until(lambda: not self.open.intersection(connections), "backend connections end")
 
     def close(self) -> None:
         """Stop listening and close every connection."""

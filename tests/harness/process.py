@@ -200,9 +200,10 @@ class LbProcess:
         def left() -> dict[str, float]:
             return {key: value for key, value in self.metrics().items() if value and watched.match(key)}
 
-        with contextlib.suppress(AssertionError):
+        try:
             wait_until(lambda: not left(), "nothing stays behind", interval=0.02)
-        assert left() == {}
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {left()}") from None
 
     def _assert_clean_stderr(self) -> None:
         text = self.stderr
