@@ -59,7 +59,10 @@ def find_contenders(names: list[str]) -> tuple[list[type[Contender]], dict[str, 
 def run_figures(arguments: argparse.Namespace, directory: Path) -> bool:
     """Whether all of them could be measured."""
     contenders, versions = find_contenders(arguments.peers)
-    about = {**describe(), "versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+    about = {
+        **describe(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if name != "floor"),
+    }
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     with backend() as (port, pid):
         settings = Settings(arguments.quick, tuple(contenders), directory, port, pid, rounds)

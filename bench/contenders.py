@@ -290,7 +290,7 @@ class Envoy(Contender):
 
     @classmethod
     def version(cls) -> str:
-        return _version([cls._program(), "--version"]).split("/")[1]
+        return _version([cls._program(), "--version"]).rpartition("version: ")[2].split("/")[1]
 
     def configure(self) -> None:
         self._write_routes(self._live)

@@ -68,8 +68,24 @@ class Figure:
     ratio_to: str
     """What the ratio compares with; empty when there is none."""
     target: str
+    limit: float | None
+    """The target as a number: for lb's median ratio where there is one, else for its median value. None: as good as
+    nginx and HAProxy."""
     about: str
     run: Callable[[Settings], list[Row]]
+    extra_limits: dict[str, float] = field(default_factory=dict)
+    """The same for what stands in Row.extra."""
+
+
+def reaches(figure: Figure, rows: list[Row]) -> bool | None:
+    """Whether lb does what the figure asks of it; None when it was not measured."""
+    found = {row.contender: median(row.ratios or row.values) for row in rows}
+    rivals = [found[name] for name in ("nginx", "haproxy") if name in found]
+    limit = figure.limit if figure.limit is not None else min(rivals, default=None)
+    lb = next((row for row in rows if row.contender == "lb"), None)
+    if lb is None or limit is None:
+        return None
+    return found["lb"] <= limit and all(lb.extra[name] <= most for name, most in figure.extra_limits.items())
 
 
 def say(text: str) -> None:

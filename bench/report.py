@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.build import RESULTS
 from bench.figures import FIGURES
-from bench.measure import Figure, Row
+from bench.measure import Figure, Row, reaches
 
 DOCS = Path(__file__).parent.parent / "docs"
 TITLES = {
@@ -49,12 +49,10 @@ def write_docs() -> None:
 
 
 def _about(abouts: list[dict[str, str]]) -> str:
-    """What all figures share; the date and the load span them."""
-    lines = []
-    for key in abouts[0]:
-        values = sorted({about.get(key, "") for about in abouts})
-        lines.append(f"| {key} | {values[0] if len(values) == 1 else f'{values[0]} … {values[-1]}'} |")
-    return "\n".join(lines)
+    """What the figures were taken on; where that differs between them, all of it."""
+    return "\n".join(
+        f"| {key} | {'; '.join(dict.fromkeys(about.get(key, '') for about in abouts))} |" for key in abouts[0]
+    )
 
 
 def _section(figure: Figure, rows: list[Row]) -> str:
@@ -73,7 +71,8 @@ def _section(figure: Figure, rows: list[Row]) -> str:
         cells += [_number(median(row.values)), *(_number(row.extra[key]) if key in row.extra else "" for key in extras)]
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
-    return f"### {figure.title}\n\n{table}\n\nMust reach: {figure.target}. {figure.about}\n"
+    verdict = {True: "lb reaches it", False: "**lb misses it**", None: "lb was not measured"}[reaches(figure, rows)]
+    return f"### {figure.title}\n\n{table}\n\nMust reach: {figure.target}; {verdict}. {figure.about}\n"
 
 
 def _number(value: float) -> str:

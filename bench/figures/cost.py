@@ -88,6 +88,7 @@ KEEPALIVE = Figure(
     "µs",
     "the floor",
     "≤ 1.20 × floor and below every peer",
+    1.20,
     "64 connections, wrk, closed loop.",
     _cost("128"),
 )
@@ -97,6 +98,7 @@ BODY_16K = Figure(
     "µs",
     "the floor",
     "≤ 1.35 × floor",
+    1.35,
     "64 connections, wrk, closed loop.",
     _cost("16k"),
 )
@@ -106,6 +108,7 @@ NEW_CONNECTION = Figure(
     "µs",
     "the floor",
     "≤ nginx and HAProxy",
+    None,
     "wrk sends `Connection: close`, the proxy closes; backend connections are kept.",
     _cost("128", close=True),
 )
@@ -115,6 +118,7 @@ ROUTES = Figure(
     "µs",
     "itself with 100 routes",
     "≤ 1.05 ×",
+    1.05,
     "Each request goes to another host, in random order over all of them; 10 Services.",
     _routes,
 )

@@ -71,9 +71,11 @@ SCALE = Figure(
     "s",
     "",
     "≤ 10 s and ≤ 600 MB",
+    10,
     "lb reads one JSON export with 100,000 Ingresses, 10,000 Services and EndpointSlices of 3 endpoints; the peers "
     "read their own configuration with the same routes and endpoints. Resident memory after the first answer.",
     _scale,
+    {"resident MB": 600},
 )
 IDLE = Figure(
     "idle",
@@ -81,6 +83,7 @@ IDLE = Figure(
     "bytes",
     "",
     "≤ 512 bytes",
+    512,
     "Growth from 1,000 to 8,000 connections, each after one request. Kernel memory is not counted.",
     _idle,
 )
