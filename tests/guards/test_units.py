@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lb.app import CLOSE_SECONDS
+from lb.settings import Settings
 from tests.guards.sources import ROOT
 
 UNITS = ROOT / "systemd"
@@ -50,6 +52,14 @@ def test_reload_checks_what_is_served() -> None:
     assert start
     assert reload
     assert start[1] == reload[1]
+
+
+def test_stopping_takes_longer_than_draining() -> None:
+    """Else systemd would kill requests that lb still waits for."""
+    service = (UNITS / "lb.service").read_text()
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", service, re.MULTILINE)
+    assert stop
+    assert int(stop[1]) * 1000 >= Settings().drain_timeout_ms + CLOSE_SECONDS * 1000
 
 
 def _analyze(*arguments: str | Path, path: Path) -> subprocess.CompletedProcess[str]:
