@@ -101,6 +101,7 @@ CODES: dict[str, Code] = {
     "LB4005": Code("warning", "name cannot be resolved"),
     "LB4006": Code("warning", "Service has no nodePort"),
     "LB4007": Code("warning", "no node can serve as target"),
+    "LB4008": Code("error", "address is no IP address"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),

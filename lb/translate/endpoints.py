@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
+from lb.model.address import is_ip_address
 from lb.model.upstream import Endpoint
 from lb.objects.core import EndpointAddress, Endpoints, EndpointSubset, ObjectReference, Service, ServicePort
 from lb.objects.discovery import EndpointSlice, SliceEndpoint
 from lb.objects.view import Stored, View
+from lb.problems import Problem, Problems
 
 Readiness = Literal["ready", "draining", "unready"]
 
@@ -24,23 +26,26 @@ class Backing(NamedTuple):
     node: str
 
 
-def find_backings(view: View, stored: Stored, port: ServicePort) -> list[Backing]:
+def find_backings(view: View, stored: Stored, port: ServicePort, problems: Problems) -> list[Backing]:
     """Every address behind a Service port, each once.
 
     Addresses are of one family: a pod with an IPv4 and an IPv6 address is one server, and would get twice its share.
     That is the family of the clusterIP (the Service's primary one), or IPv4 where that says nothing, and the other one
     when the first has nobody who can serve. A terminating endpoint that still serves is `draining`: it gets requests
-    while nobody is ready, as with kube-proxy.
+    while nobody is ready, as with kube-proxy. What is no IP address is left out, with a problem (LB4008).
     """
     service = cast(Service, stored.object)
     namespace, name = service.metadata.namespace, service.metadata.name
     slices = view.slices_of(namespace, name)
     if not slices:
         endpoints = view.get("Endpoints", namespace, name)
-        return _merge(_from_endpoints(endpoints, service, port)) if endpoints is not None else []
+        return _merge(_from_endpoints(endpoints, service, port, problems)) if endpoints is not None else []
+    problems.extend(_unusable_slice(one) for one in slices if _family(one) not in _FAMILIES)
     families = ("IPv6", "IPv4") if ":" in service.spec.cluster_ip else ("IPv4", "IPv6")
     first, second = (
-        _merge(backing for one in slices if _family(one) == family for backing in _from_slice(one, service, port))
+        _merge(
+            backing for one in slices if _family(one) == family for backing in _from_slice(one, service, port, problems)
+        )
         for family in families
     )
     return first if _can_serve(first) or not _can_serve(second) else second
@@ -59,6 +64,8 @@ def _family(stored: Stored) -> str:
     return cast(EndpointSlice, stored.object).address_type
 
 
+_FAMILIES = ("IPv4", "IPv6")
+
 _PREFERENCE: dict[Readiness, int] = {"ready": 0, "draining": 1, "unready": 2}
 
 
@@ -73,19 +80,23 @@ def _merge(backings: Iterable[Backing]) -> list[Backing]:
     return list(merged.values())
 
 
-def _from_slice(stored: Stored, service: Service, port: ServicePort) -> Iterator[Backing]:
+def _from_slice(stored: Stored, service: Service, port: ServicePort, problems: Problems) -> Iterator[Backing]:
     one = cast(EndpointSlice, stored.object)
     number = _slice_port(one, port)
     if number is None:
         return
-    for endpoint in one.endpoints or ():
+    for index, endpoint in enumerate(one.endpoints or ()):
         if not endpoint.addresses:
+            continue
+        # "Consumers should only use the first address" (discovery/v1, Endpoint.addresses).
+        address = endpoint.addresses[0]
+        if not is_ip_address(address):
+            problems.extend((bad_address(stored, address, f"endpoints[{index}].addresses[0]"),))
             continue
         readiness = _readiness(endpoint, service)
         yield Backing(
             Endpoint(
-                # "Consumers should only use the first address" (discovery/v1, Endpoint.addresses).
-                endpoint.addresses[0],
+                address,
                 number,
                 draining=readiness == "draining",
                 target=_target(endpoint.target_ref),
@@ -132,16 +143,22 @@ def _target(reference: ObjectReference | None) -> str:
     return f"{reference.kind.lower()}/{reference.name}" if reference is not None and reference.name else ""
 
 
-def _from_endpoints(stored: Stored, service: Service, port: ServicePort) -> Iterator[Backing]:
-    for subset in cast(Endpoints, stored.object).subsets:
+def _from_endpoints(stored: Stored, service: Service, port: ServicePort, problems: Problems) -> Iterator[Backing]:
+    for place, subset in enumerate(cast(Endpoints, stored.object).subsets):
         number = _subset_port(subset, port)
         if number is None:
             continue
         unready: Readiness = "ready" if service.spec.publish_not_ready_addresses else "unready"
-        for address in subset.addresses:
-            yield _from_address(address, number, "ready", stored)
-        for address in subset.not_ready_addresses:
-            yield _from_address(address, number, unready, stored)
+        groups: tuple[tuple[str, Sequence[EndpointAddress], Readiness], ...] = (
+            ("addresses", subset.addresses, "ready"),
+            ("notReadyAddresses", subset.not_ready_addresses, unready),
+        )
+        for name, addresses, readiness in groups:
+            for index, address in enumerate(addresses):
+                if is_ip_address(address.ip):
+                    yield _from_address(address, number, readiness, stored)
+                else:
+                    problems.extend((bad_address(stored, address.ip, f"subsets[{place}].{name}[{index}].ip"),))
 
 
 def _subset_port(subset: EndpointSubset, port: ServicePort) -> int | None:
@@ -155,3 +172,26 @@ def _subset_port(subset: EndpointSubset, port: ServicePort) -> int | None:
 def _from_address(address: EndpointAddress, port: int, readiness: Readiness, stored: Stored) -> Backing:
     endpoint = Endpoint(address.ip, port, target=_target(address.target_ref), origin=stored.origin)
     return Backing(endpoint, readiness, address.node_name or "")
+
+
+def bad_address(stored: Stored, address: str, field: str) -> Problem:
+    """The problem with an address that is none (LB4008)."""
+    return Problem(
+        "LB4008",
+        stored.origin,
+        f"{address!r} is no IP address",
+        why="it gets no requests; other addresses are served",
+        fix="write an IPv4 or IPv6 address, without a zone such as %eth0",
+        field=field,
+    )
+
+
+def _unusable_slice(stored: Stored) -> Problem:
+    return Problem(
+        "LB4008",
+        stored.origin,
+        f"addresses of type {_family(stored)} are no IP addresses",
+        why="the slice's endpoints get no requests; those of other slices are served",
+        fix="use a Service of type ExternalName for a name",
+        field="addressType",
+    )

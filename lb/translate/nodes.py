@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
+from lb.model.address import is_ip_address
 from lb.model.upstream import Endpoint
 from lb.objects.core import Node
-from lb.objects.view import View
-from lb.problems import Origin
-from lb.translate.endpoints import Backing
+from lb.objects.view import Stored, View
+from lb.problems import Origin, Problem
+from lb.translate.endpoints import Backing, bad_address
 from lb.translate.options import Options
 
 EXCLUSION_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
@@ -34,16 +35,36 @@ class NodeTarget(NamedTuple):
     origin: Origin
 
 
-def find_node_targets(view: View, options: Options) -> tuple[NodeTarget, ...]:
-    """The nodes that may be targets, by name."""
+class NodeTargets(NamedTuple):
+    """The nodes that can take requests, by name, and those that would but have no usable address."""
+
+    targets: tuple[NodeTarget, ...]
+    problems: tuple[Problem, ...]
+
+
+def find_node_targets(view: View, options: Options) -> NodeTargets:
+    """The nodes that may be targets."""
     targets: list[NodeTarget] = []
+    problems: list[Problem] = []
     nodes = view.all("Node")
     for key in sorted(nodes):
         node = cast(Node, nodes[key].object)
-        address = next((one.address for one in node.status.addresses if one.type == options.node_address), "")
-        if address and _may_be_target(node, options):
+        if not _may_be_target(node, options):
+            continue
+        address = _address(nodes[key], options, problems)
+        if address:
             targets.append(NodeTarget(node.metadata.name, address, _is_ready(node), nodes[key].origin))
-    return tuple(targets)
+    return NodeTargets(tuple(targets), tuple(problems))
+
+
+def _address(stored: Stored, options: Options, problems: list[Problem]) -> str:
+    """The first usable address of the wanted type; empty when there is none."""
+    for index, one in enumerate(cast(Node, stored.object).status.addresses):
+        if one.type == options.node_address and one.address:
+            if is_ip_address(one.address):
+                return one.address
+            problems.append(bad_address(stored, one.address, f"status.addresses[{index}].address"))
+    return ""
 
 
 def node_endpoints(

@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from lb.model.address import is_ip_address
 from lb.model.upstream import Balance, Endpoint, Upstream
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
@@ -20,7 +21,7 @@ from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, read_annotations
 from lb.translate.endpoints import Backing, find_backings, usable
-from lb.translate.nodes import NodeTarget, node_endpoints
+from lb.translate.nodes import NodeTargets, node_endpoints
 from lb.translate.options import Options
 
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -105,7 +106,7 @@ def find_port(ports: Sequence[ServicePort], written: int | str) -> ServicePort |
 
 
 def translate_service(
-    view: View, options: Options, nodes: Sequence[NodeTarget], namespace: str, name: str, wanted: Wanted
+    view: View, options: Options, nodes: NodeTargets, namespace: str, name: str, wanted: Wanted
 ) -> ServicePart:
     """The upstreams of all wanted ports of a Service, whether it exists or not."""
     stored = view.get("Service", namespace, name)
@@ -135,7 +136,7 @@ class _ServiceTranslation:
         self,
         view: View,
         options: Options,
-        nodes: Sequence[NodeTarget],
+        nodes: NodeTargets,
         stored: Stored,
         table: PortTable,
         wanted: Wanted,
@@ -185,7 +186,7 @@ class _ServiceTranslation:
         )
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
-        backings = find_backings(self._view, self._stored, port)
+        backings = find_backings(self._view, self._stored, port, self._problems)
         endpoints = usable(backings)
         self._check_readiness(backings)
         return endpoints, self._nobody_ready
@@ -219,11 +220,12 @@ class _ServiceTranslation:
             return (), what
         local = None
         if self._service.spec.external_traffic_policy == "Local":
-            local = find_backings(self._view, self._stored, port)
+            local = find_backings(self._view, self._stored, port, self._problems)
             self._check_readiness(local)
             if not usable(local):
                 return (), self._nobody_ready
-        endpoints = node_endpoints(self._nodes, port.node_port, local)
+        self._problems.extend(self._nodes.problems)
+        endpoints = node_endpoints(self._nodes.targets, port.node_port, local)
         what = f"no node can serve as target for Service {self._name}"
         if not endpoints:
             self._add(
@@ -275,6 +277,7 @@ def resolved_endpoints(view: View, name: str, port: int, origin: Origin) -> tupl
     endpoints = tuple(
         Endpoint(address, port, target=f"external/{name}", origin=origin)
         for address in dict.fromkeys(resolution.addresses)
+        if is_ip_address(address)
     )
     why = f"name {name} cannot be resolved" + (f": {resolution.error}" if resolution.error else "")
     return endpoints, "" if endpoints else why
@@ -285,6 +288,8 @@ def _external_name_mistake(name: str) -> str:
     address = _parse_address(name)
     bare = name.removesuffix(".").lower()
     if address is not None:
+        if not is_ip_address(name):
+            return "is an address with a zone"
         return "is a loopback address" if address.is_loopback or address.is_unspecified else ""
     if bare == "localhost" or bare.endswith(".localhost"):
         return "is a loopback name"

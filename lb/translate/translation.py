@@ -37,7 +37,7 @@ from lb.translate.classes import Classes, everything_is_served, read_classes, wh
 from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
-from lb.translate.nodes import NodeTarget, find_node_targets
+from lb.translate.nodes import NodeTargets, find_node_targets
 from lb.translate.options import Options
 from lb.translate.precedence import Age, Claim, assemble_host
 from lb.translate.services import (
@@ -330,7 +330,7 @@ class _Build:
         return _patch(old, services), _patch(self._old.upstreams, upstreams)
 
     @cached_property
-    def _nodes(self) -> tuple[NodeTarget, ...]:
+    def _nodes(self) -> NodeTargets:
         return find_node_targets(self._view, self._options)
 
     def _want(

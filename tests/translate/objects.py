@@ -163,7 +163,7 @@ NODES = st.sampled_from(["node-1", "node-2"])
 @st.composite
 def _slices(draw: Any) -> EndpointSlice:
     family = draw(st.sampled_from(["IPv4", "IPv4", "IPv6", "FQDN"]))
-    addresses = st.sampled_from(["fd00::1", "fd00::2"] if family == "IPv6" else ["10.0.0.1", "10.0.0.2"])
+    addresses = st.sampled_from(["fd00::1", "fd00::2"] if family == "IPv6" else ["10.0.0.1", "10.0.0.2", "web-3"])
     endpoints = st.builds(
         SliceEndpoint,
         addresses.map(lambda one: (one,)),
@@ -198,7 +198,7 @@ NODE_OBJECTS = st.builds(
     ),
     NODES,
     st.sampled_from([None, {"node.kubernetes.io/exclude-from-external-load-balancers": ""}]),
-    st.sampled_from(["192.0.2.11", "192.0.2.12"]),
+    st.sampled_from(["192.0.2.11", "192.0.2.12", "node-3"]),
     st.sampled_from(["True", "False"]),
 )
 
