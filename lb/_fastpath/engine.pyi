@@ -134,6 +134,8 @@ class Engine:
     def compile_host(self, hostname: str, one_label: bool, routes: list[RouteSpec]) -> HostProgram:
         """One virtual host; `routes` in rank order."""
     def make_index(self, hosts: dict[str, HostProgram]) -> HostIndex: ...
+    def change_index(self, before: HostIndex, changed: dict[str, HostProgram], removed: Sequence[str]) -> HostIndex:
+        """`before` with these programs put in and these names taken out; costs a copy, not a rebuild."""
     def make_listener(
         self, name: str, index: HostIndex, port: int, options: tuple[int, ...], trusted: tuple[tuple[bytes, int], ...]
     ) -> ListenerView:

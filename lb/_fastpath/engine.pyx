@@ -11,6 +11,7 @@ import resource
 import time
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -107,7 +108,8 @@ from lb._fastpath.table cimport (
     find_route,
     host_entry,
     host_index,
-    index_insert,
+    index_put,
+    index_remove,
     listener_view,
     network,
     pattern,
@@ -362,29 +364,34 @@ cdef class HostIndex:
     cdef host_index* p
     cdef readonly dict hosts
 
-    def __cinit__(self, dict hosts not None):
+    def __cinit__(self, dict hosts not None, HostIndex before=None, dict changed=None, removed=()):
+        """Of `hosts` ({hostname: HostProgram}); made from `before` by putting `changed` and taking `removed` when
+        given.
+        """
         cdef uint32_t capacity = 16
         cdef HostProgram program
-        cdef const char* name
-        while capacity < 2 * len(hosts):
-            capacity *= 2
         self.hosts = hosts
         self.p = <host_index*>calloc(1, sizeof(host_index))
         if self.p == NULL:
             raise MemoryError
-        self.p.mask = capacity - 1
+        while capacity < 2 * len(hosts):
+            capacity *= 2
+        if before is not None and before.p.mask + 1 == capacity:
+            self.p[0] = before.p[0]
+        else:
+            before = None
+            self.p.mask = capacity - 1
         self.p.entries = <host_entry*>lb_huge_alloc(capacity * sizeof(host_entry))
         if self.p.entries == NULL:
             raise MemoryError
+        if before is not None:
+            memcpy(self.p.entries, before.p.entries, capacity * sizeof(host_entry))
+            for name in removed:
+                program = before.hosts[name]
+                index_remove(self.p, program.p)
+            hosts = changed
         for program in hosts.values():
-            name = text_at(program.p, program.p.hostname)
-            if program.p.hostname.size == 1 and name[0] == c"*":
-                self.p.fallback = program.p
-            elif name[0] == c"*":
-                self.p.has_wildcards = True
-                index_insert(self.p, program.p, name + 1, program.p.hostname.size - 1)
-            else:
-                index_insert(self.p, program.p, name, program.p.hostname.size)
+            index_put(self.p, program.p)
 
     def __dealloc__(self):
         if self.p != NULL:
@@ -410,6 +417,7 @@ cdef class ListenerView:
             raise MemoryError
         self.p.hosts = index.p
         self.p.port = port
+        self.p.port_text_size = snprintf(self.p.port_text, sizeof(self.p.port_text), b"%d", port)
         (self.p.head_timeout_ms, self.p.keepalive_timeout_ms, self.p.idle_timeout_ms, self.p.linger_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_head_bytes, self.p.max_headers, self.p.max_target_bytes,
          self.p.max_connections, self.p.max_connections_per_client, self.p.max_body_bytes, self.p.forwarded_header,
@@ -759,6 +767,14 @@ cdef class Engine:
     def make_index(self, dict hosts):
         """A HostIndex over {hostname: HostProgram}."""
         return HostIndex(hosts)
+
+    def change_index(self, HostIndex before not None, dict changed, removed):
+        """The HostIndex that `before` becomes with these programs put in and these names taken out."""
+        hosts = dict(before.hosts)
+        for name in removed:
+            del hosts[name]
+        hosts.update(changed)
+        return HostIndex(hosts, before, changed, removed)
 
     def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted):
         return ListenerView(name, index, port, options, trusted)

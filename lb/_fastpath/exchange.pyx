@@ -517,9 +517,7 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
     if not has_host and h.host.size:
         head_add(h, b"X-Forwarded-Host", 16, h.host.at, h.host.size)
     if not has_port and view.port:
-        size = <size_t>snprintf(work, 16, b"%d", view.port)
-        head_add(h, b"X-Forwarded-Port", 16, work, size)
-        work += size
+        head_add(h, b"X-Forwarded-Port", 16, view.port_text, <size_t>view.port_text_size)
     if view.forwarded_header and peer_size:
         size = put_forwarded(work, peer, peer_size, h)
         head_add(h, b"Forwarded", 9, work, size)

@@ -1,6 +1,5 @@
 """HTTP/1 connections (http1.pxd): the client's side first, then the upstream's."""
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
@@ -527,9 +526,16 @@ cdef size_t server_send_head(conn* c, head* h) noexcept nogil:
 
 cdef void put_chunk(conn* c, const char* data, size_t size) noexcept nogil:
     """One chunk. The data stays where it is; only its frame is copied."""
-    cdef char frame[24]
-    cdef int length = snprintf(frame, sizeof(frame), b"%zx\r\n", size)
-    conn_write_copy(c, frame, <size_t>length)
+    cdef char frame[20]
+    cdef int at = 18
+    cdef size_t rest = size
+    frame[18] = c"\r"
+    frame[19] = c"\n"
+    while rest:
+        at -= 1
+        frame[at] = b"0123456789abcdef"[rest & 15]
+        rest >>= 4
+    conn_write_copy(c, frame + at, <size_t>(20 - at))
     conn_write(c, data, size)
     conn_write_copy(c, b"\r\n", 2)
 

@@ -100,6 +100,8 @@ cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
     host_index* hosts
     int port
+    char port_text[8]
+    int port_text_size
     int head_timeout_ms
     int keepalive_timeout_ms
     int idle_timeout_ms
@@ -168,7 +170,8 @@ cdef struct arena:
 cdef uint32_t arena_take(arena* a, size_t size) noexcept nogil
 cdef text arena_text(arena* a, const char* data, size_t size) noexcept nogil
 cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t high, uint32_t depth) noexcept nogil
-cdef bint index_insert(host_index* index, vhost* host, const char* key, size_t size) noexcept nogil
+cdef void index_put(host_index* index, vhost* host) noexcept nogil
+cdef void index_remove(host_index* index, const vhost* host) noexcept nogil
 cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* result, uint32_t capacity) noexcept nogil
 
 # Reading (reactors)

@@ -108,18 +108,67 @@ cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t hi
     return node_at
 
 
-cdef bint index_insert(host_index* index, vhost* host, const char* key, size_t size) noexcept nogil:
-    """Put a virtual host under its name (`*.example.com` under `.example.com`, as lookups ask for it). The index has
-    room.
-    """
+cdef const char* index_key(const vhost* host, size_t* size) noexcept nogil:
+    """What lookups ask for: the name, of `*.example.com` the part from the dot on."""
+    cdef const char* name = text_at(host, host.hostname)
+    cdef bint wildcard = host.hostname.size > 1 and name[0] == c"*"
+    size[0] = host.hostname.size - 1 if wildcard else host.hostname.size
+    return name + 1 if wildcard else name
+
+
+cdef void index_put(host_index* index, vhost* host) noexcept nogil:
+    """Put a virtual host under its name, in place of the one that had it. The index has room."""
+    cdef size_t size
+    cdef const char* key = index_key(host, &size)
     cdef uint64_t hash = lb_hash(key, size)
     cdef uint32_t slot = <uint32_t>hash & index.mask
-    while index.entries[slot].host != NULL:
+    cdef vhost* other
+    if text_at(host, host.hostname)[0] == c"*":
+        if host.hostname.size == 1:
+            index.fallback = host
+            return
+        index.has_wildcards = True
+    while True:
+        other = index.entries[slot].host
+        if other == NULL:
+            index.count += 1
+            break
+        if other.hostname.size == host.hostname.size and memcmp(
+            text_at(other, other.hostname), text_at(host, host.hostname), host.hostname.size
+        ) == 0:
+            break
         slot = (slot + 1) & index.mask
     index.entries[slot].hash = hash
     index.entries[slot].host = host
-    index.count += 1
-    return True
+
+
+cdef void index_remove(host_index* index, const vhost* host) noexcept nogil:
+    """Take a virtual host out; entries behind it that were pushed on by it move back (Knuth 6.4, algorithm R)."""
+    cdef size_t size
+    cdef const char* key = index_key(host, &size)
+    cdef uint32_t hole = <uint32_t>lb_hash(key, size) & index.mask
+    cdef uint32_t slot, home
+    if index.fallback == host:
+        index.fallback = NULL
+        return
+    while index.entries[hole].host != host:
+        if index.entries[hole].host == NULL:
+            return
+        hole = (hole + 1) & index.mask
+    index.count -= 1
+    slot = hole
+    while True:
+        index.entries[hole].host = NULL
+        while True:
+            slot = (slot + 1) & index.mask
+            if index.entries[slot].host == NULL:
+                return
+            home = <uint32_t>index.entries[slot].hash & index.mask
+            # The entry may stay when its home lies cyclically behind the hole.
+            if not ((hole < home <= slot) if hole <= slot else (hole < home or home <= slot)):
+                break
+        index.entries[hole] = index.entries[slot]
+        hole = slot
 
 
 cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* result, uint32_t capacity) noexcept nogil:

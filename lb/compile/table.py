@@ -35,7 +35,6 @@ class Compiler:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._config = Config()
-        self._programs: dict[str, dict[str, HostProgram]] = {}
         self._indexes: dict[str, HostIndex] = {}
         self._upstreams: dict[str, UpstreamView] = {}
         self._listeners: dict[str, ListenerView] = {}
@@ -43,8 +42,7 @@ class Compiler:
     def compile(self, config: Config, generation: int) -> Table:
         """A Table of everything in `config`. Raises ValueError for an address or network that cannot be parsed; the
         compiler then still stands on the Config before."""
-        programs = {name: self._compile_hosts(name, hosts) for name, hosts in config.hosts.items()}
-        indexes = {name: self._compile_index(name, made) for name, made in programs.items()}
+        indexes = {name: self._compile_hosts(name, hosts) for name, hosts in config.hosts.items()}
         upstreams = {name: self._compile_upstream(upstream) for name, upstream in config.upstreams.items()}
         listeners = {
             name: self._compile_listener(listener, indexes.get(listener.host_set))
@@ -52,27 +50,25 @@ class Compiler:
         }
         table = self._engine.make_table(generation, listeners, upstreams)
         self._config = config
-        self._programs, self._indexes = programs, indexes
-        self._upstreams, self._listeners = upstreams, listeners
+        self._indexes, self._upstreams, self._listeners = indexes, upstreams, listeners
         return table
 
-    def _compile_hosts(self, name: str, hosts: Mapping[str, VirtualHost]) -> dict[str, HostProgram]:
-        before = self._config.hosts.get(name, {})
-        made = self._programs.get(name, {})
+    def _compile_hosts(self, name: str, hosts: Mapping[str, VirtualHost]) -> HostIndex:
+        """The index of a host set: the one before, with what is new or different compiled and put in."""
+        before = self._config.hosts.get(name)
+        index = self._indexes.get(name)
+        if before is None or index is None:
+            return self._engine.make_index({hostname: self._compile_host(host) for hostname, host in hosts.items()})
         if before is hosts:
-            return made
-        return {
-            hostname: made[hostname] if before.get(hostname) is host else self._compile_host(host)
-            for hostname, host in hosts.items()
+            return index
+        changed = {
+            hostname: self._compile_host(host) for hostname, host in hosts.items() if before.get(hostname) is not host
         }
+        removed = [hostname for hostname in before if hostname not in hosts]
+        return self._engine.change_index(index, changed, removed)
 
     def _compile_host(self, host: VirtualHost) -> HostProgram:
         return self._engine.compile_host(host.hostname, host.one_label, [_route_spec(route) for route in host.routes])
-
-    def _compile_index(self, name: str, programs: dict[str, HostProgram]) -> HostIndex:
-        if name in self._indexes and self._programs.get(name) is programs:
-            return self._indexes[name]
-        return self._engine.make_index(programs)
 
     def _compile_upstream(self, upstream: Upstream) -> UpstreamView:
         if self._config.upstreams.get(upstream.name) is upstream:

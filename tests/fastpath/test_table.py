@@ -80,6 +80,31 @@ def test_unchanged_hosts_and_upstreams_keep_their_compiled_form() -> None:
     assert before.match("http", b"h7.example.com", b"/x") == ("h7.example.com", "r7")
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([f"{name}.example.com" for name in "abcdefghijkl"] + ["*.example.com", "*"]), st.booleans()
+        ),
+        max_size=8,
+    )
+)
+def test_an_index_changed_step_by_step_finds_what_a_new_one_finds(steps: list[dict[str, bool]]) -> None:
+    compiler = Compiler(Engine(threads=1))
+    kinds = {
+        (name, flag): VirtualHost(name, (route(f"{name} {flag}", "/"),))
+        for name in [f"{name}.example.com" for name in "abcdefghijkl"] + ["*.example.com", "*"]
+        for flag in (False, True)
+    }
+    for number, step in enumerate(steps, 1):
+        hosts = {name: kinds[name, flag] for name, flag in step.items()}
+        config = Config({"http": Listener("http", 80, host_set="h")}, {"h": hosts}, {"u": Upstream("u")})
+        table = compiler.compile(config, number)
+        assert table.host_count == len(hosts)
+        for host in ["a.example.com", "b.example.com", "l.example.com", "zz.example.com", "other"]:
+            assert table.match("http", host.encode(), b"/") == reference_answer(config, "http", Request(host, "/"))
+
+
 def test_an_endpoint_keeps_its_identity_when_its_upstream_changes() -> None:
     engine = Engine(threads=1)
     compiler = Compiler(engine)
