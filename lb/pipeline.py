@@ -90,8 +90,15 @@ class Pipeline:
                 if table is not None:
                     self._publish(config, table, seconds)
             except Exception as error:
-                log.exception("build refused; what served before goes on", generation=self.generation)
-                return self._finish("refused", seconds, f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                log.exception(
+                    "build refused; what served before goes on"
+                    if self.generation
+                    else "the first build was refused: nothing is served",
+                    generation=self.generation,
+                    error=text,
+                )
+                return self._finish("refused", seconds, text)
             return self._finish("published" if table is not None else "unchanged", seconds)
 
     def _build(self, read: Callable[[], object] | None, seconds: dict[str, float]) -> tuple[Config, Table | None]:

@@ -54,6 +54,34 @@ def running(site: Site, *options: str, **keywords: object) -> Iterator[LbProcess
         yield lb
 
 
+def test_a_first_build_that_is_refused_is_told_everywhere(site: Site) -> None:
+    """What no check of the input caught: lb runs, says why it serves nothing, and serves once the input is good."""
+    code = (
+        "import lb.compile.table as table\n"
+        "network = table._network\n"
+        "def refuse(text):\n"
+        "    if text == '192.0.2.66': raise ValueError('no such network')\n"
+        "    return network(text)\n"
+        "table._network = refuse\n"
+    )
+    (site.directory / "sitecustomize.py").write_text(code)
+    site.native.listen("http", site.port, trusted_proxies=["192.0.2.66"])
+    site.native.write(site.path)
+    with running(site, wait=False, environment={"PYTHONPATH": f"{site.directory}:{ROOT}"}) as lb:
+        why = "the first build was refused: ValueError: no such network"
+        wait_until(lambda: lb.admin_socket.exists() and why in lb.admin("/readyz")[1].decode(), "it says why")
+        assert lb.admin("/readyz")[0] == 503
+        config = lb.get("/v1/config")
+        assert (config["generation"], config["last_refused"]["error"]) == (0, "ValueError: no such network")
+        assert lb.metric("lb_config_last_build_success") == 0
+        assert "the first build was refused: nothing is served" in lb.stderr
+        site.native.listen("http", site.port, trusted_proxies=[])
+        site.native.write(site.path)
+        wait_until(lambda: lb.generation == 1, "the good input serves")
+        assert site.ask() == (200, b"first")
+        lb.stderr_path.write_text("")  # its traceback was wanted
+
+
 def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lb", "run", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)

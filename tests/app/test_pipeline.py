@@ -7,6 +7,7 @@ import threading
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 
 from lb import pipeline as pipeline_module
 from lb.model.config import Config
@@ -109,6 +110,22 @@ async def test_whatever_fails_leaves_what_serves(line: Line, stage: str) -> None
     assert (await line.pipeline.apply()).generation == 2
     assert line.pipeline.config == make_config(3)
     assert line.pipeline.outcomes == {"published": 2, "refused": 1}
+
+
+async def test_a_refused_build_is_told_with_what_serves_now(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "log", structlog.stdlib.get_logger())
+    line.compiler.fail = True
+    line.results = [Result(make_config(1)), Result(make_config(1)), Result(make_config(2))]
+    with structlog.testing.capture_logs() as told:
+        await line.pipeline.apply()
+        line.compiler.fail = False
+        await line.pipeline.apply()
+        line.compiler.fail = True
+        await line.pipeline.apply()
+    assert [(one["log_level"], one["event"], one["generation"], one["error"]) for one in told] == [
+        ("error", "the first build was refused: nothing is served", 0, "ValueError: cannot compile this"),
+        ("error", "build refused; what served before goes on", 1, "ValueError: cannot compile this"),
+    ]
 
 
 async def test_a_failed_translation_makes_the_next_one_start_from_nothing(line: Line) -> None:
