@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lb._fastpath.engine import LOG_FIELDS, REASONS
+from lb.model.explain import STATUS
 from lb.observe.metrics import METRICS
 from lb.problems import CODES
 from lb.translate.annotations import ANNOTATIONS
@@ -59,6 +60,12 @@ def test_documentation_names_only_metrics_that_exist() -> None:
 
 def test_reasons_are_those_of_the_header() -> None:
     assert [reason for reason, _ in _reasons()] == list(REASONS)
+
+
+def test_explain_ends_as_the_data_plane_does() -> None:
+    """The model may not know the data plane, so it has a copy of the statuses it needs."""
+    statuses = {reason: int(status) for reason, status in _reasons()}
+    assert {reason: statuses.get(reason) for reason in STATUS} == STATUS
 
 
 def test_every_reason_is_documented() -> None:
