@@ -23,7 +23,7 @@ import structlog
 
 from lb.model.config import Config
 from lb.objects.view import Changes
-from lb.problems import SEVERITIES, Problem, Problems
+from lb.problems import SEVERITIES, Origin, Problem, Problems
 from lb.translate.translation import Options, Translation, translate
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ class Pipeline:
         self.config = Config()
         """What serves now."""
         self.generation = 0
-        self.problems: tuple[Problem, ...] = ()
-        """Of the newest input, also when it does not serve."""
+        self.read_problems: tuple[Problem, ...] = ()
+        """With the newest files, also when they do not serve."""
+        self.translated_problems: tuple[Problem, ...] = ()
+        """With what the newest objects say. Where such an object stands now is to be asked: see `place`."""
         self.newest: Build | None = None
         self.last_good: Build | None = None
         self.last_refused: Build | None = None
@@ -76,6 +78,19 @@ class Pipeline:
         self._translation: Translation | None = None
         self.lock = asyncio.Lock()
         """Held while a build runs. Who changes in the engine what a build reads must hold it."""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Of the newest input, also when it does not serve."""
+        return (*self.read_problems, *self.translated_problems)
+
+    def place(self, origin: Origin) -> Origin:
+        """Where the object of an origin in the model stands now.
+
+        An object that only moved in its file is no change, so the model goes on naming its old line.
+        """
+        stored = self.store.get(origin.kind, origin.namespace, origin.name) if origin.kind else None
+        return origin if stored is None else stored.origin
 
     async def apply(self, read: Callable[[], object] | None = None) -> Build:
         """Let `read` bring the store up to date, then serve what the store holds. Never raises for what is in it.
@@ -120,7 +135,8 @@ class Pipeline:
         if previous is None:
             changes = Changes(everything=True)
         self._translation = translation = translate(self.store, self.options, changes, previous)
-        self.problems = tuple(Problems((*self.store.problems(), *translation.problems)))
+        self.read_problems = tuple(self.store.problems())
+        self.translated_problems = tuple(Problems(translation.problems))
         return translation
 
     def _publish(self, config: Config, table: Table, seconds: dict[str, float]) -> None:

@@ -98,10 +98,8 @@ async def config(daemon: Daemon, arguments: Arguments) -> schema.ConfigStatus:
 
 
 async def problems(daemon: Daemon, arguments: Arguments) -> schema.Page[schema.ProblemInfo]:
-    severity = arguments.query["severity"]
-    found = [one for one in views.problems(daemon) if not severity or one.severity == severity]
-    part = views.page(found, arguments.query["offset"], arguments.query["limit"])
-    return schema.Page(tuple(schema.ProblemInfo.of(one) for one in part.items), part.total, part.offset)
+    query = arguments.query
+    return views.problems(daemon, query["severity"], query["offset"], query["limit"])
 
 
 async def listeners(daemon: Daemon, arguments: Arguments) -> tuple[schema.ListenerInfo, ...]:

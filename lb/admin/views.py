@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from lb import __version__
 from lb.admin import schema
 from lb.admin.daemon import Daemon
@@ -22,7 +24,7 @@ from lb.model.upstream import Upstream
 from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES
-from lb.problems import SEVERITIES, Origin, Problem
+from lb.problems import SEVERITIES, Origin, Severity
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, UpstreamStats
@@ -41,7 +43,6 @@ def status(daemon: Daemon) -> schema.Status:
     ready, why = daemon.readiness()
     config = daemon.pipeline.config
     exchanges, connections = daemon.engine.active()
-    found = problems(daemon)
     return schema.Status(
         version=__version__,
         pid=os.getpid(),
@@ -58,7 +59,7 @@ def status(daemon: Daemon) -> schema.Status:
         hosts=sum(len(hosts) for hosts in config.hosts.values()),
         routes=sum(len(host.routes) for hosts in config.hosts.values() for host in hosts.values()),
         upstreams=len(config.upstreams),
-        problems={severity: sum(1 for one in found if one.severity == severity) for severity in SEVERITIES},
+        problems=_count_problems(daemon),
         log_level=logs.level(),
     )
 
@@ -74,9 +75,33 @@ def config_status(daemon: Daemon) -> schema.ConfigStatus:
     )
 
 
-def problems(daemon: Daemon) -> tuple[Problem, ...]:
-    """Of the newest input and of the listeners."""
-    return (*daemon.pipeline.problems, *daemon.listeners.problems)
+def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.Page[schema.ProblemInfo]:
+    """Of the newest input and of the listeners. An empty severity takes all."""
+    pipeline = daemon.pipeline
+    found = [
+        (problem, place)
+        for group, place in (
+            (pipeline.read_problems, None),
+            (pipeline.translated_problems, pipeline.place),
+            (daemon.listeners.problems, None),
+        )
+        for problem in group
+        if not severity or problem.severity == severity
+    ]
+    infos = [
+        schema.ProblemInfo.of(
+            problem if place is None else msgspec.structs.replace(problem, origin=place(problem.origin))
+        )
+        for problem, place in _slice(found, offset, limit)
+    ]
+    return schema.Page(tuple(infos), len(found), offset)
+
+
+def _count_problems(daemon: Daemon) -> dict[Severity, int]:
+    newest = daemon.pipeline.newest
+    counted = newest.problems if newest is not None else {}
+    here = [problem.severity for problem in daemon.listeners.problems]
+    return {severity: counted.get(severity, 0) + here.count(severity) for severity in SEVERITIES}
 
 
 def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
@@ -121,7 +146,7 @@ def routes(daemon: Daemon, host: str, upstream: str, offset: int, limit: int) ->
             rank=rank,
             match=route.match,
             action=route.action,
-            source=_source(route.origin, route.field),
+            source=_source(daemon, route.origin, route.field),
             requests=requests_of(traffic[route.name]) if route.name in traffic else 0,
         )
         for host_set, hostname, rank, route in _slice(found, offset, limit)
@@ -133,7 +158,7 @@ def upstreams(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.Ups
     known = daemon.pipeline.config.upstreams
     stats = daemon.engine.upstream_stats()
     infos = [
-        _upstream_info(known[name], daemon.engine.endpoint_stats(name), stats.get(name))
+        _upstream_info(daemon, known[name], daemon.engine.endpoint_stats(name), stats.get(name))
         for name in _slice(sorted(known), offset, limit)
     ]
     return schema.Page(tuple(infos), len(known), offset)
@@ -153,7 +178,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
                 state=one["state"],
                 weight=one["weight"],
                 target=endpoint.target if endpoint else "",
-                source=_source(endpoint.origin) if endpoint else "",
+                source=_source(daemon, endpoint.origin) if endpoint else "",
                 requests=one["requests"],
                 requests_active=one["active"],
                 failures=one["failures"],
@@ -162,7 +187,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
             )
         )
     return schema.UpstreamDetail(
-        _upstream_info(model, stats, daemon.engine.upstream_stats().get(name)), tuple(endpoints)
+        _upstream_info(daemon, model, stats, daemon.engine.upstream_stats().get(name)), tuple(endpoints)
     )
 
 
@@ -174,7 +199,7 @@ def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client:
     # A client names the port that was published, which is not the listener's own.
     at_port = [name for name, opened in daemon.listeners.opened.items() if opened.address.endswith(f":{ask.port}")]
     known = any(listener.port == ask.port for listener in config.listeners.values())
-    return explain_request(config, ask, states, at_port[0] if at_port and not known else None)
+    return explain_request(config, ask, states, at_port[0] if at_port and not known else None, daemon.pipeline.place)
 
 
 class _EndpointStates(Mapping[str, Sequence[Any]]):
@@ -193,12 +218,8 @@ class _EndpointStates(Mapping[str, Sequence[Any]]):
         return len(self._daemon.pipeline.config.upstreams)
 
 
-def page(items: Sequence[ItemT], offset: int, limit: int) -> schema.Page[ItemT]:
-    return schema.Page(tuple(_slice(items, offset, limit)), len(items), offset)
-
-
 def _upstream_info(
-    model: Upstream, endpoints: Sequence[EndpointStats], counts: UpstreamStats | None
+    daemon: Daemon, model: Upstream, endpoints: Sequence[EndpointStats], counts: UpstreamStats | None
 ) -> schema.UpstreamInfo:
     return schema.UpstreamInfo(
         name=model.name,
@@ -207,7 +228,7 @@ def _upstream_info(
         endpoints=len(endpoints),
         endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
         unavailable=model.unavailable,
-        source=_source(model.origin),
+        source=_source(daemon, model.origin),
         requests_active=counts["active"] if counts else 0,
         requests_queued=counts["queued"] if counts else 0,
         attempts=counts["attempts"] if counts else 0,
@@ -233,8 +254,9 @@ def _slice(items: Sequence[ItemT], offset: int, limit: int) -> Sequence[ItemT]:
     return items[offset : offset + min(limit, MAX_PAGE)]
 
 
-def _source(origin: Origin, field: str = "") -> str:
-    """`Ingress shop/web spec.rules[0] (web.yaml:12)`"""
+def _source(daemon: Daemon, origin: Origin, field: str = "") -> str:
+    """`Ingress shop/web spec.rules[0] (web.yaml:12)`, where the object stands now."""
+    origin = daemon.pipeline.place(origin)
     text = " ".join(part for part in (origin.object, field) if part)
     return f"{text} ({origin.place})" if origin.kind and origin.place else text
 

@@ -7,7 +7,7 @@ data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
@@ -207,13 +207,19 @@ def _split_line(line: str) -> tuple[str, str]:
     return name.strip(), value.strip(" \t")
 
 
-def explain(config: Config, ask: Ask, states: States | None = None, listener: str | None = None) -> Explanation:
+def explain(
+    config: Config,
+    ask: Ask,
+    states: States | None = None,
+    listener: str | None = None,
+    place: Callable[[Origin], Origin] | None = None,
+) -> Explanation:
     """How `config` serves the request.
 
     `listener` names the listener that takes it, when that is known better than from the port. `states` are the
-    endpoints' live states; without them the model's are told.
+    endpoints' live states; without them the model's are told. `place` knows where the object of an origin stands now.
     """
-    return _Explainer(config, ask, states or {}).explain(listener)
+    return _Explainer(config, ask, states or {}, place or _as_it_says).explain(listener)
 
 
 class _End(Exception):
@@ -228,8 +234,9 @@ class _End(Exception):
 class _Explainer:
     """Walks the decisions in order. What each step found is kept, so an end anywhere still tells all before it."""
 
-    def __init__(self, config: Config, ask: Ask, states: States) -> None:
+    def __init__(self, config: Config, ask: Ask, states: States, place: Callable[[Origin], Origin]) -> None:
         self._config = config
+        self._place = place
         self._ask = ask
         self._states = states
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
@@ -264,7 +271,7 @@ class _Explainer:
             candidates = [one for one in listeners.values() if one.port == self._ask.port]
             candidates.sort(key=self._distance)
         self._found["listeners"] = tuple(
-            ListenerStep(one.name, one.bind, one.host_set, "lost" if index else "won", _source(one.origin))
+            ListenerStep(one.name, one.bind, one.host_set, "lost" if index else "won", self._source(one.origin))
             for index, one in enumerate(candidates)
         )
         if not candidates:
@@ -327,7 +334,7 @@ class _Explainer:
                     verdict,
                     failed.kind if failed is not None else "",
                     _why_route(failed, verdict),
-                    _source(route.origin, route.field),
+                    self._source(route.origin, route.field),
                 )
             )
             winner = route if verdict == "won" else winner
@@ -359,7 +366,9 @@ class _Explainer:
         if upstream is None:
             return UpstreamStep(name, share, why=f"there is no upstream {name}")
         live = {str(state["key"]): state for state in self._states.get(name, ())}
-        endpoints = tuple(_judge_endpoint(one, live.get(one.key)) for one in upstream.endpoints)
+        endpoints = tuple(
+            _judge_endpoint(one, live.get(one.key), self._source(one.origin)) for one in upstream.endpoints
+        )
         if upstream.affinity == "client-ip":
             self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
         return UpstreamStep(
@@ -369,8 +378,13 @@ class _Explainer:
             upstream.affinity,
             endpoints,
             _why_unavailable(upstream, endpoints),
-            _source(upstream.origin),
+            self._source(upstream.origin),
         )
+
+    def _source(self, origin: Origin, field: str = "") -> Source:
+        placed = self._place(origin)
+        name = placed.object if placed.kind else ""
+        return Source(name, placed.file, placed.line, placed.column, placed.item, field)
 
     def _note_client(self, listener: Listener) -> None:
         if not self._ask.client:
@@ -433,7 +447,7 @@ def _why_route(failed: Condition | None, verdict: Verdict) -> str:
     return "all conditions hold" if verdict == "won" else "would hold too, but stands after the winner"
 
 
-def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None) -> EndpointStep:
+def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: Source) -> EndpointStep:
     state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
     weight, active = endpoint.weight, None
     if live is not None:
@@ -441,7 +455,7 @@ def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None) -> Endpo
         state = str(live.get("state", state))
         if state == "ready" and weight == 0:
             state = "zero-weight"
-    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, _source(endpoint.origin))
+    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, source)
 
 
 def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> str:
@@ -477,9 +491,8 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
 
 
-def _source(origin: Origin, field: str = "") -> Source:
-    name = origin.object if origin.kind else ""
-    return Source(name, origin.file, origin.line, origin.column, origin.item, field)
+def _as_it_says(origin: Origin) -> Origin:
+    return origin
 
 
 def _printable(text: str) -> str:

@@ -43,12 +43,16 @@ class FakePipeline:
         self.outcomes = Counter(published=7)
         self.lock = asyncio.Lock()
         origin = Origin("Service", "shop", "web", "shop.yaml", 30, 1)
-        self.problems = (
+        self.read_problems: tuple[Problem, ...] = ()
+        self.translated_problems = (
             Problem(
                 "LB3002", Origin("Ingress", "shop", "web", "shop.yaml", 12, 3), "host is empty", field="spec.rules[0]"
             ),
             Problem("LB4003", origin, "no ready endpoint", why="all pods are starting", fix="wait"),
         )
+
+    def place(self, origin: Origin) -> Origin:
+        return origin
 
 
 class FakeListeners:

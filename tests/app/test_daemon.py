@@ -23,6 +23,7 @@ from tests.harness.native import Native, respond
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT, LbProcess
 from tests.harness.waiting import DEADLINE, wait_until
+from tests.translate.cluster import backend, ingress
 
 
 class Site:
@@ -80,6 +81,31 @@ def test_a_first_build_that_is_refused_is_told_everywhere(site: Site) -> None:
         wait_until(lambda: lb.generation == 1, "the good input serves")
         assert site.ask() == (200, b"first")
         lb.stderr_path.write_text("")  # its traceback was wanted
+
+
+def test_objects_that_only_moved_in_their_file_are_shown_where_they_are_now(tmp_path: Path) -> None:
+    path, port = tmp_path / "shop.yaml", free_port()
+    objects = backend("web", "127.0.0.1") + backend("idle") + ingress("web", ("a.test", "Prefix", "/", "web"))
+    objects += ingress("idle", ("b.test", "Prefix", "/", "idle"))
+    path.write_text(objects)
+    with LbProcess([path], tmp_path / "lb", "--publish", f"80=127.0.0.1:{port}") as lb:
+
+        def places() -> list[int]:
+            told = lb.get("/v1/explain?url=http://a.test/")
+            endpoint = told["upstreams"][0]["endpoints"][0]
+            lines = [told["routes"][0]["source"]["line"], told["upstreams"][0]["source"]["line"]]
+            shown = [lb.get("/v1/routes?host=a.test")["items"][0], *lb.get("/v1/upstreams")["items"]]
+            shown.append(lb.get("/v1/upstreams/shop/web:80")["endpoints"][0])
+            lines += [endpoint["source"]["line"], *(int(one["source"].split(":")[-2]) for one in shown)]
+            found = [one for one in lb.get("/v1/problems")["items"] if one["code"] == "LB4003"]
+            return [*lines, *(one["origin"]["line"] for one in found)]
+
+        before = places()
+        assert 0 not in before
+        assert len(before) == 8
+        path.write_text("# one\n# two\n# three\n" + objects)
+        wait_until(lambda: places() == [line + 3 for line in before], "the new lines are told")
+        assert lb.generation == 1
 
 
 def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
