@@ -94,11 +94,13 @@ class Contender(ABC):
         route = self.cluster.routes[-1]
         while fetch(self.port, route.host, route.target("128")).status != 200:
             if self.process.poll() is not None or time.perf_counter() > began + START_SECONDS:
-                tail = (self.directory / "log").read_text(errors="replace")[-2000:]
                 self.stop()
-                raise RuntimeError(f"{self.name} does not serve:\n{tail}")
+                raise RuntimeError(f"{self.name} does not serve:\n{self.log_tail()}")
             time.sleep(0.005)
         return time.perf_counter() - began
+
+    def log_tail(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")[-2000:]
 
     def stop(self) -> None:
         if self.process and self.process.poll() is None:

@@ -29,7 +29,7 @@ def _apply(contender: Contender, cluster: Cluster, path: str, seen: Callable[[An
     contender.apply()
     while not seen(fetch(contender.port, route.host, path)):
         if time.perf_counter() > began + PATIENCE_SECONDS:
-            raise LoadFailed(f"{contender.name} does not take the change")
+            raise LoadFailed(f"{contender.name} does not take the change\n{contender.log_tail()}")
         time.sleep(0.001)
     return time.perf_counter() - began
 
