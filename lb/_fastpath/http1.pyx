@@ -48,7 +48,6 @@ from lb._fastpath.table cimport table
 from lb._fastpath.timers cimport timer, timer_rest, timer_set
 from lb._fastpath.transport cimport (
     IO_FULL,
-    LOW_WATER,
     RECEIVE_AGAIN,
     RECEIVE_END,
     RECEIVE_ERROR,
@@ -172,10 +171,7 @@ cdef void server_ready(io* source) noexcept nogil:
             batch_flush(r)
             return
         if c.exchange != NULL:
-            if source.flags & IO_FULL and c.out_bytes <= LOW_WATER:
-                source.flags &= ~<uint32_t>IO_FULL
-                calls.client_drained(c.exchange)
-            elif c.out_bytes == 0:
+            if not source.flags & IO_FULL:
                 calls.client_drained(c.exchange)
         elif c.state == SERVER_CLOSING:
             if c.out_bytes == 0:
@@ -212,6 +208,8 @@ cdef void server_read(conn* c) noexcept nogil:
         if c.state == SERVER_WAIT:
             if c.base.flags & IO_HALF_CLOSED and c.exchange != NULL:
                 calls.client_half_closed(c.exchange)
+            return
+        if c.state == SERVER_IDLE and c.base.flags & IO_FULL:
             return
         if (c.state == SERVER_BODY or c.state == SERVER_TUNNEL):
             batch_flush(r)
@@ -299,6 +297,8 @@ cdef size_t server_consume(conn* c, const char* p, size_t n) noexcept nogil:
     cdef size_t at = 0, used
     while at < n and not c.base.flags & IO_DEAD:
         if c.state == SERVER_IDLE or c.state == SERVER_HEAD:
+            if c.base.flags & IO_FULL:
+                return at  # it has not taken the answers before
             used = server_head(c, p + at, n - at)
         elif c.state == SERVER_BODY:
             if c.flags & H1_PAUSED:
@@ -685,12 +685,8 @@ cdef void client_ready(io* source) noexcept nogil:
     cdef reactor* r = source.r
     if c.out_bytes and source.flags & IO_WRITABLE and not source.flags & IO_BROKEN:
         conn_drain(c)
-        if not source.flags & IO_BROKEN and c.exchange != NULL:
-            if source.flags & IO_FULL and c.out_bytes <= LOW_WATER:
-                source.flags &= ~<uint32_t>IO_FULL
-                calls.upstream_drained(c.exchange)
-            elif c.out_bytes == 0:
-                calls.upstream_drained(c.exchange)
+        if not source.flags & (IO_BROKEN | IO_FULL) and c.exchange != NULL:
+            calls.upstream_drained(c.exchange)
     if not source.flags & IO_DEAD and c.parked != NULL and not c.flags & H1_PAUSED:
         client_take_parked(c)
     # A server may answer and reset at once: what it said is read before the reset counts.

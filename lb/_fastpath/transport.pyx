@@ -332,3 +332,5 @@ cdef void conn_drain(conn* c) noexcept nogil:
             if c.out_first == NULL:
                 c.out_last = NULL
             page_free(&c.base.r.pages, p)
+    if c.out_bytes <= LOW_WATER:
+        c.base.flags &= ~<uint32_t>IO_FULL
