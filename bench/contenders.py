@@ -30,7 +30,7 @@ ADDED_HEADERS = (
     "x-real-ip",
     "x-request-id",
 )
-START_SECONDS = 120
+START_SECONDS = 90
 
 
 class Unavailable(Exception):

@@ -45,7 +45,9 @@ def write_docs() -> None:
         raise SystemExit("bench: no results in bench/results; run `python -m bench` first")
     sections = "\n".join(_section(figure, rows) for figure, rows, _ in taken)
     _plot({figure.name: rows for figure, rows, _ in taken})
-    (DOCS / "benchmarks.md").write_text(_PAGE % {"about": _about([about for *_, about in taken]), "sections": sections})
+    abouts = [about for *_, about in taken]
+    page = {"warning": _warning(abouts), "about": _about(abouts), "sections": sections}
+    (DOCS / "benchmarks.md").write_text(_PAGE % page)
 
 
 def _about(abouts: list[dict[str, str]]) -> str:
@@ -53,6 +55,12 @@ def _about(abouts: list[dict[str, str]]) -> str:
     return "\n".join(
         f"| {key} | {'; '.join(dict.fromkeys(about.get(key, '') for about in abouts))} |" for key in abouts[0]
     )
+
+
+def _warning(abouts: list[dict[str, str]]) -> str:
+    """What else ran makes the figures rough; whoever reads them must know."""
+    busy = max(float(about["load before"].split()[0]) for about in abouts)
+    return f"**Taken on a busy machine (load {busy:.1f} before the run): rough figures.**\n\n" if busy > 1 else ""
 
 
 def _section(figure: Figure, rows: list[Row]) -> str:
@@ -144,4 +152,4 @@ X-Request-ID, has its access log off, and keeps backend connections without a li
 
 ## Figures
 
-%(sections)s"""
+%(warning)s%(sections)s"""

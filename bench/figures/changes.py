@@ -14,7 +14,7 @@ from bench.measure import Figure, Row, Settings
 
 CHANGED = 8
 """The route that changes. Its path is not `/`, so that the new one is not served before."""
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 90
 CONNECTIONS = 64
 RATE = 5000
 
@@ -160,8 +160,8 @@ INGRESS = Figure(
     "",
     "≤ 300 ms",
     300,
-    _LAYOUT + _RELOADS,
-    _delay(_change_path, "lb", "nginx", "haproxy", "envoy", slow=("nginx", "envoy")),
+    _LAYOUT + _RELOADS + " nginx is left out: it reads everything again, which takes it as long as its start.",
+    _delay(_change_path, "lb", "haproxy", "envoy", slow=("envoy",)),
 )
 ENDPOINT = Figure(
     "endpoint-change",
