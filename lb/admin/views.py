@@ -20,7 +20,7 @@ from lb.model.config import Config
 from lb.model.explain import Explanation, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.route import Forward, Route
-from lb.model.upstream import Upstream
+from lb.model.upstream import Upstream, split_key
 from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES
@@ -193,13 +193,14 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
 
 def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str) -> Explanation:
     """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
-    config = daemon.pipeline.config
-    ask = make_ask(url, method, lines, client)
-    states = _EndpointStates(daemon)
-    # A client names the port that was published, which is not the listener's own.
-    at_port = [name for name, opened in daemon.listeners.opened.items() if opened.address.endswith(f":{ask.port}")]
-    known = any(listener.port == ask.port for listener in config.listeners.values())
-    return explain_request(config, ask, states, at_port[0] if at_port and not known else None, daemon.pipeline.place)
+    ports = {name: split_key(opened.address)[1] for name, opened in daemon.listeners.opened.items()}
+    return explain_request(
+        daemon.pipeline.config,
+        make_ask(url, method, lines, client),
+        _EndpointStates(daemon),
+        published=ports,
+        place=daemon.pipeline.place,
+    )
 
 
 class _EndpointStates(Mapping[str, Sequence[Any]]):

@@ -61,7 +61,7 @@ class Client:
             response = connection.getresponse()
             content = response.read()
         except FileNotFoundError:
-            _fail(f"no daemon: {self._path} does not exist. Is `lb run` running? --admin-socket names another socket.")
+            _fail(f"no daemon: {self._path} does not exist. Is `lb run` running? --admin-socket names another one.")
         except ConnectionRefusedError:
             _fail(f"no daemon: nobody listens on {self._path} any more. Is `lb run` running?")
         except PermissionError:
@@ -211,7 +211,8 @@ def _change(client: Client, upstream: str, endpoint: str, **change: object) -> N
 
 
 def _fail(text: str) -> NoReturn:
-    click.echo(f"lb ctl: {text}", err=True)
+    command = " ".join(click.get_current_context().command_path.split()[:2])
+    click.echo(f"{command}: {text}", err=True)
     raise SystemExit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -13,8 +14,16 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from lb.cli.inputs import Flags, config_option, path_arguments, read_input, translation_options
+from lb.cli.inputs import (
+    Flags,
+    config_option,
+    path_arguments,
+    publish_option,
+    read_input,
+    translation_options,
+)
 from lb.model.explain import (
+    Ask,
     EndpointStep,
     Explanation,
     HostStep,
@@ -28,6 +37,7 @@ from lb.model.explain import (
     make_ask,
 )
 from lb.problems import Origin
+from lb.settings import SettingsError, parse_publish
 from lb.sources.locate import locate_all
 
 StepT = TypeVar("StepT", ListenerStep, RouteStep, UpstreamStep, EndpointStep)
@@ -47,16 +57,18 @@ _LABEL_WIDTH = 10
 @path_arguments
 @config_option
 @translation_options
+@publish_option
 @click.option("-X", "--request", "method", default="GET", show_default=True, metavar="METHOD")
 @click.option("-H", "--header", "lines", multiple=True, metavar="'NAME: VALUE'", help="Header line. Repeatable.")
 @click.option("--from", "client", default="", metavar="IP", help="Address of the client.")
-@click.option("--live", "socket", metavar="SOCKET", help="Admin socket of the daemon to ask.")
+@click.option("--live", "--admin-socket", "socket", metavar="SOCKET", help="Admin socket of the daemon to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     url: str,
     paths: tuple[str, ...],
     config_file: str | None,
     flags: Flags,
+    publish: tuple[str, ...],
     method: str,
     lines: tuple[str, ...],
     client: str,
@@ -68,10 +80,17 @@ def command(
     With PATHs the answer is worked out from them, without them the running daemon is asked, which also knows the state
     of its endpoints.
     """
-    if paths and socket:
+    from_files = bool(paths or config_file)
+    if from_files and socket:
         raise click.UsageError("give either PATHs or --live")
-    if paths or config_file:
-        explanation = _explain_files(url, method, lines, client, paths, config_file, flags)
+    if publish and not from_files:
+        raise click.UsageError("--publish goes with PATHs: the running daemon knows what it has published")
+    try:
+        ask = make_ask(url, method, lines, client)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if from_files:
+        explanation = _explain_files(ask, paths, config_file, flags, publish)
     else:
         explanation = _ask_daemon(url, method, lines, client, socket)
     if as_json:
@@ -81,19 +100,16 @@ def command(
 
 
 def _explain_files(
-    url: str,
-    method: str,
-    lines: Sequence[str],
-    client: str,
-    paths: Sequence[str],
-    config_file: str | None,
-    flags: Flags,
+    ask: Ask, paths: Sequence[str], config_file: str | None, flags: Flags, publish: Sequence[str]
 ) -> Explanation:
+    read = read_input(paths, config_file, flags)
     try:
-        ask = make_ask(url, method, lines, client)
-    except ValueError as error:
+        binds = parse_publish((*read.settings.publish, *publish))
+    except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    return _with_lines(explain(read_input(paths, config_file, flags).config, ask))
+    listeners = read.config.listeners.values()
+    ports = {one.name: binds[one.port].port for one in listeners if one.port in binds}
+    return _with_lines(explain(read.config, ask, published=ports))
 
 
 def _with_lines(told: Explanation) -> Explanation:
@@ -128,7 +144,8 @@ def _ask_daemon(url: str, method: str, lines: Sequence[str], client: str, socket
 
     query = [("url", url), ("method", method), ("client", client), *(("header", line) for line in lines)]
     given = urlencode([(name, value) for name, value in query if value])
-    answer = Client(socket or find_admin_socket(), "json").get(f"/v1/explain?{given}")
+    path = socket or os.environ.get("LB_ADMIN_SOCKET") or find_admin_socket()
+    answer = Client(path, "json").get(f"/v1/explain?{given}")
     return msgspec.convert(answer, Explanation)
 
 

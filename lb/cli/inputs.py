@@ -39,6 +39,7 @@ class Flags(msgspec.Struct, frozen=True):
 class Input(msgspec.Struct, frozen=True):
     """All that was read."""
 
+    settings: Settings
     store: Store
     config: Config
     problems: tuple[Problem, ...]
@@ -114,6 +115,16 @@ def config_option(function: FunctionT) -> FunctionT:
     )(function)
 
 
+def publish_option(function: FunctionT) -> FunctionT:
+    """Adds `--publish PORT=ADDR:PORT`. The function gets it as `publish: tuple[str, ...]`."""
+    return click.option(
+        "--publish",
+        multiple=True,
+        metavar="PORT=ADDR:PORT",
+        help="Bind the listener of PORT there, such as 80=127.0.0.1:8080. Repeatable.",
+    )(function)
+
+
 def path_arguments(function: FunctionT) -> FunctionT:
     """Adds `[PATH]...`. The function gets them as `paths: tuple[str, ...]`."""
     return click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())(function)
@@ -127,7 +138,9 @@ def read_input(paths: Sequence[str], config_file: str | None, flags: Flags) -> I
     settings, problems = _read_settings(config_file)
     store = read_paths(names)
     translation = translate(store, make_options(settings, flags), Changes(everything=True), None)
-    return Input(store, translation.config, tuple(Problems([*problems, *store.problems(), *translation.problems])))
+    return Input(
+        settings, store, translation.config, tuple(Problems([*problems, *store.problems(), *translation.problems]))
+    )
 
 
 def make_options(settings: Settings, flags: Flags) -> Options:

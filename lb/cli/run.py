@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
-from lb.cli.inputs import Flags, config_option, make_options, path_arguments, translation_options
+from lb.cli.inputs import Flags, config_option, make_options, path_arguments, publish_option, translation_options
 from lb.observe import logs
 from lb.observe.access import FormatError
 from lb.settings import Settings, SettingsError, has_routing, load_settings, parse_bind, parse_publish
@@ -24,12 +24,7 @@ or try `lb run --demo`"""
 @path_arguments
 @config_option
 @translation_options
-@click.option(
-    "--publish",
-    multiple=True,
-    metavar="PORT=ADDR:PORT",
-    help="Bind the listener of PORT there, such as 80=127.0.0.1:8080. Repeatable.",
-)
+@publish_option
 @click.option("--admin", "admin_address", metavar="ADDR:PORT", help="Also serve the admin API there, for reading.")
 @click.option("--admin-socket", metavar="PATH", help="Unix socket of the admin API.")
 @click.option("--threads", type=click.IntRange(min=0), help="Threads that carry traffic; 0 is one for each core.")

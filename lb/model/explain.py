@@ -49,6 +49,9 @@ _URL = re.compile(
 """RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+
+
 class Ask(msgspec.Struct, frozen=True):
     """The request in question, as the client sends it."""
 
@@ -184,6 +187,9 @@ def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: s
     """
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
+        scheme, separator, _ = url.partition("://")
+        if separator and _SCHEME.fullmatch(scheme) and scheme not in ("http", "https"):
+            raise ValueError(f"lb serves http and https, not {scheme}")
         raise ValueError(f"{url!r} is not like http://shop.example.com/cart")
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
@@ -212,14 +218,16 @@ def explain(
     ask: Ask,
     states: States | None = None,
     listener: str | None = None,
+    published: Mapping[str, int] | None = None,
     place: Callable[[Origin], Origin] | None = None,
 ) -> Explanation:
     """How `config` serves the request.
 
-    `listener` names the listener that takes it, when that is known better than from the port. `states` are the
-    endpoints' live states; without them the model's are told. `place` knows where the object of an origin stands now.
+    `listener` names the listener that takes it, when that is known better than from the port; `published` are the
+    ports on which clients reach listeners instead of their own, by name. `states` are the endpoints' live states;
+    without them the model's are told. `place` knows where the object of an origin stands now.
     """
-    return _Explainer(config, ask, states or {}, place or _as_it_says).explain(listener)
+    return _Explainer(config, ask, states or {}, published or {}, place or _as_it_says).explain(listener)
 
 
 class _End(Exception):
@@ -234,8 +242,16 @@ class _End(Exception):
 class _Explainer:
     """Walks the decisions in order. What each step found is kept, so an end anywhere still tells all before it."""
 
-    def __init__(self, config: Config, ask: Ask, states: States, place: Callable[[Origin], Origin]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ask: Ask,
+        states: States,
+        published: Mapping[str, int],
+        place: Callable[[Origin], Origin],
+    ) -> None:
         self._config = config
+        self._published = published
         self._place = place
         self._ask = ask
         self._states = states
@@ -265,11 +281,8 @@ class _Explainer:
 
     def _choose_listener(self, name: str | None) -> Listener:
         listeners = self._config.listeners
-        if name is not None:
-            candidates = [listeners[name]] if name in listeners else []
-        else:
-            candidates = [one for one in listeners.values() if one.port == self._ask.port]
-            candidates.sort(key=self._distance)
+        named = [listeners[name]] if name in listeners else []
+        candidates = self._listeners_at_port() if name is None else named
         self._found["listeners"] = tuple(
             ListenerStep(one.name, one.bind, one.host_set, "lost" if index else "won", self._source(one.origin))
             for index, one in enumerate(candidates)
@@ -279,6 +292,23 @@ class _Explainer:
             where = f"listener {name}" if name is not None else f"port {self._ask.port}"
             raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
         return candidates[0]
+
+    def _listeners_at_port(self) -> list[Listener]:
+        """Those that clients reach there, or whose own port it is; the only listener where no one has that port.
+
+        Ports are mapped on the way to lb by more than lb knows: a container runtime, a firewall, a proxy for TLS.
+        """
+        listeners = self._config.listeners
+        port = self._ask.port
+        candidates = [one for one in listeners.values() if self._published.get(one.name) == port]
+        candidates = candidates or [one for one in listeners.values() if one.port == port]
+        if not candidates and len(listeners) == 1:
+            candidates = list(listeners.values())
+            only = candidates[0]
+            self._notes.append(
+                f"no listener has port {port}: this is what the only one does, {only.name} on {only.bind}"
+            )
+        return sorted(candidates, key=self._distance)
 
     def _distance(self, listener: Listener) -> int:
         """The listener on the very address that is asked for stands before those on all addresses."""

@@ -28,7 +28,10 @@ CASES = {
     "explain-weights.txt": ["http://old.example.com:8080/v1", "lb.yaml", "-H", "X-Canary: 1", "--from", "192.0.2.1"],
     "explain-method.txt": ["http://old.example.com:8080/v1/%61//b?x", "lb.yaml", "-X", "HEAD"],
     "explain-respond.txt": ["http://old.example.com:8080/v1", "lb.yaml", "-X", "PUT"],
-    "explain-no-listener.txt": ["http://old.example.com/", "lb.yaml"],
+    "explain-no-listener.txt": ["http://old.example.com/", "two-ports.yaml"],
+    "explain-other-port.txt": ["https://old.example.com/v2", "lb.yaml"],
+    "explain-published.txt": ["http://one.example.com:8443/", "two-ports.yaml", "--publish", "81=127.0.0.1:8443"],
+    "explain-published-by-settings.txt": ["http://one.example.com:8444/", "-c", "two-ports.yaml"],
     "explain-no-host.txt": ["http://a.b.example.com/", "shop.yaml"],
     "explain-bad-target.txt": ["http://shop.example.com/a%2fb", "shop.yaml"],
 }
@@ -67,7 +70,14 @@ def test_many_losers_are_folded(lb: Lb) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ftp://a", "lb.yaml"], ["http://a", "lb.yaml", "-H", "x"], ["http://a", "lb.yaml", "--live", "s"], []],
+    [
+        ["ftp://a", "lb.yaml"],
+        ["http://a", "lb.yaml", "--publish", "80"],
+        ["http://a", "--live", "s", "--publish", "80=:81"],
+        ["http://a", "lb.yaml", "-H", "x"],
+        ["http://a", "lb.yaml", "--live", "s"],
+        [],
+    ],
 )
 def test_wrong_usage_exits_with_2(lb: Lb, arguments: list[str]) -> None:
     assert lb("explain", *arguments).exit_code == 2
@@ -118,7 +128,15 @@ def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
     assert "503, no-endpoint: none of the 2 endpoints of old takes requests" in result.stdout
 
 
+def test_mistakes_in_the_request_are_told_before_the_daemon_is_asked(lb: Lb, admin_socket: str) -> None:
+    result = lb("explain", "ftp://shop", "--live", admin_socket)
+    assert result.exit_code == 2
+    assert "lb serves http and https, not ftp" in result.stderr
+    assert result.stderr.startswith("Usage: lb explain ")
+
+
 def test_no_daemon_is_told(lb: Lb, tmp_path: Path) -> None:
     result = lb("explain", "http://a/", "--live", str(tmp_path / "absent.sock"))
     assert result.exit_code == 2
+    assert result.stderr.startswith("lb explain: no daemon: ")
     assert "does not exist" in result.stderr

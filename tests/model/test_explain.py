@@ -155,6 +155,22 @@ def test_listener_can_be_named(config: Config) -> None:
     assert (told.reason, told.why) == ("no-listener", "nothing listens on listener https; there is 80")
 
 
+def test_published_port_names_the_listener(config: Config) -> None:
+    told = explain(config, Ask("shop.example.com", "/", port=8080), published={"local": 81, "http": 8080})
+    assert [step.name for step in told.listeners] == ["http"]
+    # Where two listeners have swapped their ports, the published one is where clients arrive.
+    told = explain(config, Ask("shop.example.com", "/", port=80), published={"local": 80, "http": 81})
+    assert [step.name for step in told.listeners] == ["local"]
+
+
+def test_the_only_listener_is_told_about_when_no_one_has_the_port(config: Config) -> None:
+    alone = msgspec.structs.replace(config, listeners={"http": config.listeners["http"]})
+    told = explain(alone, Ask("shop.example.com", "/", port=8443))
+    assert told.reason == "ok"
+    assert told.notes[0] == "no listener has port 8443: this is what the only one does, http on *:80"
+    assert explain(alone, Ask("shop.example.com", "/", port=80)).notes[0] != told.notes[0]
+
+
 @pytest.mark.parametrize(("client", "verb"), [("10.1.2.3", "believed and extended"), ("192.0.2.1", "replaced")])
 def test_trust_in_the_client_is_told(config: Config, client: str, verb: str) -> None:
     told = explain(config, Ask("shop.example.com", "/", client=client))
@@ -204,6 +220,11 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
 )
 def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
     assert make_ask(url, "GET", lines) == ask
+
+
+def test_url_of_another_scheme_is_told_as_such() -> None:
+    with pytest.raises(ValueError, match="lb serves http and https, not ftp"):
+        make_ask("ftp://shop")
 
 
 @pytest.mark.parametrize(
