@@ -8,6 +8,7 @@ from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release
 from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
+    EAGAIN,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -34,6 +35,7 @@ from lb._fastpath.c.sys cimport (
     MSG_DONTWAIT,
     MSG_PEEK,
     SHUT_WR,
+    errno,
     gmtime_r,
     inet_ntop,
     inet_pton,
@@ -590,7 +592,7 @@ cdef void dispatch(exchange* x) noexcept nogil:
 cdef bint still_open(conn* u) noexcept nogil:
     """Look before a request that cannot be repeated goes out on a connection that may have been closed meanwhile."""
     cdef char byte
-    return recv(u.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0
+    return recv(u.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef void attempt(exchange* x) noexcept nogil:

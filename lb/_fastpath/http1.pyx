@@ -3,10 +3,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
+    EAGAIN,
     LB_R_BAD_CHUNK,
     LB_R_BAD_RESPONSE,
     LB_R_CLIENT_CLOSED,
+    LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
+    LB_R_DRAIN,
     LB_R_HEAD_TIMEOUT,
     LB_R_KEEPALIVE_TIMEOUT,
     LB_R_NO_HOST,
@@ -17,6 +20,7 @@ from lb._fastpath.c.sys cimport (
     MSG_DONTWAIT,
     MSG_PEEK,
     SHUT_WR,
+    errno,
     lb_peek_int,
     recv,
     shutdown,
@@ -120,8 +124,7 @@ cdef void server_open(conn* c) noexcept nogil:
     c.state = SERVER_IDLE
     c.base.ready = server_ready
     c.timer.fire = server_timeout
-    keep_alive_timer(c)
-    idle_link(c)
+    rest(c)
 
 
 cdef void server_close(conn* c, int reason) noexcept nogil:
@@ -148,7 +151,10 @@ cdef void server_abort(conn* c) noexcept nogil:
 
 cdef void server_timeout(timer* t) noexcept nogil:
     cdef conn* c = <conn*>t.owner
-    if c.state == SERVER_IDLE:
+    if c.state == SERVER_IDLE and c.out_bytes:
+        bump(&c.base.r.counts.reasons[LB_R_CLIENT_IDLE_TIMEOUT])
+        server_gone(c, True)
+    elif c.state == SERVER_IDLE:
         server_close(c, LB_R_KEEPALIVE_TIMEOUT)
     elif c.state == SERVER_HEAD:
         server_refuse(c, LB_R_HEAD_TIMEOUT, view_of(c))
@@ -161,10 +167,14 @@ cdef void server_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
     if source.flags & IO_BROKEN:
-        server_broken(c)
-        batch_flush(r)
-        return
-    if c.out_bytes and source.flags & IO_WRITABLE:
+        if c.state != SERVER_TUNNEL:
+            server_broken(c)
+            batch_flush(r)
+            return
+        # Both directions may just be shut: what the client sent last still counts, and reading tells an end from a
+        # reset.
+        source.flags |= IO_READABLE
+    elif c.out_bytes and source.flags & IO_WRITABLE:
         conn_drain(c)
         if source.flags & IO_BROKEN:
             server_broken(c)
@@ -179,7 +189,10 @@ cdef void server_ready(io* source) noexcept nogil:
             else:
                 linger_timer(c)
         elif c.state == SERVER_IDLE:
-            keep_alive_timer(c)  # it is still taking the answer before
+            if c.out_bytes == 0:
+                rest(c)
+            else:
+                linger_timer(c)
     if not source.flags & IO_DEAD and c.parked != NULL:
         server_take_parked(c)
     if not source.flags & IO_DEAD and source.flags & IO_READABLE:
@@ -222,10 +235,10 @@ cdef void server_read(conn* c) noexcept nogil:
             return
         batch_flush(r)
         n = conn_receive(c, r.scratch_in, SCRATCH_BYTES)
-        if n == RECEIVE_AGAIN:
-            return
-        if n == RECEIVE_ERROR:
+        if n == RECEIVE_ERROR or (n == RECEIVE_AGAIN and c.base.flags & IO_BROKEN):
             server_broken(c)
+            return
+        if n == RECEIVE_AGAIN:
             return
         if n == RECEIVE_END:
             server_end_of_input(c)
@@ -575,8 +588,11 @@ cdef void server_done(conn* c) noexcept nogil:
         return
     if c.state == SERVER_WAIT and not c.flags & H1_CLOSE:
         c.state = SERVER_IDLE
-        keep_alive_timer(c)
-        idle_link(c)
+        batch_flush(r)
+        if c.out_bytes == 0:
+            rest(c)
+        else:
+            linger_timer(c)  # not idle before it has taken its answer
         if c.parked != NULL or c.base.flags & IO_READABLE:
             io_enqueue(&c.base)
         return
@@ -595,9 +611,13 @@ cdef void server_done(conn* c) noexcept nogil:
         linger_timer(c)
 
 
-cdef void keep_alive_timer(conn* c) noexcept nogil:
+cdef void rest(conn* c) noexcept nogil:
+    """Idle from now on: waiting for a request, and the first to go when room is needed."""
     cdef listener_view* view = view_of(c)
     timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + (view.keepalive_timeout_ms if view != NULL else 0))
+    idle_link(c)
+    if c.requests and lb_peek_int(&c.base.r.s.draining) and c.parked == NULL and not c.base.flags & IO_READABLE:
+        server_close(c, LB_R_DRAIN)
 
 
 cdef void linger_timer(conn* c) noexcept nogil:
@@ -930,7 +950,7 @@ cdef bint client_reusable(conn* c) noexcept nogil:
         return False
     # The last read was exactly as long as the room for it: there may be more, or an end.
     if c.base.flags & IO_READABLE:
-        if recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0:
+        if recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 or errno != EAGAIN:
             return False
         c.base.flags &= ~<uint32_t>IO_READABLE
     return True
