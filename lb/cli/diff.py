@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from lb.cli.inputs import Flags, config_option, read_input, translation_options
+from lb.cli.inputs import Flags, read_input, translation_options
 from lb.model.config import Config
 from lb.model.diff import Change, diff
 
@@ -19,7 +19,14 @@ SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yel
 @click.command(short_help="Tell what would change in routing terms.")
 @click.argument("before", metavar="A", type=click.Path())
 @click.argument("after", metavar="B", type=click.Path())
-@config_option
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Native file whose settings count on both sides; its routes do not.",
+)
 @translation_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(before: str, after: str, config_file: str | None, flags: Flags, as_json: bool) -> None:
@@ -53,7 +60,7 @@ def _print_changes(console: Console, changes: Sequence[Change]) -> None:
 
 def _read(path: str, config_file: str | None, flags: Flags) -> Config:
     """One side. Errors in it are told: what they cost looks like a removal."""
-    read = read_input((path,), config_file, flags)
+    read = read_input((path,), config_file, flags, only_settings=True)
     errors = sum(1 for problem in read.problems if problem.severity == "error")
     if errors:
         click.echo(f"lb diff: {errors} errors in {path}; `lb check` tells which", err=True)

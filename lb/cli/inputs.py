@@ -130,9 +130,13 @@ def path_arguments(function: FunctionT) -> FunctionT:
     return click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())(function)
 
 
-def read_input(paths: Sequence[str], config_file: str | None, flags: Flags) -> Input:
-    """Read and translate everything. What is wrong with it is in `problems`; UsageError when nothing is named."""
-    names = [*paths, *([config_file] if config_file and config_file not in paths else ())]
+def read_input(paths: Sequence[str], config_file: str | None, flags: Flags, *, only_settings: bool = False) -> Input:
+    """Read and translate everything. What is wrong with it is in `problems`; UsageError when nothing is named.
+
+    With `only_settings` the routes of `config_file` are left out.
+    """
+    extra = () if config_file is None or only_settings or config_file in paths else (config_file,)
+    names = [*paths, *extra]
     if not names:
         raise click.UsageError("name at least one PATH to read, or - for standard input")
     settings, problems = _read_settings(config_file)

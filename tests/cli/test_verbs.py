@@ -97,6 +97,19 @@ def test_diff_of_the_same_exits_with_0(lb: Lb) -> None:
     assert (result.exit_code, result.stdout) == (0, "nothing changes\n")
 
 
+def test_diff_takes_only_the_settings_of_its_config(lb: Lb, tmp_path: Path) -> None:
+    """Its routes would be the same on both sides, and hide those that A or B have under the same names."""
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    text = Path("lb.yaml").read_text()
+    old.write_text(text)
+    new.write_text(text.replace("10.2.0.2:80", "10.2.0.9:80"))
+    result = lb("diff", str(old), str(new), "-c", "lb.yaml")
+    assert result.exit_code == 1
+    assert "- endpoint drains endpoint 10.2.0.2:80 of new" in result.stdout
+    # kubernetes.port of lb.yaml is 8081, on both sides.
+    assert "8081" in lb("diff", str(old), "shop.yaml", "-c", "lb.yaml").stdout
+
+
 def test_diff_needs_two(lb: Lb) -> None:
     assert lb("diff", "shop.yaml").exit_code == 2
 
