@@ -65,15 +65,25 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def from_content(
-    content: Mapping[str, Any], origin: Origin, lines: Mapping[str, int] | None = None
+    content: Mapping[str, Any],
+    origin: Origin,
+    lines: Mapping[str, int] | None = None,
+    is_elsewhere: Callable[[str], bool] | None = None,
 ) -> tuple[Config, list[Problem]]:
     """The Config of a decoded native file, and what is wrong with it (LB5003, LB5004).
 
     `origin` is the file's own; `lines` maps paths inside the document (`upstreams.web.endpoints[0]`) to lines.
+    `is_elsewhere` tells whether something else than this file defines an upstream of a name.
     """
-    reader = _Reader(origin, lines or {})
+    reader = _Reader(origin, lines or {}, is_elsewhere or _is_nowhere)
     config = reader.read_config(content)
     return config, list(reader.problems)
+
+
+def names_of_upstreams(content: Mapping[str, Any]) -> Collection[str]:
+    """The names that a decoded native file gives to upstreams, also to those that cannot be read."""
+    declared = content.get("upstreams")
+    return dict.fromkeys(declared) if isinstance(declared, Mapping) else ()
 
 
 class _MistakeError(Exception):
@@ -89,20 +99,20 @@ class _MistakeError(Exception):
 class _Reader:
     """Holds what every step needs: where we are in the file, and the problems found so far."""
 
-    def __init__(self, origin: Origin, lines: Mapping[str, int]) -> None:
+    def __init__(self, origin: Origin, lines: Mapping[str, int], is_elsewhere: Callable[[str], bool]) -> None:
         self.problems = Problems()
         self._origin = origin
         self._lines = lines
         self._upstream_names: Collection[str] = ()
+        self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
 
     # -- The parts of the file
 
     def read_config(self, content: Mapping[str, Any]) -> Config:
         self._report_unknown_keys("", content, TOP_KEYS)
-        declared = content.get("upstreams")
-        self._upstream_names = dict.fromkeys(declared) if isinstance(declared, Mapping) else ()
-        upstreams = dict(self._read_each("upstreams", declared, self._read_upstream))
+        self._upstream_names = names_of_upstreams(content)
+        upstreams = dict(self._read_each("upstreams", content.get("upstreams"), self._read_upstream))
         hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
         listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
         return Config(listeners, hosts, upstreams)
@@ -329,15 +339,12 @@ class _Reader:
         self._route_names.add(name)
 
     def _check_upstream_exists(self, path: str, name: str) -> None:
-        if name not in self._upstream_names:
-            self.problems.add(
-                "LB5004",
-                self._place(path),
-                f"`{name}` is no upstream of this file",
-                why="requests for this route are answered 503",
-                fix=_suggest(name, self._upstream_names),
-                field=path,
-            )
+        if name in self._upstream_names or self._is_elsewhere(name):
+            return
+        near = _nearest(name, self._upstream_names)
+        fix = near or "define it under `upstreams`, or write NAMESPACE/SERVICE:PORT for a Service of the cluster"
+        why = "its requests are answered 503"
+        self.problems.add("LB5004", self._place(path), f"`{name}` is no upstream", why=why, fix=fix, field=path)
 
     def _check_hostname(self, path: str, hostname: str) -> None:
         name = hostname.removeprefix("*.")
@@ -476,10 +483,19 @@ def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:
 
 
 def _suggest(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1) if len(known) <= _MAX_SUGGESTIONS else []
+    near = _nearest(word, known)
     if near:
-        return f"did you mean `{near[0]}`?"
+        return near
     return f"write one of {', '.join(f'`{one}`' for one in list(known)[:12])}" if known else ""
+
+
+def _is_nowhere(name: str) -> bool:
+    return False
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1) if len(known) <= _MAX_SUGGESTIONS else []
+    return f"did you mean `{near[0]}`?" if near else ""
 
 
 def _type_name(value: object) -> str:

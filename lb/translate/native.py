@@ -15,7 +15,7 @@ import msgspec
 from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
-from lb.model.text import from_content
+from lb.model.text import from_content, names_of_upstreams
 from lb.model.upstream import Upstream
 from lb.objects.view import NativeConfig, View
 from lb.problems import Origin, Problem, Problems
@@ -37,7 +37,7 @@ class NativePart(msgspec.Struct, frozen=True):
     references: tuple[Reference, ...] = ()
     """Service ports whose upstreams routes name."""
     dangling: dict[str, Route] = {}
-    """Upstream names that neither a native file nor a Service explains -> the first route that has it."""
+    """Upstream names that neither a native file nor a Service explains -> the first route that has it (LB5004)."""
     resolves: tuple[str, ...] = ()
     """External names whose Resolutions were used."""
     problems: tuple[Problem, ...] = ()
@@ -49,11 +49,16 @@ def translate_native(view: View, directory: Directory) -> NativePart:
     if not stored:
         return NativePart()
     merge = _Merge()
+    contents = [cast(NativeConfig, one.object).content for one in stored.values()]
+    defined = {name for content in contents for name in names_of_upstreams(content)}
+
+    def is_elsewhere(name: str) -> bool:
+        return name in defined or _SERVICE_UPSTREAM.fullmatch(name) is not None
+
     for key in sorted(stored):
         native = cast(NativeConfig, stored[key].object)
-        config, problems = from_content(native.content, stored[key].origin, native.lines)
-        # Only here it is known which upstreams there are: other files and Services make some, too.
-        merge.problems.extend(problem for problem in problems if problem.code != "LB5004")
+        config, problems = from_content(native.content, stored[key].origin, native.lines, is_elsewhere)
+        merge.problems.extend(problems)
         merge.add(config)
     for hosts in merge.hosts.values():
         for hostname, host in hosts.items():
@@ -70,17 +75,9 @@ def translate_native(view: View, directory: Directory) -> NativePart:
     )
 
 
-def missing_upstream(name: str, route: Route) -> tuple[Upstream, Problem]:
+def missing_upstream(name: str, route: Route) -> Upstream:
     """What stands for an upstream that nothing defines, so that its requests are answered 503 with a reason."""
-    why = f"there is no upstream {name}"
-    problem = Problem(
-        "LB5004",
-        route.origin,
-        f"route {route.name} forwards to {name}, which is no upstream",
-        why="its requests are answered 503",
-        fix="define it under `upstreams`, or write NAMESPACE/SERVICE:PORT for a Service of the cluster",
-    )
-    return Upstream(name, unavailable=why, origin=route.origin), problem
+    return Upstream(name, unavailable=f"there is no upstream {name}", origin=route.origin)
 
 
 def clash(what: str, loser: Origin, winner: Origin, winner_text: str = "") -> Problem:

@@ -421,9 +421,7 @@ class _Build:
             problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
         for name, route in native.dangling.items():
             if name not in upstreams:
-                upstream, problem = missing_upstream(name, route)
-                own[name] = _keep(upstream, before.get(name))
-                problems.extend((problem,))
+                own[name] = _keep(missing_upstream(name, route), before.get(name))
         return {**upstreams, **own} if own else upstreams
 
     # -- Problems

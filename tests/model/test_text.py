@@ -209,7 +209,15 @@ def test_mistake_is_one_problem_and_costs_only_itself(text: str, field: str, fix
 def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:
     config, problems = load("hosts: {default: {a: [{forward: wbe}]}}\nupstreams: {web: []}", {"hosts.default.a": 7})
     assert [(one.code, one.origin.line, one.fix) for one in problems] == [("LB5004", 7, "did you mean `web`?")]
+    assert problems[0].field == "hosts.default.a[0].forward"
     assert len(config.hosts["default"]["a"].routes) == 1
+
+
+def test_reference_to_what_is_defined_elsewhere_is_no_problem() -> None:
+    content = yaml.safe_load("hosts: {default: {a: [{forward: web}, {forward: api}]}}")
+    _, problems = from_content(content, FILE, None, lambda name: name == "web")
+    assert [(one.code, one.field) for one in problems] == [("LB5004", "hosts.default.a[1].forward")]
+    assert "NAMESPACE/SERVICE:PORT" in problems[0].fix
 
 
 def test_wrong_network_costs_only_itself() -> None:
