@@ -539,6 +539,7 @@ cdef size_t server_send_head(conn* c, head* h) noexcept nogil:
 
 cdef void put_chunk(conn* c, const char* data, size_t size) noexcept nogil:
     """One chunk. The data stays where it is; only its frame is copied."""
+    cdef const char* digits = b"0123456789abcdef"  # a literal is a Python object until it has a C type
     cdef char frame[20]
     cdef int at = 18
     cdef size_t rest = size
@@ -546,7 +547,7 @@ cdef void put_chunk(conn* c, const char* data, size_t size) noexcept nogil:
     frame[19] = c"\n"
     while rest:
         at -= 1
-        frame[at] = b"0123456789abcdef"[rest & 15]
+        frame[at] = digits[rest & 15]
         rest >>= 4
     conn_write_copy(c, frame + at, <size_t>(20 - at))
     conn_write(c, data, size)
