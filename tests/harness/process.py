@@ -154,7 +154,10 @@ class LbProcess:
             found = [item for item in records if all(item.get(key) == value for key, value in fields.items())]
             return found if len(found) >= count else []
 
-        return wait_until(matching, f"{count} access log records with {fields}", interval=0.02)
+        try:
+            return wait_until(matching, f"{count} access log records with {fields}", interval=0.02)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the log ends {self.log_records()[-10:]}\n{self.stderr[-2_000:]}") from None
 
     def ctl(self, *arguments: str) -> str:
         """Output of `lb ctl`; AssertionError when it fails."""
