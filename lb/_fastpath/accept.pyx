@@ -298,6 +298,9 @@ cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
     """Take what has connected already, then close: a client in the queue must not be reset."""
     accept_ready(&l.base)
     timer_cancel(&l.pause)
+    # Others may hold the same socket (systemd, the control plane, siblings), and epoll forgets it only with the last
+    # of them.
+    epoll_ctl(r.epfd, EPOLL_CTL_DEL, l.base.fd, NULL)
     close(l.base.fd)
     io_bury(&l.base)
 

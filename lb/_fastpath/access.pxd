@@ -52,6 +52,7 @@ cdef struct log_step:
 
 cdef struct log_program:
     int fd
+    uint32_t most  # bytes in one write: a pipe takes no more without blocking once it has said that it takes some
     uint32_t count
     log_step* steps
     char* literals

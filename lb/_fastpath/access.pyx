@@ -14,6 +14,7 @@ from lb._fastpath.c.sys cimport (
     lb_load_ptr,
     lb_load_u64,
     lb_reason_names,
+    lb_writable,
     lb_store_u64,
     lb_swap_ptr,
     nanosleep,
@@ -50,6 +51,8 @@ cdef enum:
     RECORD_ROOM = 131072  # no formatted record is longer: texts are cut at TEXT_LIMIT
     TEXT_LIMIT = 8192
     SLEEP_NS = 20000000
+    PATIENCE_MS = 1000
+    LAST_PATIENCE_MS = 50
 
 
 # ------------------------------------------------------------------------------------------------------- in the reactor
@@ -134,22 +137,22 @@ cdef void log_program_free(log_program* p) noexcept nogil:
 
 
 cdef void flush(log_writer* w) noexcept nogil:
-    """Write the buffer out. A disk that is full costs the records, not the daemon."""
+    """Write the buffer out. A disk that is full or a reader that stands still costs the records, not the daemon."""
     cdef uint32_t at = 0
     cdef long n
-    cdef timespec pause
-    cdef int patience = 50
     while at < w.used and w.program != NULL and w.program.fd >= 0:
-        n = write(w.program.fd, w.buffer + at, w.used - at)
+        # A pipe may block for ever when its reader stands still, and making it non-blocking would change it for
+        # everybody
+        # who shares it: so ask first, and write no more than a pipe takes whole once it says that it takes some
+        # (pipe(7)).
+        if not lb_writable(w.program.fd, PATIENCE_MS if lb_load_int(&w.running) else LAST_PATIENCE_MS):
+            w.failed += 1
+            break
+        n = write(w.program.fd, w.buffer + at, w.used - at if w.used - at < w.program.most else w.program.most)
         if n > 0:
             at += <uint32_t>n
-        elif n < 0 and errno == EINTR:
+        elif n < 0 and (errno == EINTR or errno == EAGAIN):
             continue
-        elif n < 0 and errno == EAGAIN and patience:
-            patience -= 1
-            pause.tv_sec = 0
-            pause.tv_nsec = SLEEP_NS
-            nanosleep(&pause, NULL)
         else:
             w.failed += 1
             break

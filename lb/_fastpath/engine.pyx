@@ -8,6 +8,7 @@ are reached through the table pointer, through atomics, and through commands.
 import errno
 import os
 import resource
+import stat
 import time
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -1047,6 +1048,7 @@ cdef class Engine:
                 p.count += 1
             if p.count:
                 p.fd = os.dup(fd)
+                p.most = 1 << 20 if stat.S_ISREG(os.fstat(fd).st_mode) else 4096
         except BaseException:
             log_program_free(p)
             raise

@@ -4,7 +4,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from lb._fastpath.access cimport log_exchange
-from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release
+from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
 from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
@@ -1258,6 +1258,7 @@ cdef void on_timer(timer* t) noexcept nogil:
             leave_line(x)
             refuse(x, LB_R_QUEUE_TIMEOUT)
         elif x.flags & X_CONNECTING:
+            endpoint_connect_failed(x.ep, r)  # a node that is gone answers no SYN
             attempt_failed(x, LB_R_CONNECT_TIMEOUT)
         else:
             fail(x, LB_R_RESPONSE_TIMEOUT)

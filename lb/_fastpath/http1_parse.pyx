@@ -364,7 +364,7 @@ cdef ssize_t parse_fields(const char* start, const char* p, const char* end, hea
 cdef int scan_fields(head* h, bint request) noexcept nogil:
     """Derive framing and connection from the fields, and drop what is meant for this hop only. 0, or a reason."""
     cdef int i, reason, hosts = 0, lengths = 0, codings = 0
-    cdef bint upgrade_field = False, connection_field = False
+    cdef bint upgrade_field = False, connection_field = False, h2c = False
     cdef field* f
     cdef uint8_t id
     h.content_length = -1
@@ -406,10 +406,9 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
             connection_field = True
             f.drop = True
         elif id == FIELD_UPGRADE:
-            # HTTP/2 by upgrade is not offered (RFC 9113 3.1 dropped it), nor passed on: it would blind us.
-            upgrade_field = f.value_size < 3 or not lb_equal_nocase(f.value, b"h2c", 3)
-            if not upgrade_field:
-                f.drop = True
+            upgrade_field = True
+            if offers_h2c(f):
+                h2c = True
         elif id == FIELD_EXPECT:
             if request and h.minor >= 1:
                 if f.value_size != 12 or not lb_equal_nocase(f.value, b"100-continue", 12):
@@ -437,7 +436,7 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
     if h.chunked and (lengths or h.minor == 0):
         return LB_R_BAD_FRAMING
     h.has_body = h.chunked or h.content_length > 0
-    h.upgrade = h.upgrade and upgrade_field and h.minor >= 1
+    h.upgrade = h.upgrade and upgrade_field and h.minor >= 1 and not h2c
     if request and h.has_body:
         h.upgrade = False
     if upgrade_field and not h.upgrade:
@@ -445,6 +444,18 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
             if h.fields[i].id == FIELD_UPGRADE:
                 h.fields[i].drop = True
     return 0
+
+
+cdef bint offers_h2c(const field* f) noexcept nogil:
+    """HTTP/2 by upgrade is not offered (RFC 9113 3.1 dropped it), nor passed on: it would blind us."""
+    cdef const char* at = f.value
+    cdef const char* end = f.value + f.value_size
+    cdef const char* token
+    cdef size_t size
+    while next_token(&at, end, &token, &size):
+        if size >= 3 and lb_equal_nocase(token, b"h2c", 3):
+            return True
+    return False
 
 
 cdef int keep_alive_seconds(const field* f) noexcept nogil:

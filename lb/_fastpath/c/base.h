@@ -11,6 +11,7 @@
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -93,6 +94,12 @@ __attribute__((constructor)) static void lb_init_tables(void) {
         lb_lower[c] = (c >= 'A' && c <= 'Z') ? c + 32 : c;
         lb_hexval[c] = digit ? c - '0' : (c >= 'a' && c <= 'f') ? c - 'a' + 10 : (c >= 'A' && c <= 'F') ? c - 'A' + 10 : -1;
     }
+}
+
+/* Whether a descriptor takes bytes within so many milliseconds. */
+static inline int lb_writable(int fd, int timeout_ms) {
+    struct pollfd wanted = {.fd = fd, .events = POLLOUT};
+    return poll(&wanted, 1, timeout_ms) > 0;
 }
 
 /* Length of the leading run of bytes a header value may hold, eight at a time: stops at controls but HTAB, and at DEL. */

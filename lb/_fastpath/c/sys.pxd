@@ -132,6 +132,7 @@ cdef extern from "base.h" nogil:
     uint8_t lb_class[256]
     uint8_t lb_lower[256]
     signed char lb_hexval[256]
+    bint lb_writable(int fd, int timeout_ms)
     size_t lb_value_run(const char* p, size_t n)
     bint lb_equal_nocase(const char* a, const char* lower, size_t n)
     uint64_t lb_hash(const char* p, size_t n)
