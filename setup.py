@@ -30,7 +30,13 @@ DIRECTIVES = {
 COMPILE = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-cpp"]
 LINK: list[str] = []
 if SANITIZE:
-    COMPILE += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    COMPILE += [
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ]
     LINK += ["-fsanitize=address,undefined"]
 elif DEBUG:
     COMPILE += ["-O0", "-g"]
