@@ -122,7 +122,7 @@ class Application:
             refused = self.pipeline.last_refused
             return False, f"the first build was refused: {refused.error}" if refused else "reading the input"
         if self.pipeline.config.listeners and not self.listeners.opened:
-            return False, "no listener could be opened"
+            return False, "no listener could be opened" if self.listeners.problems else "opening the listeners"
         return True, "serving"
 
     async def reload(self) -> Build:

@@ -117,9 +117,7 @@ def hints(config: Config, address: str, path: str) -> list[str]:
     """Three commands to try: two requests and an explanation. `address` is where lb listens, `path` what it reads."""
     found = list(_examples(config))[:2]
     requests = [f"curl -s -H 'Host: {host}' http://{address}{quote(target)}" for host, target in found]
-    explained = [
-        f"{quote(sys.argv[0])} explain http://{host}{quote(target)} {quote(path)}" for host, target in found[:1]
-    ]
+    explained = [f"{_program()} explain http://{host}{quote(target)} {quote(path)}" for host, target in found[:1]]
     return requests + explained
 
 

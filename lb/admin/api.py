@@ -25,6 +25,7 @@ from lb.admin.daemon import Daemon
 from lb.model.explain import Explanation
 from lb.observe import logs
 from lb.pipeline import Build
+from lb.problems import SEVERITIES
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -99,6 +100,10 @@ async def config(daemon: Daemon, arguments: Arguments) -> schema.ConfigStatus:
 
 async def problems(daemon: Daemon, arguments: Arguments) -> schema.Page[schema.ProblemInfo]:
     query = arguments.query
+    if query["severity"] and query["severity"] not in SEVERITIES:
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, f"`severity` is one of {', '.join(SEVERITIES)}, not `{query['severity']}`"
+        )
     return views.problems(daemon, query["severity"], query["offset"], query["limit"])
 
 
@@ -123,6 +128,8 @@ async def upstream(daemon: Daemon, arguments: Arguments) -> schema.UpstreamDetai
 
 async def explain(daemon: Daemon, arguments: Arguments) -> Explanation:
     query = arguments.query
+    if not query["url"]:
+        raise Refused(HTTPStatus.BAD_REQUEST, "`url` is missing, such as ?url=http://shop.example.com/cart")
     lines = [value for name, value in arguments.lines if name == "header"]
     try:
         return views.explain(daemon, query["url"], query["method"], lines, query["client"])

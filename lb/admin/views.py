@@ -256,10 +256,12 @@ def _slice(items: Sequence[ItemT], offset: int, limit: int) -> Sequence[ItemT]:
 
 
 def _source(daemon: Daemon, origin: Origin, field: str = "") -> str:
-    """`Ingress shop/web spec.rules[0] (web.yaml:12)`, where the object stands now."""
+    """`Ingress shop/web spec.rules[0] (web.yaml:12)`, or only the place in a native file; where it stands now."""
     origin = daemon.pipeline.place(origin)
+    if not origin.kind:
+        return origin.place
     text = " ".join(part for part in (origin.object, field) if part)
-    return f"{text} ({origin.place})" if origin.kind and origin.place else text
+    return f"{text} ({origin.place})" if origin.place else text
 
 
 def names_like(names: Iterable[str], wanted: str) -> str:

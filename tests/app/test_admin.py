@@ -209,6 +209,8 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
         ("GET", "/v1/explain?url=http://a/&header=x", None, 400, "is not like `Name: value`"),
         ("GET", "/v1/explain?url=http://a/&client=x", None, 400, "does not appear to be"),
         ("GET", "/v1/routes?limit=x", None, 400, "`limit` must be a number"),
+        ("GET", "/v1/problems?severity=bad", None, 400, "`severity` is one of error, warning, note, not `bad`"),
+        ("GET", "/v1/explain", None, 400, "`url` is missing"),
         ("GET", "/v1/upstreams/shop/wbe:http", None, 404, "did you mean `shop/web:http`?"),
         ("GET", "/nothing", None, 404, "/nothing"),
         ("POST", "/livez", None, 405, "Method Not Allowed"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
+import pytest
 from aiohttp import ClientSession
 
 from lb.demo import EchoProcess, hints, roles_of
@@ -45,7 +48,12 @@ async def test_echo_servers_follow_the_model() -> None:
         await echo.stop()
 
 
-def test_hints_are_commands_to_try() -> None:
+@pytest.mark.parametrize(
+    ("called", "program"),
+    [("/x/lb/__main__.py", "python -m lb"), (str(Path.cwd() / ".venv/bin/lb"), ".venv/bin/lb"), ("/b/lb", "/b/lb")],
+)
+def test_hints_are_commands_to_try(monkeypatch: pytest.MonkeyPatch, called: str, program: str) -> None:
+    monkeypatch.setattr("sys.argv", [called])
     lines = hints(make_config(), "127.0.0.1:8080", "conf/demo")
     assert lines[0] == "curl -s -H 'Host: shop.example.com' http://127.0.0.1:8080/0"
-    assert lines[-1].endswith("explain http://shop.example.com/0 conf/demo")
+    assert lines[-1] == f"{program} explain http://shop.example.com/0 conf/demo"
