@@ -214,9 +214,12 @@ class LbProcess:
 
     def stop(self) -> None:
         """TERM; it must end with 0, in time, and without a word of distress."""
-        self.assert_healthy()
-        self.signal(signal.SIGTERM)
-        self.assert_ends()
+        try:
+            self.assert_healthy()
+            self.signal(signal.SIGTERM)
+            self.assert_ends()
+        finally:
+            self.kill()
 
     def assert_ends(self) -> None:
         """After a signal: it ends with 0 and a clean stderr."""
