@@ -40,6 +40,7 @@ from lb._fastpath.c.sys cimport (
     fcntl,
     htons,
     inet_pton,
+    lb_fence,
     lb_hash,
     lb_huge_alloc,
     lb_load_ptr,
@@ -218,7 +219,7 @@ cdef class Upstream:
     cdef readonly dict endpoints
 
     def __cinit__(self, str name, uint32_t id):
-        cdef bytes raw = name.encode()
+        cdef bytes raw = name.encode("utf-8", "replace")
         self.p = <upstream_live*>calloc(1, sizeof(upstream_live))
         if self.p == NULL:
             raise MemoryError
@@ -561,7 +562,7 @@ cdef class Engine:
     cdef dict overrides
     cdef Table current
     cdef int log_ring_bytes
-    cdef object doomed
+    cdef dict doomed
 
     def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20):
         cdef int i
@@ -592,7 +593,7 @@ cdef class Engine:
         self.route_ids = {}
         self.retired_tables = []
         self.overrides = {}
-        self.doomed = set()
+        self.doomed = {}
 
     def __dealloc__(self):
         cdef int i
@@ -647,7 +648,7 @@ cdef class Engine:
         """
         cdef HostProgram program = HostProgram.__new__(HostProgram)
         cdef arena a
-        cdef bytes raw = hostname.encode()
+        cdef bytes raw = hostname.encode("utf-8", "replace")
         cdef uint32_t count = <uint32_t>len(routes)
         cdef uint32_t routes_at, rank, root
         cdef text name
@@ -704,7 +705,7 @@ cdef class Engine:
         cdef text t
         name, _, _, methods, headers, queries, action, options = spec
         memset(&r, 0, sizeof(r))
-        raw = name.encode()
+        raw = name.encode("utf-8", "replace")
         r.name = arena_text(a, raw, len(raw))
         r.id = self._id(self.route_ids, name)
         self.ensure_chunk(1, r.id)
@@ -821,7 +822,7 @@ cdef class Engine:
             if slot >= MAX_LISTENERS:
                 raise ValueError(f"more than {MAX_LISTENERS} listeners since start")
             self.listener_slots[name] = slot
-            self.listener_names.append(name.encode())
+            self.listener_names.append(name.encode("utf-8", "replace"))
             self.ensure_chunk(0, slot)
         return slot
 
@@ -842,12 +843,13 @@ cdef class Engine:
                 continue
             for ep in view.endpoints:
                 lb_store_int(&ep.p.retired, 0)
-                self.doomed.discard(ep)
+                self.doomed.pop(ep, None)
         self.current = new
         lb_swap_ptr(&self.s.current, new.p)
+        lb_fence()  # pairs with the one in reactor_main
         if old is None:
             return
-        self.retired_tables.append((old, [lb_load_u64(&self.s.reactors[i].turn) for i in range(self.s.reactor_count)]))
+        self.retired_tables.append((old, self.turns()))
         for name, before in old.upstreams.items():
             view = new.upstreams.get(name)
             if view is before:
@@ -856,8 +858,28 @@ cdef class Engine:
             for ep in before.endpoints:
                 if ep not in kept:
                     lb_store_int(&ep.p.retired, 1)
-                    self.doomed.add(ep)
-                    self.post(run_close_pool, ep.p, 0)
+                    self.close_pools(ep)
+
+    cdef list turns(self):
+        """Where each reactor stands: what was posted or swapped before it reaches two more has been seen by it."""
+        return [lb_load_u64(&self.s.reactors[i].turn) for i in range(self.s.reactor_count)]
+
+    cdef bint have_passed(self, list turns):
+        """Whether all reactors have begun and ended a turn since; those that sleep are woken."""
+        cdef int i
+        cdef bint passed = True
+        for i in range(self.s.reactor_count):
+            if self.started and lb_load_u64(&self.s.reactors[i].turn) < <uint64_t>turns[i] + 2:
+                passed = False
+                reactor_wake(&self.s.reactors[i])
+        return passed
+
+    cdef close_pools(self, Endpoint ep):
+        """Close the unused connections of an endpoint that is no longer served; it goes when the commands have been
+        run.
+        """
+        self.post(run_close_pool, ep.p, 0)
+        self.doomed[ep] = self.turns()
 
     cdef post(self, void (*run)(reactor*, command*) noexcept nogil, void* subject, int64_t number):
         cdef int i
@@ -881,25 +903,30 @@ cdef class Engine:
         cdef uint64_t pins
         cdef list kept = []
         for t, turns in self.retired_tables:
-            passed = True
-            for i in range(self.s.reactor_count):
-                if self.started and lb_load_u64(&self.s.reactors[i].turn) <= <uint64_t>turns[i]:
-                    passed = False
-                    reactor_wake(&self.s.reactors[i])
             pins = 0
             for i in range(self.s.reactor_count):
                 pins += lb_load_u64(&t.p.pins[i].count)
-            if not passed or pins:
+            if pins or not self.have_passed(turns):
                 kept.append((t, turns))
         self.retired_tables = kept
-        if self.doomed and not kept:
-            for ep in list(self.doomed):
-                if not ep.unused():
-                    self.post(run_close_pool, ep.p, 0)
-                elif ep.weight_override is None and ep.admin == "ready":
-                    self.doomed.discard(ep)
-                    (<Upstream>self.upstreams[ep.upstream]).endpoints.pop(ep.key, None)
+        for ep, turns in list(self.doomed.items()):
+            if not self.have_passed(turns) or self.is_served(ep, kept):
+                continue
+            if not ep.unused():
+                self.close_pools(ep)
+            elif ep.weight_override is None and ep.admin == "ready":
+                del self.doomed[ep]
+                (<Upstream>self.upstreams[ep.upstream]).endpoints.pop(ep.key, None)
         return len(kept)
+
+    cdef bint is_served(self, Endpoint ep, list tables):
+        """Whether an old table that is still in use names the endpoint."""
+        cdef UpstreamView view
+        for t, _ in tables:
+            view = (<Table>t).upstreams.get(ep.upstream)
+            if view is not None and ep in view.endpoints:
+                return True
+        return False
 
     # ------------------------------------------------------------------------------------------------- running
 

@@ -42,7 +42,9 @@ from lb._fastpath.c.sys cimport (
     lb_add_int,
     lb_class,
     lb_equal_nocase,
+    lb_fence,
     lb_hash,
+    lb_load_ptr,
     lb_peek_int,
     lb_put_int,
     lb_random,
@@ -113,7 +115,6 @@ from lb._fastpath.message cimport (
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_READABLE,
-    current_table,
     error_answer,
     io_enqueue,
     reactor_wake,
@@ -181,7 +182,7 @@ cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
     d.exchange = x
     lb_put_int(&r.exchange_count, r.exchange_count + 1)
     bump(&r.counts.exchanges_started)
-    x.t = current_table(r)
+    x.t = r.serving
     if x.t != NULL:
         table_pin_one(r, x.t)
         x.generation = x.t.generation
@@ -729,6 +730,9 @@ cdef void wait_for_place(exchange* x) noexcept nogil:
     else:
         r.waiting_first = x
     r.waiting_last = x
+    # A place that came free since the choice was offered to nobody: look once more, now that we can be seen.
+    lb_fence()
+    lb_put_int(&r.waiting_poked, 1)
     wait_until(x, x.up.queue_timeout_ms)
 
 
@@ -754,7 +758,7 @@ cdef void offer_place(reactor* r, upstream_live* live) noexcept nogil:
     cdef int i
     lb_put_int(&r.waiting_poked, 1)
     for i in range(r.s.reactor_count):
-        if i != r.index and r.s.reactors[i].waiting_first != NULL:
+        if i != r.index and lb_load_ptr(&r.s.reactors[i].waiting_first) != NULL:
             lb_put_int(&r.s.reactors[i].waiting_poked, 1)
             reactor_wake(&r.s.reactors[i])
 
@@ -1157,6 +1161,8 @@ cdef void answer(exchange* x, int status, int reason, const char* body, size_t s
     h.has_body = True
     h.upgrade = False
     batch_flush(r)
+    if status == 204 or status == 304:
+        size = 0  # RFC 9110 15.3.5, 15.4.5
     if size == 0 and status >= 400:
         # scratch_text is free: the request's head has been used, or there was none.
         out = r.scratch_text
@@ -1182,7 +1188,7 @@ cdef void answer(exchange* x, int status, int reason, const char* body, size_t s
                     size += 1
         size = fill_in(x, out, 32768, body, size, status, reason)
         body = out
-    h.content_length = <int64_t>size
+    h.content_length = <int64_t>size if status != 304 else -1
     if size:
         head_add(h, b"Content-Type", 12, content_type, type_size)
     head_add(h, b"Date", 4, http_date(r), 29)
@@ -1297,18 +1303,18 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
     leave_line(x)
     timer_cancel(&x.timer)
     x.reason = <uint8_t>reason
+    batch_flush(r)
+    account(x)  # before anything is given back: a removed endpoint may go with its last exchange
     x.u = NULL
     if u != NULL:
         # A response that is complete while its request is not leaves the connection out of step.
         if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
             if x.up.max_requests_per_connection and u.requests >= <uint32_t>x.up.max_requests_per_connection:
                 u.flags |= H1_CLOSE
-            batch_flush(r)
             upstream_release(u)
         else:
             upstream_close(u)
     release_place(x)
-    account(x)
     if x.request != NULL:
         page_free(&r.pages, x.request)
     if x.t != NULL:

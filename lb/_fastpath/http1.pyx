@@ -81,8 +81,13 @@ cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
 # life
 
 cdef listener_view* view_of(conn* c) noexcept nogil:
-    """The listener as the current table has it; NULL when a change has removed it."""
+    """The listener as the current table has it; NULL when a change has removed it.
+
+    An exchange that begins with this view pins the same table (`serving`): a second look at the current one could find
+    another.
+    """
     cdef table* t = current_table(c.base.r)
+    c.base.r.serving = t
     if t == NULL or c.slot >= t.listener_count:
         return NULL
     return t.listeners[c.slot]

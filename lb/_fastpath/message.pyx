@@ -4,6 +4,26 @@
 cdef const char* status_phrase(int status) noexcept nogil:
     if status == 200:
         return b"OK"
+    if status == 204:
+        return b"No Content"
+    if status == 301:
+        return b"Moved Permanently"
+    if status == 302:
+        return b"Found"
+    if status == 304:
+        return b"Not Modified"
+    if status == 307:
+        return b"Temporary Redirect"
+    if status == 308:
+        return b"Permanent Redirect"
+    if status == 401:
+        return b"Unauthorized"
+    if status == 403:
+        return b"Forbidden"
+    if status == 410:
+        return b"Gone"
+    if status == 500:
+        return b"Internal Server Error"
     if status == 400:
         return b"Bad Request"
     if status == 404:

@@ -134,6 +134,7 @@ cdef struct reactor:
     int batch_count
     int batch_copied  # entries at the end of the batch that lie in scratch_out one after the other
     head message  # the head being handled
+    table* serving  # what the request being handled was parsed by, and what its exchange will pin
     head answer  # an answer of our own
     uint32_t out_used
     char* scratch_in

@@ -174,6 +174,7 @@ cdef void* reactor_main(void* argument) noexcept nogil:
         r.now_ms = r.now_ns // 1000000
         lb_put_i64(&r.heartbeat_ms, r.now_ms)
         lb_store_u64(&r.turn, r.turn + 1)
+        lb_fence()  # who sees this turn may free what earlier ones saw: no load of this turn comes before it
         bump(&r.counts.turns)
         run_commands(r)
         if lb_load_ptr(&r.husks) != NULL:

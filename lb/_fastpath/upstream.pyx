@@ -27,6 +27,7 @@ from lb._fastpath.c.sys cimport (
     lb_cas_ptr,
     lb_load_ptr,
     lb_peek_int,
+    lb_put_int,
     lb_store_int,
     lb_swap_ptr,
     lb_try_lock,
@@ -76,7 +77,7 @@ cdef void pool_unlink(idle_pool* pool, conn* c) noexcept nogil:
         pool.oldest = c.newer
     c.newer = NULL
     c.older = NULL
-    pool.count -= 1
+    lb_put_int(&pool.count, pool.count - 1)
 
 
 cdef conn* pool_take(reactor* r, endpoint* ep) noexcept nogil:
@@ -181,7 +182,7 @@ cdef void upstream_release(conn* c) noexcept nogil:
     else:
         pool.oldest = c
     pool.newest = c
-    pool.count += 1
+    lb_put_int(&pool.count, pool.count + 1)
     lb_unlock(&pool.lock)  # from here on it may be a sibling's
 
 

@@ -89,9 +89,9 @@ def _route_spec(route: Route) -> RouteSpec:
     match = route.match
     action: object
     if isinstance(route.action, Forward):
-        action = [(upstream.name, upstream.weight) for upstream in route.action.upstreams]
+        action = _shares(route.action)
     else:
-        action = (route.action.status, route.action.body.encode())
+        action = (route.action.status, route.action.body.encode("utf-8", "replace"))
     return (
         route.name,
         PATH_KINDS[match.path.kind],
@@ -104,16 +104,29 @@ def _route_spec(route: Route) -> RouteSpec:
     )
 
 
+def _shares(forward: Forward) -> list[tuple[str, int]]:
+    """(upstream, weight); weights whose sum is beyond the table's 32 bits are scaled down, none of them to nothing."""
+    total = sum(upstream.weight for upstream in forward.upstreams)
+    most = 2**31 - 1 - len(forward.upstreams)
+    if total <= most:
+        return [(upstream.name, upstream.weight) for upstream in forward.upstreams]
+    return [(upstream.name, -(-upstream.weight * most // total)) for upstream in forward.upstreams]
+
+
 def _path_key(path: PathMatch) -> bytes:
     """The trie's key: an element-wise prefix is looked up without its trailing slashes (Ingress: `/foo` and `/foo/`
     are one).
     """
-    return path.value.rstrip("/").encode() if path.kind == "prefix" else path.value.encode()
+    return path.value.removesuffix("/").encode() if path.kind == "prefix" else path.value.encode()
 
 
 def _int32(value: int) -> int:
     """Milliseconds and counts are 32-bit in the table; what is beyond 24 days means the same as 24 days."""
     return min(value, 2**31 - 1)
+
+
+def _int64(value: int) -> int:
+    return min(value, 2**63 - 1)
 
 
 def _encoded(value: str | None) -> bytes | None:
@@ -122,7 +135,7 @@ def _encoded(value: str | None) -> bytes | None:
 
 def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]:
     return (
-        -1 if options.max_body_bytes is None else options.max_body_bytes,
+        -1 if options.max_body_bytes is None else _int64(options.max_body_bytes),
         _int32(RESPONSE_TIMEOUT_MS if options.response_timeout_ms is None else options.response_timeout_ms),
         _int32(IDLE_TIMEOUT_MS if options.idle_timeout_ms is None else options.idle_timeout_ms),
         _int32(TUNNEL_TIMEOUT_MS if options.tunnel_timeout_ms is None else options.tunnel_timeout_ms),
@@ -165,7 +178,7 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         int(upstream.balance == "least-connections"),
         int(upstream.affinity == "client-ip"),
         _int32(options.connect_timeout_ms),
-        _int32(options.idle_timeout_ms),
+        _int32(options.idle_timeout_ms or _NEVER_MS),
         _int32(options.max_requests_per_connection),
         _int32(options.max_connections),
         _int32(options.max_connections_per_endpoint),
@@ -178,7 +191,7 @@ def _http_options(options: HttpOptions) -> tuple[int, ...]:
     return (
         _int32(options.head_timeout_ms or _NEVER_MS),
         _int32(options.keepalive_timeout_ms or _NEVER_MS),
-        _int32(options.idle_timeout_ms),
+        _int32(options.idle_timeout_ms or _NEVER_MS),
         _int32(options.linger_timeout_ms),
         _int32(options.max_requests_per_connection),
         min(options.max_head_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
@@ -186,7 +199,7 @@ def _http_options(options: HttpOptions) -> tuple[int, ...]:
         min(options.max_target_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
         _int32(options.max_connections),
         _int32(options.max_connections_per_client),
-        options.max_body_bytes,
+        _int64(options.max_body_bytes),
         int(options.forwarded_header),
         int(options.merge_slashes),
         int(options.escaped_slashes == "keep"),
