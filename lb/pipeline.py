@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ import structlog
 
 from lb.model.config import Config
 from lb.objects.view import Changes
-from lb.problems import SEVERITIES, Origin, Problem, Problems
+from lb.problems import CODES, SEVERITIES, Origin, Problem, Severity
 from lb.translate.translation import Options, Translation, translate
 
 if TYPE_CHECKING:
@@ -122,13 +123,17 @@ class Pipeline:
             if read is not None:
                 read()
         with _timed("translate", seconds):
-            translation = self._translate()
-        if self.generation and translation.config == self.config:
+            translation, is_fresh = self._translate()
+        # An incremental translation that changes nothing gives the very Config of before; to compare 100,000 hosts
+        # takes longer than to translate one.
+        config = translation.config
+        if self.generation and (config is self.config or (is_fresh and config == self.config)):
             return self.config, None
         with _timed("compile", seconds):
-            return translation.config, self.compiler.compile(translation.config, self.generation + 1)
+            return config, self.compiler.compile(config, self.generation + 1)
 
-    def _translate(self) -> Translation:
+    def _translate(self) -> tuple[Translation, bool]:
+        """The newest translation, and whether it was made from nothing."""
         changes = self.store.take_changes()
         # The store has now forgotten its changes: should translation fail, the next one starts from nothing.
         previous, self._translation = self._translation, None
@@ -136,8 +141,8 @@ class Pipeline:
             changes = Changes(everything=True)
         self._translation = translation = translate(self.store, self.options, changes, previous)
         self.read_problems = tuple(self.store.problems())
-        self.translated_problems = tuple(Problems(translation.problems))
-        return translation
+        self.translated_problems = translation.problems
+        return translation, previous is None
 
     def _publish(self, config: Config, table: Table, seconds: dict[str, float]) -> None:
         with _timed("publish", seconds):
@@ -146,7 +151,9 @@ class Pipeline:
         self.generation += 1
 
     def _finish(self, outcome: Outcome, seconds: dict[str, float], error: str = "") -> Build:
-        severities = Counter(problem.severity for problem in self.problems)
+        severities: Counter[Severity] = Counter()
+        for code, count in Counter(map(attrgetter("code"), self.problems)).items():
+            severities[CODES[code].severity] += count
         build = Build(
             generation=self.generation,
             outcome=outcome,

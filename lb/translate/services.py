@@ -224,7 +224,6 @@ class _ServiceTranslation:
             self._check_readiness(local)
             if not usable(local):
                 return (), self._nobody_ready
-        self._problems.extend(self._nodes.problems)
         endpoints = node_endpoints(self._nodes.targets, port.node_port, local)
         what = f"no node can serve as target for Service {self._name}"
         if not endpoints:

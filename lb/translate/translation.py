@@ -56,7 +56,7 @@ HOST_SET = "ingress"
 _Name = tuple[str, str]
 """(namespace, name)"""
 
-_GENERAL, _NATIVE, _INGRESS, _HOST, _SERVICE = range(5)
+_GENERAL, _NATIVE, _INGRESS, _HOST, _SERVICE, _NODES = range(6)
 
 _ValueT = TypeVar("_ValueT")
 _KeyT = TypeVar("_KeyT")
@@ -133,6 +133,7 @@ class _Build:
         users = self._find_users(updates)
         slice_owners, stale = self._follow_slices()
         services, upstreams = self._translate_services(users, ingresses, native, stale)
+        self._check_nodes(services)
         config = self._assemble_config(hosts, upstreams, native)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
         problems = old.problems.patch(self._problems)
@@ -329,6 +330,13 @@ class _Build:
                 upstreams[upstream.name] = known if known == upstream else upstream
         return _patch(old, services), _patch(self._old.upstreams, upstreams)
 
+    def _check_nodes(self, services: Mapping[_Name, ServicePart]) -> None:
+        """What is wrong with Nodes matters while some Service has them as targets."""
+        if services is self._old.services and not self._is_stale("Node"):
+            return
+        uses_nodes = any(part.uses_nodes for part in services.values())
+        self._set_problems((_NODES, "", ""), self._nodes.problems if uses_nodes else ())
+
     @cached_property
     def _nodes(self) -> NodeTargets:
         return find_node_targets(self._view, self._options)
@@ -432,7 +440,7 @@ class _Build:
         return classes.problems
 
     def _set_problems(self, group: Group, problems: tuple[Problem, ...]) -> None:
-        if problems != self._old.problems.get(group):
+        if (problems or self._old.problems.keys) and problems != self._old.problems.get(group):
             self._problems[group] = problems
 
     # -- What is stale

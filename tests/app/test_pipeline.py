@@ -67,13 +67,20 @@ async def test_the_first_build_forgets_nothing_and_later_ones_are_incremental(li
 
 
 async def test_nothing_is_published_when_nothing_changed(line: Line) -> None:
-    line.results = [Result(make_config()), Result(make_config())]
+    line.results = [Result(make_config())] * 2
     await line.pipeline.apply()
     build = await line.pipeline.apply()
     assert (build.outcome, build.generation) == ("unchanged", 1)
     assert "compile" not in build.seconds
     assert len(line.engine.tables) == 1
     assert line.pipeline.last_good == build
+
+
+async def test_a_translation_from_nothing_that_gives_the_same_is_no_change(line: Line) -> None:
+    line.results = [Result(make_config()), RuntimeError("a bug"), Result(make_config())]
+    outcomes = [(await line.pipeline.apply()).outcome for _ in range(3)]
+    assert outcomes == ["published", "refused", "unchanged"]
+    assert len(line.engine.tables) == 1
 
 
 async def test_an_empty_input_is_published_too(line: Line) -> None:

@@ -36,6 +36,7 @@ def test_changes_give_what_a_full_translation_gives(options: Options, batches: l
         full = translate(store, options, EVERYTHING, None)
         assert translation.config == full.config
         assert translation.problems == full.problems
+        assert len(set(full.problems)) == len(full.problems)  # each is said once
         assert_equal_parts_are_the_same(translation, previous)
         assert msgspec.json.encode(previous.config) == before, "the old translation was changed"
         previous = translation
