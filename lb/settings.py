@@ -77,7 +77,7 @@ class Limits(Section, frozen=True):
     """Limits of the whole process. 0 means none but the system's."""
 
     max_connections: Count = 0
-    """Client connections open at the same time; more wait in the kernel's accept queue."""
+    """Client connections open at the same time; more are answered 503 and closed."""
     max_buffer_bytes: Count = 0
     """Memory for bytes that wait to be sent."""
 

@@ -1,19 +1,22 @@
-"""The whole Python surface of the data plane. Every call comes from the control plane's thread."""
+"""The whole Python surface of the data plane.
+
+Under the GIL, one call at a time: `compile_host` and the `make_` and `change_` calls come from the worker thread of a
+build, all others from the event loop. What both touch (live endpoints) is guarded by the pipeline's lock.
+"""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 REASONS: tuple[str, ...]
 """Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log
-field,
-metric label and `explain` text. The index is the value in C."""
+field, metric
+label and `explain` text. The index is the value in C."""
 HISTOGRAM_BOUNDS_SECONDS: tuple[float, ...]
 """Upper bounds of the latency histograms, as Prometheus' `le`; one more, open bucket follows."""
 LOG_FIELDS: tuple[str, ...]
 """Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
-route,
-upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation."""
+route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation."""
 
 class Traffic(TypedDict):
     """Counters since start, summed over threads."""
@@ -157,8 +160,7 @@ class Engine:
         """
     def open_listener(self, name: str, sockets: Sequence[int]) -> None:
         """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The
-        engine
-        duplicates them; the caller closes its own."""
+        engine duplicates them; the caller closes its own."""
     def close_listener(self, name: str) -> None:
         """Take what waits in the accept queues, then close the sockets. Connections go on."""
     def stop_accepting(self) -> None: ...
@@ -176,15 +178,13 @@ class Engine:
     def open_log(self, fd: int, program: Sequence[bytes | tuple[str, str]]) -> None:
         """Write access log records to `fd` (duplicated), also to replace the file after a rotation. `program` is one
         record: literal bytes and (field, escape) pairs with escape `raw`, `json` (the inside of a JSON string) or
-        `clf`. An empty
-        program ends logging."""
+        `clf`. An empty program ends logging."""
     def flush_log(self) -> None:
         """Wait until all records made so far are written (at most 1 s)."""
     def counters(self) -> dict[str, int]:
         """Process-wide counts: connections_opened, connections_closed, upstream_opened, upstream_closed,
         upstream_stolen, exchanges_started, exchanges_ended, log_dropped, log_written, log_failed, accept_pauses,
-        idle_closed_by_pressure, turns,
-        events; and at this moment: connections, descriptors, tables_pinned."""
+        idle_closed_by_pressure, turns, events; and at this moment: connections, descriptors, tables_pinned."""
     def reasons(self) -> dict[str, int]:
         """How many exchanges and connections ended for each reason."""
     def listener_stats(self) -> dict[str, ListenerStats]: ...
@@ -195,5 +195,4 @@ class Engine:
         """Of the endpoints in the current table."""
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
         """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed);
-        weight -1 returns
-        to the model's. Survives reloads. KeyError when there is no such endpoint."""
+        weight -1 returns to the model's. Survives reloads. KeyError when there is no such endpoint."""

@@ -115,9 +115,9 @@ def parse_response(bytes data):
 
 
 def decode_chunks(list pieces):
-    """(body, rest) of a chunked body that comes in these pieces; rest begins with the trailer section. None: bad;
-    body alone when
-    it is not over yet."""
+    """(body, rest) of a chunked body that comes in these pieces; rest begins with the trailer section. None: bad; body
+    alone when it is not over yet.
+    """
     cdef chunk_state state
     cdef bytes piece
     cdef size_t at, used, size

@@ -50,7 +50,7 @@ Rejection = Literal[
     "escaped-slash",
     "above-root",
 ]
-"""Each of these is answered 400 with reason `bad-request`."""
+"""Each of these is answered 400, with reason `bad-host` or `bad-target`."""
 
 MAX_HOST_BYTES = 253
 """RFC 1035 2.3.4 as text without the trailing dot."""
