@@ -52,6 +52,11 @@ class Files(FileSource):
         with self._one_at_a_time:
             return super().load(force)
 
+    def load_whole(self) -> Reading:
+        """As in FileSource, but from any number of threads."""
+        with self._one_at_a_time:
+            return super().load_whole()
+
     def apply(self, reading: Reading) -> None:
         """Put what was loaded into the inbox."""
         self._inbox.add(partial(self._apply, reading))

@@ -16,6 +16,7 @@ from lb._fastpath.c.sys cimport (
     EPOLL_CTL_DEL,
     EPOLLIN,
     LB_R_NO_DESCRIPTORS,
+    LB_R_NO_MEMORY,
     LB_R_PRESSURE,
     LB_R_TOO_MANY_CONNECTIONS,
     LB_R_TOO_MANY_FROM_CLIENT,
@@ -43,9 +44,8 @@ from lb._fastpath.c.sys cimport (
     socklen_t,
 )
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
-from lb._fastpath.http1 cimport server_drain_idle, server_open
+from lb._fastpath.http1 cimport server_close, server_drain_idle, server_open
 from lb._fastpath.reactor cimport (
-    IO_READABLE,
     IO_WRITABLE,
     client_cell,
     client_shard,
@@ -63,11 +63,15 @@ cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
     return <listener_traffic*>stats_block(&r.listener_stats, slot, sizeof(listener_traffic))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# admission
+# ----------------------------------------------------------------------------------------------------------- admission
 
 cdef client_shard* shard_of(reactor* r, const unsigned char* peer, uint32_t* row) noexcept nogil:
-    cdef unsigned long long hash = lb_hash(<const char*>peer, 16)
+    # Clients choose their addresses, IPv6 ones freely: without the secret they could choose their bucket, too.
+    cdef char keyed[24]
+    cdef unsigned long long hash
+    memcpy(keyed, peer, 16)
+    memcpy(keyed + 16, &r.s.secret, 8)
+    hash = lb_hash(keyed, 24)
     row[0] = <uint32_t>((hash >> 8) & 255)
     return &r.s.clients[hash & 63]
 
@@ -145,8 +149,7 @@ cdef void turn_away(reactor* r, int fd, int reason) noexcept nogil:
     close(fd)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# accepting
+# ----------------------------------------------------------------------------------------------------------- accepting
 
 cdef void note_peer(conn* c, const sockaddr_storage* address) noexcept nogil:
     memset(c.peer, 0, 16)
@@ -180,7 +183,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     c = conn_new(r, fd)
     if c == NULL:
         lb_add_int(&r.s.connections, -1)
-        close(fd)
+        turn_away(r, fd, LB_R_NO_MEMORY)
         return
     note_peer(c, address)
     c.slot = l.slot
@@ -202,7 +205,8 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     c.base.flags = IO_WRITABLE
     server_open(c)
     if not io_watch(&c.base):
-        c.base.flags |= IO_READABLE
+        server_close(c, LB_R_NO_DESCRIPTORS)
+        return
     if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
         relieve(r)
 
@@ -227,11 +231,15 @@ cdef void relieve(reactor* r) noexcept nogil:
 
 
 cdef void accept_ready(io* source) noexcept nogil:
-    cdef listening* l = <listening*>source
+    accept_some(<listening*>source, ACCEPTS_PER_TURN)
+
+
+cdef void accept_some(listening* l, int most) noexcept nogil:
+    cdef io* source = &l.base
     cdef sockaddr_storage address
     cdef socklen_t size
     cdef int fd, count = 0
-    while count < ACCEPTS_PER_TURN:
+    while count < most:
         size = sizeof(address)
         fd = accept4(source.fd, <sockaddr*>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
@@ -273,8 +281,7 @@ cdef void resume(timer* t) noexcept nogil:
         l.stopped = True
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# commands
+# ------------------------------------------------------------------------------------------------------------ commands
 
 cdef void listening_release(io* source) noexcept nogil:
     free(source)
@@ -296,7 +303,7 @@ cdef void run_listen(reactor* r, command* c) noexcept nogil:
 
 cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
     """Take what has connected already, then close: a client in the queue must not be reset."""
-    accept_ready(&l.base)
+    accept_some(l, 0x7fffffff)
     timer_cancel(&l.pause)
     # Others may hold the same socket (systemd, the control plane, siblings), and epoll forgets it only with the last
     # of them.

@@ -123,8 +123,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     ring_commit(&x.r.log, total)
 
 
-# --------------------------------------------------------------------------------------------------- in the writer
-# thread
+# ------------------------------------------------------------------------------------------------ in the writer thread
 
 cdef void log_program_free(log_program* p) noexcept nogil:
     if p == NULL:

@@ -11,7 +11,7 @@ from lb._fastpath.c.sys cimport (
     lb_put_int,
     log,
 )
-from lb._fastpath.endpoint cimport ADMIN_READY, EJECT_AFTER, EJECT_MS, endpoint, upstream_live
+from lb._fastpath.endpoint cimport ADMIN_READY, CURSOR_WORDS, EJECT_AFTER, EJECT_MS, endpoint, upstream_live
 
 cdef extern from *:
     """
@@ -47,7 +47,7 @@ cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil:
 
 cdef int pick_in_turn(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection) noexcept nogil:
     """Smooth weighted round-robin: the period is laid out in the view, each reactor walks it from its own place."""
-    cdef uint32_t* cursor = &up.live.cursors[r.index * 16]
+    cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
     cdef uint32_t step, i
     cdef uint32_t offset = <uint32_t>r.index * up.sequence_size // <uint32_t>r.s.reactor_count
     cdef int result = PICK_NONE
@@ -64,7 +64,7 @@ cdef int pick_in_turn(reactor* r, upstream_view* up, uint64_t tried, bint ignore
 
 cdef int pick_least(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection) noexcept nogil:
     """The lowest (active + 1) / weight; equals take turns."""
-    cdef uint32_t* cursor = &up.live.cursors[r.index * 16]
+    cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
     cdef uint32_t step, i, best
     cdef int64_t load, weight, best_load, best_weight
     cdef bint full

@@ -5,6 +5,7 @@ from lb._fastpath.c.sys cimport sockaddr_storage, socklen_t
 
 cdef enum:
     MAX_REACTORS = 64
+    CURSOR_WORDS = 16  # one cache line
     # Connect failures in a row before an endpoint rests (HAProxy `observe layer4` fall 3, nginx max_fails).
     EJECT_AFTER = 3
     EJECT_MS = 10000  # For how long (nginx fail_timeout).
@@ -33,7 +34,8 @@ cdef struct upstream_live:
     int queued
     char padding[40]
     # each reactor its own
-    uint32_t cursors[MAX_REACTORS * 16]  # Round-robin position; one cache line a reactor.
+    # CURSOR_WORDS each: the round-robin position, and the last pass over the queue that found the upstream full.
+    uint32_t* cursors
 
 cdef struct endpoint:
     # control plane, rarely

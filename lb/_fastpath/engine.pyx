@@ -43,6 +43,7 @@ from lb._fastpath.c.sys cimport (
     lb_fence,
     lb_hash,
     lb_huge_alloc,
+    lb_line_alloc,
     lb_load_ptr,
     lb_load_u64,
     lb_peek_i64,
@@ -77,6 +78,7 @@ from lb._fastpath.endpoint cimport (
     ADMIN_DOWN,
     ADMIN_DRAIN,
     ADMIN_READY,
+    CURSOR_WORDS,
     MAX_REACTORS,
     endpoint,
     idle_pool,
@@ -143,8 +145,7 @@ cdef enum:
     MAX_IDS = STATS_CHUNK * STATS_CHUNKS
 
 
-# ------------------------------------------------------------------------------------------------------------- live
-# state
+# ---------------------------------------------------------------------------------------------------------- live state
 
 cdef class Endpoint:
     """Live state of one endpoint of one upstream."""
@@ -158,10 +159,10 @@ cdef class Endpoint:
     def __cinit__(self, Upstream upstream not None, str key, str address, int port, int reactors):
         cdef bytes raw = key.encode()
         cdef size_t size = reactors * sizeof(idle_pool)
-        self.p = <endpoint*>calloc(1, sizeof(endpoint))
+        self.p = <endpoint*>lb_line_alloc(sizeof(endpoint))
         if self.p == NULL:
             raise MemoryError
-        self.p.pools = <idle_pool*>calloc(1, size)
+        self.p.pools = <idle_pool*>lb_line_alloc(size)
         self.p.key = <char*>malloc(len(raw) + 1)
         if self.p.pools == NULL or self.p.key == NULL:
             raise MemoryError
@@ -218,10 +219,13 @@ cdef class Upstream:
     cdef readonly str name
     cdef readonly dict endpoints
 
-    def __cinit__(self, str name, uint32_t id):
+    def __cinit__(self, str name, uint32_t id, int reactors):
         cdef bytes raw = name.encode("utf-8", "replace")
-        self.p = <upstream_live*>calloc(1, sizeof(upstream_live))
+        self.p = <upstream_live*>lb_line_alloc(sizeof(upstream_live))
         if self.p == NULL:
+            raise MemoryError
+        self.p.cursors = <uint32_t*>lb_line_alloc(reactors * CURSOR_WORDS * sizeof(uint32_t))
+        if self.p.cursors == NULL:
             raise MemoryError
         self.p.name = <char*>malloc(len(raw) + 1)
         if self.p.name == NULL:
@@ -234,12 +238,12 @@ cdef class Upstream:
 
     def __dealloc__(self):
         if self.p != NULL:
+            free(self.p.cursors)
             free(self.p.name)
             free(self.p)
 
 
-# ---------------------------------------------------------------------------------------------------------- parts of
-# a table
+# ---------------------------------------------------------------------------------------------------- parts of a table
 
 cdef class UpstreamView:
     """An upstream as a table sees it."""
@@ -457,7 +461,7 @@ cdef class Table:
         self.listeners = listeners
         self.upstreams = upstreams
         self.slots = listener_slots
-        self.p = <table*>calloc(1, sizeof(table))
+        self.p = <table*>lb_line_alloc(sizeof(table))
         if self.p == NULL:
             raise MemoryError
         self.p.generation = generation
@@ -533,8 +537,7 @@ cdef class Table:
         return hostname, text_at(chosen, route_at(chosen, rank).name)[:route_at(chosen, rank).name.size].decode()
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# commands
+# ------------------------------------------------------------------------------------------------------------ commands
 
 cdef void run_drain(reactor* r, command* c) noexcept nogil:
     server_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
@@ -544,8 +547,7 @@ cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     pool_close(r, <endpoint*>c.subject, 0x7fffffff)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# engine
+# -------------------------------------------------------------------------------------------------------------- engine
 
 cdef class Engine:
     """N reactor threads and what they share."""
@@ -577,7 +579,8 @@ cdef class Engine:
         self.s.max_connections = max_connections
         self.s.budget_left = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
         self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 64
-        self.s.reactors = <reactor*>calloc(threads, sizeof(reactor))
+        self.s.secret = int.from_bytes(os.urandom(8), "little")
+        self.s.reactors = <reactor*>lb_line_alloc(threads * sizeof(reactor))
         if self.s.reactors == NULL:
             raise MemoryError
         exchange_install(&self.s)
@@ -761,7 +764,9 @@ cdef class Engine:
     cdef Upstream live_upstream(self, str name):
         cdef Upstream live = self.upstreams.get(name)
         if live is None:
-            live = Upstream(name, <uint32_t>len(self.upstreams))
+            if len(self.upstreams) == MAX_IDS:
+                raise ValueError(f"more than {MAX_IDS} upstreams since start")
+            live = Upstream(name, <uint32_t>len(self.upstreams), self.s.reactor_count)
             self.ensure_chunk(2, live.p.id)
             self.upstreams[name] = live
         return live

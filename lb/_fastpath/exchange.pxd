@@ -43,7 +43,6 @@ cdef enum:  # exchange.flags
     X_CLIENT_ENDED = 65536
     X_UPSTREAM_ENDED = 131072
     X_RESERVED = 262144  # holds a place on an endpoint
-    X_SENT = 524288  # the request head is on its way
 
 cdef struct exchange:
     reactor* r

@@ -27,6 +27,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_QUEUE_TIMEOUT,
     LB_R_REQUEST_TIMEOUT,
     LB_R_RESPONSE_TIMEOUT,
+    LB_R_SHUTDOWN,
     LB_R_TUNNEL_TIMEOUT,
     LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_IDLE_TIMEOUT,
@@ -112,6 +113,7 @@ from lb._fastpath.message cimport (
     head_add,
     status_phrase,
 )
+from lb._fastpath.endpoint cimport CURSOR_WORDS
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_READABLE,
@@ -152,8 +154,7 @@ from lb._fastpath.upstream cimport (
 )
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# begin
+# --------------------------------------------------------------------------------------------------------------- begin
 
 cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
     cdef reactor* r = d.base.r
@@ -351,8 +352,7 @@ cdef upstream_view* choose_upstream(exchange* x) noexcept nogil:
     return x.t.upstreams[targets[i].slot]
 
 
-# -------------------------------------------------------------------------------------------------- the request's own
-# headers
+# ------------------------------------------------------------------------------------------- the request's own headers
 
 cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
     cdef uint32_t i
@@ -569,8 +569,7 @@ cdef size_t put_forwarded(char* out, const char* peer, size_t peer_size, const h
     return size + 11
 
 
-# ------------------------------------------------------------------------------------------------------- endpoint and
-# attempt
+# ------------------------------------------------------------------------------------------------ endpoint and attempt
 
 cdef void dispatch(exchange* x) noexcept nogil:
     """Choose an endpoint and start an attempt; queue when all are full; answer when there is none."""
@@ -578,7 +577,12 @@ cdef void dispatch(exchange* x) noexcept nogil:
     cdef int i = balance_pick(r, x.up, x.tried, x.client_hash)
     if i == PICK_FULL:
         wait_for_place(x)
-        return
+    else:
+        start_on(x, i)
+
+
+cdef void start_on(exchange* x, int i) noexcept nogil:
+    """Start an attempt on the endpoint that was chosen, if any was."""
     if i < 0:
         # After failures their reason says more than that nobody is left.
         refuse(x, x.reason if x.reason != LB_R_OK else LB_R_NO_ENDPOINT)
@@ -632,9 +636,6 @@ cdef void attempt(exchange* x) noexcept nogil:
 
 cdef void on_connected(void* exchange_pointer, conn* u) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    if x == NULL:
-        upstream_close(u)
-        return
     x.flags &= ~<uint32_t>X_CONNECTING
     x.connect_ns = monotonic_ns() - x.mark_ns
     send_request(x)
@@ -642,12 +643,8 @@ cdef void on_connected(void* exchange_pointer, conn* u) noexcept nogil:
         io_enqueue(&u.base)
 
 
-cdef void on_connect_failed(void* exchange_pointer, conn* u, int reason) noexcept nogil:
-    cdef exchange* x = <exchange*>exchange_pointer
-    if x == NULL:
-        upstream_close(u)
-        return
-    attempt_failed(x, reason)
+cdef void on_connect_failed(void* exchange_pointer, int reason) noexcept nogil:
+    attempt_failed(<exchange*>exchange_pointer, reason)
 
 
 cdef bint repeatable(exchange* x) noexcept nogil:
@@ -664,7 +661,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     cdef bint connecting = (x.flags & X_CONNECTING) != 0 or u == NULL
     cdef bint reused = u != NULL and (u.flags & H1_REUSED) != 0
     x.u = NULL
-    x.flags &= ~<uint32_t>(X_CONNECTING | X_SENT)
+    x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
         upstream_close(u)
     if connecting and stats != NULL:
@@ -698,7 +695,6 @@ cdef void send_request(exchange* x) noexcept nogil:
     if x.flags & X_CHUNKED:
         u.flags |= H1_CHUNKED_OUT
     u.idle_timeout_ms = x.up.idle_timeout_ms
-    x.flags |= X_SENT
     x.upstream_bytes_out += x.request_size
     x.mark_ns = monotonic_ns()
     x.progress_ms = x.r.now_ms
@@ -711,8 +707,7 @@ cdef void send_request(exchange* x) noexcept nogil:
         server_resume(x.d)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# waiting
+# ------------------------------------------------------------------------------------------------------------- waiting
 
 cdef void wait_for_place(exchange* x) noexcept nogil:
     """All endpoints are at their limit: stand in line, first come first served."""
@@ -766,26 +761,24 @@ cdef void offer_place(reactor* r, upstream_live* live) noexcept nogil:
 cdef void retry_waiting(reactor* r) noexcept nogil:
     cdef exchange* x = <exchange*>r.waiting_first
     cdef exchange* following
+    cdef uint32_t* full_in
     cdef int i
+    r.waiting_pass += 1
     while x != NULL:
         following = x.next_waiting
-        i = balance_pick(r, x.up, x.tried, x.client_hash)
-        if i != PICK_FULL:
-            leave_line(x)
-            if i < 0:
-                refuse(x, LB_R_NO_ENDPOINT)
+        full_in = &x.live.cursors[r.index * CURSOR_WORDS + 1]
+        if full_in[0] != r.waiting_pass:
+            i = balance_pick(r, x.up, x.tried, x.client_hash)
+            if i == PICK_FULL:
+                full_in[0] = r.waiting_pass  # nor is there a place for those behind it
             else:
-                x.ep = x.up.endpoints[i]
-                x.flags |= X_RESERVED
-                if i < 64:
-                    x.tried |= <uint64_t>1 << i
-                attempt(x)
+                leave_line(x)
+                start_on(x, i)
                 batch_flush(r)
         x = following
 
 
-# -------------------------------------------------------------------------------------------------------------
-# request body
+# -------------------------------------------------------------------------------------------------------- request body
 
 cdef void on_request_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
@@ -859,8 +852,7 @@ cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
         pass_tunnel_ends(x)
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# response
+# ------------------------------------------------------------------------------------------------------------ response
 
 cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
@@ -978,8 +970,7 @@ cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
         pass_tunnel_ends(x)
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# tunnel
+# -------------------------------------------------------------------------------------------------------------- tunnel
 
 cdef void open_tunnel(exchange* x) noexcept nogil:
     """101: from here on bytes pass both ways untouched. The table is not needed any more."""
@@ -1050,8 +1041,7 @@ cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
         finish(x, LB_R_OK)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# answers
+# ------------------------------------------------------------------------------------------------------------- answers
 
 cdef void on_request_refused(conn* d, int reason, listener_view* view) noexcept nogil:
     """A request whose head is not understood: an exchange without host and route, so that it is counted and logged."""
@@ -1221,8 +1211,7 @@ cdef error_answer* find_error_answer(shared* s, int status) noexcept nogil:
     return general
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# timers
+# -------------------------------------------------------------------------------------------------------------- timers
 
 cdef void wait_until(exchange* x, int timeout_ms) noexcept nogil:
     """Wait for one thing at most this long (0: without bound), besides the deadlines that always hold."""
@@ -1352,6 +1341,23 @@ cdef void account(exchange* x) noexcept nogil:
         log_exchange(x, duration)
 
 
+cdef void cut_off(reactor* r) noexcept nogil:
+    """The daemon stops: what is under way ends with a reason and a log record like everything else."""
+    cdef conn* c = <conn*>r.connections
+    cdef conn* following
+    cdef exchange* x
+    while c != NULL:
+        following = c.next_all
+        if c.ep == NULL and c.exchange != NULL:
+            x = <exchange*>c.exchange
+            x.d = NULL
+            c.exchange = NULL
+            if x.u == following and following != NULL:
+                following = following.next_all  # goes with its exchange
+            finish(x, LB_R_SHUTDOWN)
+        c = following
+
+
 cdef void exchange_install(shared* s) noexcept nogil:
     """Give the layers below their way up."""
     cdef exchange_calls codec
@@ -1377,3 +1383,4 @@ cdef void exchange_install(shared* s) noexcept nogil:
     upstream_set_calls(&connecting)
     s.retry_waiting = retry_waiting
     s.take_back = upstream_take_back
+    s.cut_off = cut_off

@@ -40,6 +40,7 @@ from lb._fastpath.memory cimport page, page_data, page_free
 from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
+    IO_CUT,
     IO_DEAD,
     IO_HALF_CLOSED,
     IO_READABLE,
@@ -77,8 +78,7 @@ cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(exchange_calls))
 
 
-# ------------------------------------------------------------------------------------------------- the client's side:
-# life
+# --------------------------------------------------------------------------------------------- the client's side: life
 
 cdef listener_view* view_of(conn* c) noexcept nogil:
     """The listener as the current table has it; NULL when a change has removed it.
@@ -240,7 +240,9 @@ cdef void server_read(conn* c) noexcept nogil:
             return
         batch_flush(r)
         n = conn_receive(c, r.scratch_in, SCRATCH_BYTES)
-        if n == RECEIVE_ERROR or (n == RECEIVE_AGAIN and c.base.flags & IO_BROKEN):
+        if n == RECEIVE_ERROR or (n == RECEIVE_AGAIN and c.base.flags & IO_BROKEN) or (
+            n == RECEIVE_END and c.base.flags & IO_CUT
+        ):
             server_broken(c)
             return
         if n == RECEIVE_AGAIN:
@@ -307,8 +309,7 @@ cdef void server_end_of_input(conn* c) noexcept nogil:
         server_gone(c, False)
 
 
-# -------------------------------------------------------------------------------------------- the client's side:
-# requests
+# ----------------------------------------------------------------------------------------- the client's side: requests
 
 cdef size_t server_consume(conn* c, const char* p, size_t n) noexcept nogil:
     """Handle as much as the state allows; how much that was."""
@@ -440,8 +441,7 @@ cdef void server_resume(conn* c) noexcept nogil:
             io_enqueue(&c.base)
 
 
-# ------------------------------------------------------------------------------------------- the client's side:
-# responses
+# ---------------------------------------------------------------------------------------- the client's side: responses
 
 cdef char* put(char* out, const char* data, size_t size) noexcept nogil:
     if size:  # `data` may be NULL: a request without Host
@@ -659,8 +659,7 @@ cdef void server_drain_idle(reactor* r, int reason, int most) noexcept nogil:
         c = newer
 
 
-# ----------------------------------------------------------------------------------------------------- the upstream's
-# side
+# ------------------------------------------------------------------------------------------------- the upstream's side
 
 cdef size_t request_size(const head* h) noexcept nogil:
     """Room that build_request needs."""
@@ -739,7 +738,7 @@ cdef void client_read(conn* c) noexcept nogil:
             if c.base.flags & IO_BROKEN:
                 client_failed(c, LB_R_UPSTREAM_RESET)
             return
-        if n == RECEIVE_ERROR:
+        if n == RECEIVE_ERROR or (n == RECEIVE_END and c.base.flags & IO_CUT):
             client_failed(c, LB_R_UPSTREAM_RESET)
             return
         if n == RECEIVE_END:

@@ -88,8 +88,7 @@ cdef enum:  # chunk_state.state
     CHUNK_LAST
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# names
+# --------------------------------------------------------------------------------------------------------------- names
 
 cdef int known_field(const char* p, size_t n) noexcept nogil:
     """The field's id, by length first: at most two comparisons for any name."""
@@ -198,8 +197,7 @@ cdef int known_method(const char* p, size_t n) noexcept nogil:
     return METHOD_OTHER
 
 
-# ------------------------------------------------------------------------------------------------------------- field
-# values
+# -------------------------------------------------------------------------------------------------------- field values
 
 cdef bint next_token(const char** at, const char* end, const char** token, size_t* size) noexcept nogil:
     """The next non-empty member of a comma-separated list, without blanks around it. False at the end."""
@@ -300,8 +298,7 @@ cdef bint equal_names(const char* a, const char* b, size_t n) noexcept nogil:
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------- field
-# lines
+# --------------------------------------------------------------------------------------------------------- field lines
 
 cdef ssize_t parse_fields(const char* start, const char* p, const char* end, head* h, int most,
         bint reject_bare_lf) noexcept nogil:
@@ -371,7 +368,6 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
     h.chunked = False
     h.upgrade = False
     h.close_asked = False
-    h.expect_continue = False
     h.te_trailers = False
     h.keep_alive = h.minor >= 1
     h.keep_alive_timeout = 0
@@ -413,11 +409,10 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
             if request and h.minor >= 1:
                 if f.value_size != 12 or not lb_equal_nocase(f.value, b"100-continue", 12):
                     return LB_R_BAD_EXPECTATION
-                h.expect_continue = True
             else:
                 f.drop = True
         elif id == FIELD_TE:
-            h.te_trailers = f.value_size >= 8 and lb_equal_nocase(f.value, b"trailers", 8)
+            h.te_trailers = h.te_trailers or accepts_trailers(f)
             f.drop = True
         elif id == FIELD_KEEP_ALIVE:
             h.keep_alive_timeout = keep_alive_seconds(f)
@@ -446,6 +441,17 @@ cdef int scan_fields(head* h, bint request) noexcept nogil:
     return 0
 
 
+cdef bint accepts_trailers(const field* f) noexcept nogil:
+    cdef const char* at = f.value
+    cdef const char* end = f.value + f.value_size
+    cdef const char* token
+    cdef size_t size
+    while next_token(&at, end, &token, &size):
+        if size == 8 and lb_equal_nocase(token, b"trailers", 8):
+            return True
+    return False
+
+
 cdef bint offers_h2c(const field* f) noexcept nogil:
     """HTTP/2 by upgrade is not offered (RFC 9113 3.1 dropped it), nor passed on: it would blind us."""
     cdef const char* at = f.value
@@ -471,8 +477,7 @@ cdef int keep_alive_seconds(const field* f) noexcept nogil:
     return 0
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# requests
+# ------------------------------------------------------------------------------------------------------------ requests
 
 cdef ssize_t parse_request(const char* p, size_t n, head* h, const listener_view* view, char* work) noexcept nogil:
     """A request head. `work` (SCRATCH_BYTES) takes what has to be rewritten: the normalised target and the hostname."""
@@ -784,8 +789,7 @@ cdef bint normalize_host(const char* value, size_t size, char* out, uint32_t* ou
     return True
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# responses
+# ----------------------------------------------------------------------------------------------------------- responses
 
 cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil:
     """A response head. Bare LF is refused here: servers have no excuse."""
@@ -831,8 +835,7 @@ cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil:
     return -LB_R_BAD_RESPONSE if reason else used
 
 
-# ------------------------------------------------------------------------------------------------------ chunks and
-# trailers
+# ------------------------------------------------------------------------------------------------- chunks and trailers
 
 cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const char** data,
         size_t* size) noexcept nogil:

@@ -84,7 +84,6 @@ cdef struct head:
     bint keep_alive
     bint close_asked  # Connection: close stands in the message
     bint upgrade  # Asks for, or agrees to, another protocol.
-    bint expect_continue
     bint te_trailers
     int keep_alive_timeout  # Seconds of a response's `Keep-Alive: timeout=`; 0: none given.
 

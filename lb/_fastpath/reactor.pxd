@@ -28,6 +28,7 @@ cdef enum:  # io flags
     IO_QUEUED = 16  # in the run queue
     IO_DEAD = 32  # closed; memory is given back at the end of the turn
     IO_CONNECTING = 64
+    IO_CUT = 256  # a write failed, which took the error off the socket: the end that reading finds is no orderly one
 
 cdef struct io:
     # What epoll knows: first member of everything that waits for events.
@@ -80,6 +81,8 @@ cdef struct shared:
     error_answer* error_answers
     void (*retry_waiting)(reactor* r) noexcept nogil
     void (*take_back)(reactor* r) noexcept nogil
+    void (*cut_off)(reactor* r) noexcept nogil  # ends what is under way when the daemon stops
+    uint64_t secret  # random; keys the hash of client addresses
     char padding_a[64]
     # every reactor, atomically
     int64_t budget_left
@@ -126,7 +129,8 @@ cdef struct reactor:
     void* connections  # conn*: all of them
     void* waiting_first  # exchange*: those for whose upstream a limit is reached
     void* waiting_last
-    int waiting_poked
+    int waiting_poked  # set by siblings, too
+    uint32_t waiting_pass
     uint64_t random[2]
     # the write batch: bytes that go out with one sendmsg when the event is handled
     io* batch_owner

@@ -167,7 +167,7 @@ cdef void* reactor_main(void* argument) noexcept nogil:
             lb_put_int(&r.awake, 0)
             lb_fence()
             if lb_load_ptr(&r.commands) == NULL and not lb_peek_int(&r.waiting_poked):
-                timeout = wheel_sleep_ms(&r.timers, r.now_ms, LONGEST_SLEEP_MS)
+                timeout = wheel_sleep_ms(&r.timers, monotonic_ns() // 1000000, LONGEST_SLEEP_MS)
         count = epoll_wait(r.epfd, r.events, EVENTS_PER_TURN, timeout)
         lb_put_int(&r.awake, 1)
         r.now_ns = monotonic_ns()
@@ -205,4 +205,5 @@ cdef void* reactor_main(void* argument) noexcept nogil:
         wheel_run(&r.timers, r.now_ms)
         if r.dead != NULL:
             release_dead(r)
+    r.s.cut_off(r)
     return NULL

@@ -7,8 +7,7 @@ from lb._fastpath.c.sys cimport lb_equal_nocase, lb_hash, lb_prefetch
 from lb._fastpath.message cimport field, head
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# building
+# ------------------------------------------------------------------------------------------------------------ building
 
 cdef uint32_t arena_take(arena* a, size_t size) noexcept nogil:
     """Room for `size` zeroed bytes, aligned to 8; its offset. After a failure `failed` is set and offset 0 is given."""
@@ -234,8 +233,7 @@ cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* resul
     return period
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# reading
+# ------------------------------------------------------------------------------------------------------------- reading
 
 cdef vhost* index_get(const host_index* index, const char* key, size_t size, bint wildcard) noexcept nogil:
     cdef uint64_t hash = lb_hash(key, size)

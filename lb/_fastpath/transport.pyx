@@ -26,6 +26,7 @@ from lb._fastpath.reactor cimport (
     BATCH_IOV,
     IO_BROKEN,
     IO_CONNECTING,
+    IO_CUT,
     IO_HALF_CLOSED,
     SCRATCH_BYTES,
     io_bury,
@@ -95,8 +96,7 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
     io_bury(&c.base)
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# reading
+# ------------------------------------------------------------------------------------------------------------- reading
 
 cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
     """Up to `size` bytes, or RECEIVE_END, RECEIVE_AGAIN, RECEIVE_ERROR."""
@@ -160,8 +160,7 @@ cdef void conn_unpark(conn* c) noexcept nogil:
         c.parked = NULL
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# writing
+# ------------------------------------------------------------------------------------------------------------- writing
 
 cdef void queue_bytes(conn* c, const char* data, size_t size) noexcept nogil:
     """Let bytes wait for the peer. Without memory the connection is broken: bytes must never be skipped."""
@@ -196,7 +195,7 @@ cdef void write_failed(conn* c) noexcept nogil:
     if errno == EAGAIN:
         c.base.flags &= ~<uint32_t>IO_WRITABLE
     else:
-        c.base.flags |= IO_BROKEN
+        c.base.flags |= IO_BROKEN | IO_CUT
         io_enqueue(&c.base)
 
 

@@ -10,7 +10,7 @@ from lb._fastpath.transport cimport conn
 
 cdef struct connect_calls:
     void (*connected)(void* exchange, conn* c) noexcept nogil
-    void (*connect_failed)(void* exchange, conn* c, int reason) noexcept nogil
+    void (*connect_failed)(void* exchange, int reason) noexcept nogil
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
 cdef conn* pool_take(reactor* r, endpoint* ep) noexcept nogil

@@ -4,9 +4,13 @@ from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport (
     AF_UNIX,
+    EADDRNOTAVAIL,
+    EAGAIN,
     EINPROGRESS,
     EMFILE,
     ENFILE,
+    ENOBUFS,
+    ENOMEM,
     EPOLL_CTL_DEL,
     IPPROTO_TCP,
     LB_R_CONNECT_FAILED,
@@ -62,8 +66,7 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(connect_calls))
 
 
-# -------------------------------------------------------------------------------------------------------------------
-# pools
+# --------------------------------------------------------------------------------------------------------------- pools
 
 cdef void pool_unlink(idle_pool* pool, conn* c) noexcept nogil:
     """Under the lock."""
@@ -228,8 +231,7 @@ cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil:
         most -= 1
 
 
-# --------------------------------------------------------------------------------------------------------------
-# connecting
+# ---------------------------------------------------------------------------------------------------------- connecting
 
 cdef void upstream_close(conn* c) noexcept nogil:
     bump(&c.base.r.counts.upstream_closed)
@@ -251,8 +253,10 @@ cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reaso
     if ep.family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     if connect(fd, <sockaddr*>&ep.address, ep.address_size) != 0 and errno != EINPROGRESS:
+        # What this machine lacks (ports, buffers) is not held against the endpoint.
+        if errno != EADDRNOTAVAIL and errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
+            endpoint_connect_failed(ep, r)
         close(fd)
-        endpoint_connect_failed(ep, r)
         return NULL
     c = conn_new(r, fd)
     if c == NULL:
@@ -282,7 +286,7 @@ cdef void connect_ready(io* source) noexcept nogil:
         # Connected and closed again by the peer is no connect failure; the exchange will read what there is.
         if error != 0 or not source.flags & IO_HALF_CLOSED:
             endpoint_connect_failed(c.ep, source.r)
-            calls.connect_failed(c.exchange, c, LB_R_CONNECT_FAILED)
+            calls.connect_failed(c.exchange, LB_R_CONNECT_FAILED)
             batch_flush(source.r)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING

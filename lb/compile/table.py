@@ -12,21 +12,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
+from lb.model.address import address_mistake
 from lb.model.config import Config
 from lb.model.listener import HttpOptions, Listener
-from lb.model.route import Forward, PathMatch, Route, RouteOptions, VirtualHost
+from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import RouteSpec
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
-
-# What a route has when it says nothing (lb/model/route.py, RouteOptions).
-RESPONSE_TIMEOUT_MS = 60_000
-IDLE_TIMEOUT_MS = 60_000
-TUNNEL_TIMEOUT_MS = 3_600_000
-RETRIES = 2
 
 
 class Compiler:
@@ -134,20 +129,25 @@ def _encoded(value: str | None) -> bytes | None:
 
 
 def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]:
+    built_in = BUILT_IN_ROUTE_OPTIONS
     return (
         -1 if options.max_body_bytes is None else _int64(options.max_body_bytes),
-        _int32(RESPONSE_TIMEOUT_MS if options.response_timeout_ms is None else options.response_timeout_ms),
-        _int32(IDLE_TIMEOUT_MS if options.idle_timeout_ms is None else options.idle_timeout_ms),
-        _int32(TUNNEL_TIMEOUT_MS if options.tunnel_timeout_ms is None else options.tunnel_timeout_ms),
-        _int32(options.request_timeout_ms or 0),
-        RETRIES if options.retries is None else options.retries,
+        _int32(_either(options.response_timeout_ms, built_in.response_timeout_ms)),
+        _int32(_either(options.idle_timeout_ms, built_in.idle_timeout_ms)),
+        _int32(_either(options.tunnel_timeout_ms, built_in.tunnel_timeout_ms)),
+        _int32(_either(options.request_timeout_ms, built_in.request_timeout_ms)),
+        _int32(_either(options.retries, built_in.retries)),
     )
+
+
+def _either(value: int | None, built_in: int | None) -> int:
+    return value if value is not None else built_in or 0
 
 
 def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int, int]]:
     """(key, address, port, effective weight), each key once. Draining endpoints count only while nobody else can serve
     (kube-proxy: `serving && terminating` is used when nothing is ready)."""
-    endpoints = tuple(endpoint for endpoint in endpoints if _is_address(endpoint.address))
+    endpoints = tuple(endpoint for endpoint in endpoints if not address_mistake(endpoint.address))
     anybody = any(endpoint.weight > 0 and not endpoint.draining for endpoint in endpoints)
     specs = {
         endpoint.key: (
@@ -159,17 +159,6 @@ def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int
         for endpoint in endpoints
     }
     return list(specs.values())
-
-
-def _is_address(address: str) -> bool:
-    """Whether the data plane can connect to it: it resolves no names. The dialects report what is no address."""
-    if address.startswith("unix:"):
-        return 0 < len(address.encode()) - len("unix:") < 108
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return "%" not in address
 
 
 def _policy(upstream: Upstream) -> tuple[int, ...]:

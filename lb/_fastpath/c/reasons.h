@@ -61,6 +61,7 @@
 #define LB_REASON_ENUM(id, name, status) LB_R_##id,
 enum lb_reason { LB_REASON_LIST(LB_REASON_ENUM) LB_REASON_COUNT };
 #undef LB_REASON_ENUM
+_Static_assert(LB_REASON_COUNT <= 64, "counters.pxd MAX_REASONS");
 
 #define LB_REASON_NAME(id, name, status) name,
 static const char *const lb_reason_names[] = {LB_REASON_LIST(LB_REASON_NAME)};

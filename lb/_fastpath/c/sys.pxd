@@ -63,7 +63,7 @@ cdef extern from "base.h" nogil:
     int fcntl(int fd, int command, ...)
     int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_NONBLOCK
     int errno
-    int EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
+    int EADDRNOTAVAIL, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
 
     # epoll and eventfd
     ctypedef union epoll_data_t:
@@ -103,9 +103,9 @@ cdef extern from "base.h" nogil:
     tm* gmtime_r(const long* seconds, tm* result)
 
     # base.h
-    uint64_t lb_load64(const char* p)
     void lb_prefetch(const void* p)
     void* lb_huge_alloc(size_t size)
+    void* lb_line_alloc(size_t size)
     int lb_load_int "lb_load"(int* p)
     uint64_t lb_load_u64 "lb_load"(uint64_t* p)
     void* lb_load_ptr "lb_load"(void** p)
@@ -128,7 +128,7 @@ cdef extern from "base.h" nogil:
     int lb_cas_ptr(void** p, void* expected, void* desired)
     int lb_try_lock(int* lock)
     void lb_unlock(int* lock)
-    int LB_TOKEN, LB_VALUE, LB_TARGET, LB_HOST, LB_UNRESERVED, LB_HEX, LB_DIGIT
+    int LB_TOKEN, LB_VALUE, LB_TARGET, LB_UNRESERVED, LB_HEX, LB_DIGIT
     uint8_t lb_class[256]
     uint8_t lb_lower[256]
     signed char lb_hexval[256]
