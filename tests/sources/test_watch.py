@@ -152,7 +152,8 @@ async def test_directories_that_come_later_and_come_again(tmp_path: Path) -> Non
         write(tmp_path / "not/yet/deep/er/c.yaml", "c")
         await watched.until_names("a", "b", "c")
         shutil.rmtree(tmp_path / "not")
-        await watched.until_names()
+        await watched.until(lambda: bool(watched.store.problems()), "the missing path")
+        assert names(watched.store) == ["a", "b", "c"], "what was named and is away keeps what it had"
         write(tmp_path / "not/yet/d.yaml", "d")
         await watched.until_names("d")
         (tmp_path / "not").rename(tmp_path / "old")
