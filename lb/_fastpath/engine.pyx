@@ -555,6 +555,7 @@ cdef class Engine:
     cdef shared s
     cdef log_writer log
     cdef bint started
+    cdef int thread_count
     cdef bint log_started
     cdef dict listener_slots
     cdef dict upstreams
@@ -940,9 +941,12 @@ cdef class Engine:
         if self.started:
             raise RuntimeError("the engine has been started already")
         self.started = True
+        self.thread_count = 0
         for i in range(self.s.reactor_count):
             if pthread_create(&self.s.reactors[i].thread, NULL, reactor_main, &self.s.reactors[i]) != 0:
+                self._stop()
                 raise OSError(errno.EAGAIN, "cannot start a reactor thread")
+            self.thread_count += 1
             pthread_setname_np(self.s.reactors[i].thread, b"lb-reactor-%d" % i)
 
     def open_listener(self, str name, descriptors):
@@ -998,7 +1002,7 @@ cdef class Engine:
         for i in range(self.s.reactor_count):
             reactor_wake(&self.s.reactors[i])
         with nogil:
-            for i in range(self.s.reactor_count):
+            for i in range(self.thread_count):
                 pthread_join(self.s.reactors[i].thread, NULL)
         for i in range(self.s.reactor_count):
             close_all(&self.s.reactors[i])

@@ -58,6 +58,7 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.clock cimport monotonic_ns, realtime_ns
 from lb._fastpath.counters cimport (
     bump,
+    bump_by,
     listener_traffic,
     observe,
     stats_block,
@@ -1332,11 +1333,10 @@ cdef void account(exchange* x) noexcept nogil:
             observe(of_route, x.status, x.bytes_in, x.bytes_out, duration)
     if x.live != NULL and x.attempts:
         of_upstream = upstream_stats(x)
-        if of_upstream != NULL:
-            observe(
-                &of_upstream.base, x.status, x.upstream_bytes_out, x.upstream_bytes_in,
-                x.first_byte_ns if x.first_byte_ns >= 0 else duration
-            )
+        if of_upstream != NULL and x.first_byte_ns >= 0:
+            observe(&of_upstream.base, x.status, x.upstream_bytes_out, x.upstream_bytes_in, x.first_byte_ns)
+        elif of_upstream != NULL:  # what lb answers in the endpoint's place is no response of it
+            bump_by(&of_upstream.base.bytes_in, x.upstream_bytes_out)
     if r.s.logging:
         log_exchange(x, duration)
 

@@ -2,7 +2,8 @@
 
 An unused connection lies in the pool of its endpoint and its reactor, the last used on top. A reactor that has none
 looks into its siblings' pools before it connects anew, because a connection that exists is the cheapest one. Pools
-have locks that are only ever tried: whoever finds one taken goes on without, so no reactor ever waits for another.
+have locks that are only tried on the way of a request: whoever finds one taken goes on without, so no request ever
+waits for another reactor.
 """
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor

@@ -32,6 +32,10 @@ BUILT_IN = "built-in"
 Unit = Literal["duration", "size", "plain"]
 
 
+_ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue"})
+"""Options of which 0 says none at all; of the others it says that there is no limit."""
+
+
 class OptionField(NamedTuple):
     """One option of HttpOptions, RouteOptions, UpstreamOptions, or of the daemon's settings."""
 
@@ -43,14 +47,14 @@ class OptionField(NamedTuple):
     """msgspec.NODEFAULT when there is none."""
 
     def format(self, value: object) -> str:
-        """The value as people read it, with its unit. 0 is `no limit` for all but retries."""
+        """The value as people read it, with its unit. 0 is `no limit` but for what counts or allows something."""
         if value is None:
             return "default"
         if isinstance(value, tuple):
             return ", ".join(value) or "none"
         if not isinstance(value, int) or isinstance(value, bool):
             return str(value).lower()
-        if value == 0 and self.attribute != "retries":
+        if value == 0 and self.attribute not in _ZERO_IS_NONE:
             return "no limit"
         return str({"duration": format_duration, "size": format_size}.get(self.unit, int)(value))
 

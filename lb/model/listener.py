@@ -10,7 +10,9 @@ from lb.problems import Origin
 
 
 class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Timeouts, limits and trust of an HTTP listener. Times in milliseconds, sizes in bytes; 0 means no limit."""
+    """Timeouts, limits and trust of an HTTP listener. Times in milliseconds, sizes in bytes; 0 means no limit, unless
+    the field says otherwise.
+    """
 
     head_timeout_ms: int = 10_000
     """From the first byte of a request to the end of its head (408)."""
@@ -19,7 +21,7 @@ class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     idle_timeout_ms: int = 60_000
     """How long a request body, or a client that is not reading, may stand still."""
     linger_timeout_ms: int = 2_000
-    """How long unread bytes are drained after an early answer, so that the client can read it."""
+    """How long unread bytes are drained after an early answer, so that the client can read it; 0: not at all."""
     max_requests_per_connection: int = 0
     """After how many requests a client's connection is closed."""
     max_head_bytes: int = 32_768

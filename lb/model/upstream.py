@@ -45,7 +45,7 @@ def split_key(key: str) -> tuple[str, int]:
 
 
 class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Connection policy. Times in milliseconds; 0 means no limit."""
+    """Connection policy. Times in milliseconds; 0 means no limit, unless the field says otherwise."""
 
     connect_timeout_ms: int = 5_000
     """How long connecting to an endpoint may take; then another one is tried."""
@@ -58,7 +58,7 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     max_connections_per_endpoint: int = 0
     """Requests under way on one endpoint."""
     max_queue: int = 1_024
-    """How many requests may wait when a limit is reached; the next one is answered 503."""
+    """How many requests may wait when a limit is reached; the next one is answered 503. 0: nobody waits."""
     queue_timeout_ms: int = 10_000
     """How long a request may wait in the queue (503)."""
 

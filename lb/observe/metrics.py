@@ -65,7 +65,7 @@ METRICS = _metrics(
     Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted."),
     Metric("lb_listener_connections_active", "gauge", ("listener",), "Client connections open."),
     Metric("lb_listener_connections_rejected", "counter", ("listener",), "Client connections over a limit."),
-    Metric("lb_listener_requests", "counter", ("listener",), "Requests whose head was read."),
+    Metric("lb_listener_requests", "counter", ("listener",), "Requests answered or given up, refused heads included."),
     Metric("lb_listener_responses", "counter", ("listener", "code_class"), "Responses sent."),
     Metric("lb_listener_received_bytes", "counter", ("listener",), "Bytes from clients."),
     Metric("lb_listener_sent_bytes", "counter", ("listener",), "Bytes to clients."),
@@ -96,7 +96,9 @@ METRICS = _metrics(
     Metric("lb_endpoint_requests_active", "gauge", ("upstream", "endpoint"), "Requests under way."),
     Metric("lb_endpoint_connections_idle", "gauge", ("upstream", "endpoint"), "Connections kept for the next request."),
     Metric("lb_endpoint_requests", "counter", ("upstream", "endpoint"), "Requests sent."),
-    Metric("lb_endpoint_failures", "counter", ("upstream", "endpoint"), "Failed connects and broken exchanges."),
+    Metric(
+        "lb_endpoint_failures", "counter", ("upstream", "endpoint"), "Connections that failed, refused or timed out."
+    ),
     # Data plane
     Metric("lb_exchange_end", "counter", ("reason",), "Exchanges and connections by why they ended."),
     Metric("lb_connections_active", "gauge", (), "Client connections open."),
