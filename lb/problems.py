@@ -109,6 +109,7 @@ CODES: dict[str, Code] = {
     "LB5004": Code("error", "reference names nothing in the native file"),
     "LB5005": Code("warning", "name is defined more than once; the first definition counts"),
     "LB5006": Code("warning", "annotations of several objects contradict each other"),
+    "LB5007": Code("warning", "annotations of another controller have no effect"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
 }

@@ -149,11 +149,29 @@ ANNOTATIONS: tuple[Annotation, ...] = (
 _BY_NAME = {one.name: one for one in ANNOTATIONS}
 
 
+FOREIGN_PREFIXES = (
+    "alb.ingress.kubernetes.io/",
+    "haproxy-ingress.github.io/",
+    "haproxy.org/",
+    "ingress.cilium.io/",
+    "ingress.kubernetes.io/",
+    "konghq.com/",
+    "nginx.ingress.kubernetes.io/",
+    "nginx.org/",
+    "projectcontour.io/",
+    "traefik.ingress.kubernetes.io/",
+)
+"""Annotations that tell another controller how to serve an Ingress."""
+_FOREIGN_SHOWN = 6
+
+
 def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values:
     """The values of an object's `lb/…` annotations; what cannot be read becomes a problem and is left out."""
     annotations = stored.object.metadata.annotations
     if not annotations:
         return NOTHING
+    if place == "Ingress":
+        _report_foreign(stored, problems)
     ours = sorted(name for name in annotations if name.startswith(PREFIX))
     if not ours:
         return NOTHING
@@ -190,6 +208,22 @@ def _report_unknown(stored: Stored, place: Place, name: str, entry: Annotation |
         near = difflib.get_close_matches(name, [one.name for one in ANNOTATIONS if place in one.places], n=1)
         fix = f"did you mean {near[0]}?" if near else ""
     problems.add("LB5002", stored.origin, what, why="it is ignored", fix=fix, field=f"metadata.annotations[{name}]")
+
+
+def _report_foreign(stored: Stored, problems: Problems) -> None:
+    """One warning an Ingress: what another controller would have done, an access rule perhaps, does not happen here."""
+    names = sorted(name for name in stored.object.metadata.annotations or () if name.startswith(FOREIGN_PREFIXES))
+    if not names:
+        return
+    shown = ", ".join(names[:_FOREIGN_SHOWN]) + (", …" if len(names) > _FOREIGN_SHOWN else "")
+    problems.add(
+        "LB5007",
+        stored.origin,
+        f"annotations of another controller have no effect: {shown}",
+        why="what they ask for does not happen: paths are not rewritten, and access is not restricted",
+        fix="see docs/configuration.md for lb's own annotations; do not expose what they protected",
+        field="metadata.annotations",
+    )
 
 
 def _articled(place: Place) -> str:

@@ -80,8 +80,20 @@ def test_an_annotation_in_the_wrong_place_is_ignored_and_said() -> None:
     ]
 
 
-def test_other_annotations_are_left_alone() -> None:
+def test_annotations_of_nobody_we_know_are_left_alone() -> None:
     problems = Problems()
-    metadata = ObjectMeta("x", annotations={"nginx.ingress.kubernetes.io/proxy-body-size": "8m", "lb": "x"})
+    metadata = ObjectMeta("x", annotations={"example.com/owner": "shop", "lb": "x"})
     assert read_annotations(Stored(Object(metadata), Origin()), "Ingress", problems) is NOTHING
     assert not len(problems)
+
+
+def test_annotations_of_another_controller_are_said_to_do_nothing() -> None:
+    problems = Problems()
+    names = ["nginx.ingress.kubernetes.io/whitelist-source-range", "alb.ingress.kubernetes.io/scheme"]
+    metadata = ObjectMeta("x", annotations=dict.fromkeys(names, "x"))
+    assert read_annotations(Stored(Object(metadata), Origin()), "Ingress", problems) is NOTHING
+    [problem] = problems
+    assert problem.code == "LB5007"
+    assert all(name in problem.what for name in names)
+    assert read_annotations(Stored(Object(metadata), Origin()), "Service", problems) is NOTHING
+    assert len(problems) == 1
