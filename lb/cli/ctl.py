@@ -292,13 +292,19 @@ def _show_upstreams(console: Console, answer: Json) -> None:
             one["requests_queued"],
             one["attempts"],
             one["connect_failures"],
-            one["unavailable"],
+            one["unavailable"] or _why_nobody(one),
         )
         for one in answer["items"]
     ]
     columns = ("UPSTREAM", "READY#", "BALANCE", "ACTIVE#", "QUEUED#", "ATTEMPTS#", "CONNECT FAILURES#", "WHY")
     _table(console, columns, rows)
     _show_rest(console, answer, "upstreams")
+
+
+def _why_nobody(one: Json) -> str:
+    """What to look at when there are endpoints, and none of them takes requests."""
+    nobody = one["endpoints"] and not one["endpoints_ready"]
+    return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states" if nobody else ""
 
 
 def _show_upstream(console: Console, answer: Json) -> None:
@@ -326,6 +332,10 @@ def _show_build(console: Console, answer: Json) -> None:
     console.print(f"{answer['outcome']}, generation {answer['generation']} ({stages})", markup=False, highlight=False)
     if answer["error"]:
         console.print(answer["error"], markup=False, highlight=False)
+    # A file that cannot be read changes nothing either: "unchanged" alone would sound like good news.
+    if errors := answer["problems"].get("error", 0):
+        text = f"{errors} error{'s' if errors > 1 else ''} in the input; `lb ctl problems` tells which"
+        console.print(text, markup=False, highlight=False)
 
 
 def _show_rest(console: Console, answer: Json, what: str) -> None:

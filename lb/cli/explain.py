@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from lb.cli.inputs import (
     Flags,
+    Input,
     config_option,
     path_arguments,
     publish_option,
@@ -36,9 +38,11 @@ from lb.model.explain import (
     explain,
     make_ask,
 )
-from lb.problems import Origin
+from lb.objects.networking import Ingress
+from lb.problems import Origin, Problem
 from lb.settings import SettingsError, parse_publish
 from lb.sources.locate import locate_all
+from lb.sources.store import Store
 
 StepT = TypeVar("StepT", ListenerStep, RouteStep, UpstreamStep, EndpointStep)
 
@@ -49,6 +53,11 @@ MAX_ENDPOINTS = 12
 NOTHING_TO_SAY = ("no limit", "none", "false")
 """Built-in values that do nothing to a request; --json has them."""
 OPTIONS_WIDTH = 90
+UNREAD = ("LB1001", "LB1002", "LB1006")
+"""Problems of whole files."""
+LEFT_OUT = ("LB2002", "LB2003", "LB3001", "LB3002", "LB3003", "LB3004")
+"""Problems that leave a rule of an Ingress, or all of it, without a route."""
+_RULE = re.compile(r"spec\.rules\[([0-9]+)\]")
 _LABEL_WIDTH = 10
 
 
@@ -109,7 +118,39 @@ def _explain_files(
         raise click.UsageError(str(error)) from None
     listeners = read.config.listeners.values()
     ports = {one.name: binds[one.port].port for one in listeners if one.port in binds}
-    return _with_lines(explain(read.config, ask, published=ports))
+    _tell_unread(read.problems)
+    told = _with_lines(explain(read.config, ask, published=ports))
+    return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told)))
+
+
+def _tell_unread(problems: Sequence[Problem]) -> None:
+    """What lacks because of its file looks like a request that nobody takes."""
+    for problem in problems:
+        if problem.code in UNREAD:
+            click.echo(f"lb explain: {problem.what}", err=True)
+
+
+def _left_out(read: Input, told: Explanation) -> Iterator[str]:
+    """The Ingresses that say something of the host and are not served: they won nothing, so no step shows them."""
+    if not told.hosts and told.reason != "no-host":
+        return  # it was refused before any rule was looked at
+    hosts = {told.host, *(step.hostname for step in told.hosts)}
+    problems = [one for one in read.problems if one.code in LEFT_OUT and hosts & _hosts_of(read.store, one)]
+    for problem, origin in zip(problems, locate_all([one.origin for one in problems]), strict=True):
+        place = f"{origin.place} {problem.field}".rstrip()
+        yield f"not served: {origin.object}: {problem.what} ({problem.code})  [{place}]"
+
+
+def _hosts_of(store: Store, problem: Problem) -> set[str]:
+    """Hosts of the rule that a problem is about, or of all rules of its Ingress."""
+    origin = problem.origin
+    stored = store.get(origin.kind, origin.namespace, origin.name)
+    if stored is None or not isinstance(stored.object, Ingress):
+        return set()
+    rules = stored.object.spec.rules
+    if rule := _RULE.match(problem.field):
+        rules = rules[int(rule[1]) :][:1]
+    return {one.host or "*" for one in rules}
 
 
 def _with_lines(told: Explanation) -> Explanation:

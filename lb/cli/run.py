@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
@@ -84,7 +85,17 @@ def command(
     except (SettingsError, FormatError) as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"cannot start: {error}") from None
+        raise click.ClickException(f"cannot start: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """Without the number that Python puts before it."""
+    text = error.strerror or str(error)
+    if error.filename:
+        text += f": {error.filename}"
+    if error.errno == errno.EADDRINUSE:  # of the admin API: a listener that cannot be opened is a problem instead
+        text += "\nIf another lb runs, give this one --admin-socket (and --admin) of its own."
+    return text
 
 
 def _shown(path: Path) -> str:

@@ -57,6 +57,46 @@ def test_json_has_everything(lb: Lb) -> None:
     }
 
 
+CONTENDERS = """
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: NAME, namespace: shop, creationTimestamp: "CREATED"}
+spec:
+  ingressClassName: CLASS
+  rules:
+  - host: one.example.com
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
+"""
+
+
+def test_rules_that_were_left_out_are_told(lb: Lb, tmp_path: Path) -> None:
+    contenders = [
+        ("first", "2024-01-01T00:00:00Z", "lb"),
+        ("second", "2024-02-01T00:00:00Z", "lb"),
+        ("third", "", "other"),
+    ]
+    texts = []
+    for name, created, of_class in contenders:
+        text = CONTENDERS.replace("NAME", name).replace("CLASS", of_class)
+        texts.append(
+            text.replace("CREATED", created) if created else text.replace(', creationTimestamp: "CREATED"', "")
+        )
+    path = tmp_path / "contenders.yaml"
+    path.write_text("---".join(texts))
+    options = (str(path), "--class", "lb", "--json")
+    third, second = json.loads(lb("explain", "http://one.example.com/", *options).stdout)["notes"]
+    assert second.startswith("not served: Ingress shop/second: ")
+    assert "(LB3004)" in second
+    assert third.startswith("not served: Ingress shop/third: ")
+    assert "(LB2003)" in third
+    assert "notes" not in json.loads(lb("explain", "http://two.example.com/", *options).stdout)
+
+
+def test_a_file_that_cannot_be_read_is_told(lb: Lb) -> None:
+    result = lb("explain", "http://one.example.com/", "no-such.yaml")
+    assert "lb explain: no-such.yaml cannot be read" in result.stderr
+
+
 def test_many_losers_are_folded(lb: Lb) -> None:
     routes = ", ".join(f"{{path: /a{number}, respond: 200}}" for number in range(30))
     file = (
