@@ -191,6 +191,7 @@ class Application:
                 read()
             self._inbox.take_in()
 
+        before = self.pipeline.newest
         build = await self.pipeline.apply(take_in)
         config = self.pipeline.config
         if self._demo is not None:
@@ -199,7 +200,9 @@ class Application:
             self.listeners.sync(config.listeners)
         self._resolver.follow(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
         self._notifier.status(self._summary())
-        tell = log.debug if build.outcome == "unchanged" else log.info
+        # A file that is broken now leaves what serves unchanged; without a line nobody would know.
+        is_news = build.outcome != "unchanged" or before is None or build.problems != before.problems
+        tell = log.info if is_news else log.debug
         tell(
             build.outcome,
             generation=build.generation,

@@ -65,12 +65,14 @@ class Listeners:
         self._threads = threads
         self._publish = publish
         self._activated = list(activated)
+        self._ports: set[int] = set()
         self.opened: dict[str, Opened] = {}
         self.problems: tuple[Problem, ...] = ()
 
     def sync(self, listeners: Mapping[str, Listener]) -> None:
         """Open what is new, close what is gone, try again what could not be opened before."""
         wanted = {name: self.bind_of(listener) for name, listener in listeners.items()}
+        self._ports = {listener.port for listener in listeners.values()}
         freed = set()
         for name, opened in list(self.opened.items()):
             if wanted.get(name) != opened.wanted:
@@ -94,9 +96,8 @@ class Listeners:
 
     def unused(self) -> list[str]:
         """What was given but serves nothing, as texts: likely a mistake."""
-        ports = {opened.port for opened in self.opened.values()}
         texts = [f"--publish {port}={bind}: no listener has port {port}" for port, bind in self._publish.items()]
-        texts = [text for text, port in zip(texts, self._publish, strict=True) if port not in ports]
+        texts = [text for text, port in zip(texts, self._publish, strict=True) if port not in self._ports]
         served = {opened.address for opened in self.opened.values() if opened.activated}
         for name, activated in self._activated:
             if (address := _address_of(activated)) not in served:

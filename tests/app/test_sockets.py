@@ -172,6 +172,14 @@ def test_sockets_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.Monkey
     assert all(one.fileno() == -1 for one in opened)
 
 
+def test_a_published_listener_that_cannot_be_opened_is_not_called_missing(engine: Accepting) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as rival:
+        listeners = Listeners(engine, 1, {80: Bind("127.0.0.1", rival.getsockname()[1])})
+        listeners.sync(names(http=Listener("http", 80)))
+        assert len(listeners.problems) == 1
+        assert not listeners.unused()
+
+
 def test_what_serves_nothing_is_told(engine: Accepting) -> None:
     with socket.create_server(("127.0.0.1", 0)) as activated:
         listeners = Listeners(engine, 1, {81: Bind("127.0.0.1", 8081), 82: Bind("127.0.0.1", 0)}, [("web", activated)])
