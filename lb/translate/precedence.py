@@ -134,7 +134,7 @@ def _report_conflict(
         problems.add(
             "LB3008",
             loser.origin,
-            f"{winner.origin.object} comes before {loser.origin.object} by name, not by age",
+            f"{winner.origin.object} comes before {loser.origin.object} by name, not by age, for host {hostname}",
             why="metadata.creationTimestamp is missing or equal",
             field=loser.field,
         )

@@ -30,8 +30,8 @@ def test_files_wait_in_order(tmp_path: Path) -> None:
     inbox.take_in()
     assert port_of(store) == 8080
     assert inbox.is_empty
-    path.unlink()
-    files.read()
+    path.write_text("apiVersion: v1\nkind: List\nitems: []\n")
+    files.read(force=True)
     assert port_of(store) == 8080
     inbox.take_in()
     assert port_of(store) is None

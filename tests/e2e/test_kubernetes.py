@@ -116,7 +116,7 @@ def test_an_export_is_served(tmp_path: Path, backends: tuple[RawBackend, RawBack
         assert cluster.ask("any.example.com") == (200, b"b")
         assert cluster.ask("two.labels.example.com")[0] == 404
         assert cluster.ask("else.test")[0] == 404
-        record = cluster.lb.wait_log(virtual_host="shop.example.com")[0]
+        record = cluster.lb.wait_log(virtual_host="shop.example.com", target="/")[0]
         assert record["route"].startswith("shop/web:")
         assert record["upstream"].startswith("shop/web")
     for backend in backends:
