@@ -128,7 +128,7 @@ class Floor(Contender):
         pass
 
     def apply(self) -> None:
-        raise NotImplementedError("the floor has nothing to change")
+        raise RuntimeError("the floor has nothing to change")
 
     def command(self) -> list[str | Path]:
         return [BIN / "floor", str(self.port), str(self.cluster.port), *(["close"] if self.closes else [])]

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -96,7 +95,6 @@ def curl(
     return result
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 class TestCurl:
     def test_get(self, site: Serving) -> None:
         seen = json.loads(curl(site, "http://api.test/a/b?c=d").stdout)
@@ -156,7 +154,6 @@ class TestCurl:
         assert curl(site, "http://else.test/", "-w", "%{http_code}", "-o", "/dev/null").stdout == b"404"
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_wrk_sees_no_error(site: Serving) -> None:
     host, port = site.address()
     before = site.lb.metric("lb_listener_requests_total", listener="http")
