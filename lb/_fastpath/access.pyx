@@ -113,7 +113,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     record.client_port = x.client_port
     record.reason = x.reason
     record.attempts = x.attempts
-    record.minor = x.minor
+    record.version = x.version
     room += sizeof(log_record)
     for i in range(TEXT_COUNT):
         record.text_sizes[i] = sizes[i]
@@ -294,12 +294,21 @@ cdef void put_field(log_writer* w, const log_record* record, const char** texts,
     elif step.field == LOG_QUEUE:
         put_seconds(w, record.queue_ns, step.escape)
     elif step.field == LOG_PROTOCOL:
-        put_bytes(w, b"HTTP/1.1" if record.minor else b"HTTP/1.0", 8)
+        put_protocol(w, record.version)
     elif step.field == LOG_REASON:
         name = lb_reason_names[record.reason]
         while name[size]:
             size += 1
         put_bytes(w, name, size)
+
+
+cdef void put_protocol(log_writer* w, int version) noexcept nogil:
+    if version == 20:
+        put_bytes(w, b"HTTP/2.0", 8)
+    elif version == 10:
+        put_bytes(w, b"HTTP/1.0", 8)
+    else:
+        put_bytes(w, b"HTTP/1.1", 8)
 
 
 cdef void put_record(log_writer* w, const log_record* record) noexcept nogil:

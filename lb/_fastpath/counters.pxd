@@ -10,7 +10,7 @@ from lb._fastpath.c.sys cimport LB_REASON_COUNT, lb_prefetch, lb_put_u64
 
 cdef enum:
     BUCKETS = 18
-    MAX_REASONS = 64
+    MAX_REASONS = 128
     # Blocks are found through chunks of this many pointers, so that the space of ids grows without moving.
     STATS_CHUNK = 1024
     STATS_CHUNKS = 1024

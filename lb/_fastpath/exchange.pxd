@@ -14,7 +14,7 @@ from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.ring cimport TEXT_COUNT
 from lb._fastpath.table cimport listener_view, route, table, upstream_view, vhost
 from lb._fastpath.timers cimport timer
-from lb._fastpath.transport cimport conn
+from lb._fastpath.transport cimport leg
 
 cdef enum:
     REQUEST_ID_SIZE = 64
@@ -39,11 +39,12 @@ cdef enum:  # exchange.flags
     X_CLIENT_ENDED = 65536
     X_UPSTREAM_ENDED = 131072
     X_RESERVED = 262144  # holds a place on an endpoint
+    X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
 
 cdef struct exchange:
     reactor* r
-    conn* d
-    conn* u
+    leg* d  # the client; NULL: gone
+    leg* u  # the endpoint; NULL: none yet, or none any more
     # what it was matched to; the table is pinned while `t` is set
     table* t
     listener_view* view
@@ -65,7 +66,7 @@ cdef struct exchange:
     uint16_t retries_left
     uint16_t status
     uint8_t reason
-    uint8_t minor
+    uint8_t version  # 10, 11 or 20
     uint8_t method
     char request_id[REQUEST_ID_SIZE]
     char client_text[46]

@@ -8,7 +8,6 @@ from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endp
 from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
-    EAGAIN,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -31,12 +30,9 @@ from lb._fastpath.c.sys cimport (
     LB_R_TUNNEL_TIMEOUT,
     LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_IDLE_TIMEOUT,
+    LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_RESET,
     LB_TOKEN,
-    MSG_DONTWAIT,
-    MSG_PEEK,
-    SHUT_WR,
-    errno,
     gmtime_r,
     inet_ntop,
     inet_pton,
@@ -51,8 +47,6 @@ from lb._fastpath.c.sys cimport (
     lb_random,
     lb_reason_names,
     lb_reason_statuses,
-    recv,
-    shutdown,
     tm,
 )
 from lb._fastpath.clock cimport monotonic_ns, realtime_ns
@@ -67,26 +61,9 @@ from lb._fastpath.counters cimport (
     upstream_traffic,
 )
 from lb._fastpath.http1 cimport (
-    H1_CHUNKED_OUT,
-    H1_CLOSE,
-    H1_GOT_BYTES,
-    H1_REUSED,
-    SERVER_TUNNEL,
     build_request,
-    client_resume,
-    client_send_body,
-    client_send_end,
-    client_start,
-    exchange_calls,
     http1_set_calls,
     request_size,
-    server_abort,
-    server_close,
-    server_done,
-    server_resume,
-    server_send_body,
-    server_send_end,
-    server_send_head,
 )
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
@@ -117,6 +94,7 @@ from lb._fastpath.message cimport (
 from lb._fastpath.endpoint cimport CURSOR_WORDS
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
+    IO_DEAD,
     IO_READABLE,
     error_answer,
     io_enqueue,
@@ -143,13 +121,18 @@ from lb._fastpath.table cimport (
     text_at,
 )
 from lb._fastpath.timers cimport timer_cancel, timer_set
-from lb._fastpath.transport cimport IO_FULL, batch_flush, conn_write
+from lb._fastpath.transport cimport (
+    LEG_CLOSE,
+    LEG_GOT_BYTES,
+    LEG_REUSED,
+    batch_flush,
+    conn,
+    exchange_calls,
+    outgoing,
+)
 from lb._fastpath.upstream cimport (
     connect_calls,
-    pool_take,
-    upstream_close,
-    upstream_connect,
-    upstream_release,
+    upstream_lease,
     upstream_set_calls,
     upstream_take_back,
 )
@@ -157,16 +140,17 @@ from lb._fastpath.upstream cimport (
 
 # --------------------------------------------------------------------------------------------------------------- begin
 
-cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
-    cdef reactor* r = d.base.r
+cdef exchange* exchange_new(leg* d, listener_view* view) noexcept nogil:
+    cdef conn* c = d.c
+    cdef reactor* r = c.base.r
     cdef exchange* x = <exchange*>slab_alloc(&r.exchange_slab)
     if x == NULL:
         return NULL
     x.r = r
     x.d = d
     x.view = view
-    x.slot = d.slot
-    x.minor = d.minor
+    x.slot = c.slot
+    x.version = 20 if c.session != NULL else 11
     x.started_ns = r.now_ns
     x.mark_ns = r.now_ns
     x.progress_ms = r.now_ms
@@ -176,11 +160,11 @@ cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
     x.max_body = -1
     x.timer.owner = x
     x.timer.fire = on_timer
-    x.listener_name = d.listener_name
-    x.listener_name_size = d.listener_name_size
-    x.client_port = d.peer_port
-    if not d.local:
-        x.client_text_size = <uint8_t>put_address(x.client_text, d.peer)
+    x.listener_name = c.listener_name
+    x.listener_name_size = c.listener_name_size
+    x.client_port = c.peer_port
+    if not c.local:
+        x.client_text_size = <uint8_t>put_address(x.client_text, c.peer)
     d.exchange = x
     lb_put_int(&r.exchange_count, r.exchange_count + 1)
     bump(&r.counts.exchanges_started)
@@ -191,13 +175,13 @@ cdef exchange* exchange_new(conn* d, listener_view* view) noexcept nogil:
     return x
 
 
-cdef void on_request_head(conn* d, head* h, listener_view* view) noexcept nogil:
+cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
     """Decide who serves the request, and send it there."""
-    cdef reactor* r = d.base.r
+    cdef reactor* r = d.c.base.r
     cdef exchange* x = exchange_new(d, view)
     cdef uint32_t rank
     if x == NULL:
-        server_close(d, LB_R_NO_MEMORY)
+        d.calls.refuse(d, LB_R_NO_MEMORY)
         return
     note_request(x, h)
     if h.target.size == 1 and h.target.at[0] == c"*":
@@ -244,6 +228,7 @@ cdef void note_request(exchange* x, head* h) noexcept nogil:
     cdef int i
     cdef field* f
     x.method = <uint8_t>h.method
+    x.version = <uint8_t>h.version
     x.bytes_in = h.size
     if h.has_body:
         x.flags |= X_HAS_BODY
@@ -432,7 +417,7 @@ cdef void real_client(exchange* x, const head* h, bint trusted, unsigned char* a
     cdef const char* end
     cdef const char* p
     cdef unsigned char candidate[16]
-    memcpy(address, x.d.peer, 16)
+    memcpy(address, x.d.c.peer, 16)
     if not trusted:
         return
     i = h.field_count
@@ -466,7 +451,7 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
     """
     cdef reactor* r = x.r
     cdef listener_view* view = x.view
-    cdef bint trusted = x.d.local != 0 or (view.trusted_count != 0 and in_networks(view, x.d.peer))
+    cdef bint trusted = x.d.c.local != 0 or (view.trusted_count != 0 and in_networks(view, x.d.c.peer))
     cdef bint has_proto = False, has_host = False, has_port = False, has_real_ip = False
     cdef char* work = r.scratch_out  # the batch is empty while a head is handled
     cdef char* start = work
@@ -540,7 +525,7 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
         x.request = p
     x.text_at = texts
     x.request_size = <uint32_t>build_request(h, page_data(x.request) + texts)
-    if trusted and not (x.d.local and memcmp(address, x.d.peer, 16) == 0):
+    if trusted and not (x.d.c.local and memcmp(address, x.d.c.peer, 16) == 0):
         x.client_text_size = <uint8_t>put_address(x.client_text, address)
     return True
 
@@ -595,53 +580,42 @@ cdef void start_on(exchange* x, int i) noexcept nogil:
     attempt(x)
 
 
-cdef bint still_open(conn* u) noexcept nogil:
-    """Look before a request that cannot be repeated goes out on a connection that may have been closed meanwhile."""
-    cdef char byte
-    return recv(u.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
-
-
 cdef void attempt(exchange* x) noexcept nogil:
     """One try on one endpoint: a kept connection, or a new one."""
     cdef reactor* r = x.r
     cdef upstream_traffic* stats = upstream_stats(x)
-    cdef conn* u = NULL
+    cdef leg* u = NULL
     cdef int reason = LB_R_CONNECT_FAILED
+    cdef bint connecting = False
     x.attempts += 1
     x.mark_ns = r.now_ns
     if stats != NULL:
         bump(&stats.attempts)
         if x.attempts > 1:
             bump(&stats.retries)
-    if not x.flags & X_FRESH:
-        u = pool_take(r, x.ep)
-        while u != NULL and not repeatable(x) and not still_open(u):
-            upstream_close(u)
-            u = pool_take(r, x.ep)
-    if u != NULL:
-        if stats != NULL:
-            bump(&stats.reused)
-        x.u = u
-        send_request(x)
-        return
-    if stats != NULL:
-        bump(&stats.connects)
-    u = upstream_connect(r, x.ep, x, &reason)
+    u = upstream_lease(r, x.up, x.ep, x, (x.flags & X_FRESH) != 0, not repeatable(x), &connecting, &reason)
     if u == NULL:
+        if stats != NULL:
+            bump(&stats.connects)
         attempt_failed(x, reason)
         return
     x.u = u
-    x.flags |= X_CONNECTING
-    wait_until(x, x.up.connect_timeout_ms)
+    if stats != NULL:
+        bump(&stats.connects if connecting else &stats.reused)
+    if connecting:
+        x.flags |= X_CONNECTING
+        wait_until(x, x.up.connect_timeout_ms)
+    else:
+        send_request(x)
 
 
-cdef void on_connected(void* exchange_pointer, conn* u) noexcept nogil:
+cdef void on_connected(void* exchange_pointer, leg* u) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     x.flags &= ~<uint32_t>X_CONNECTING
     x.connect_ns = monotonic_ns() - x.mark_ns
     send_request(x)
-    if x.u == u and u.base.flags & (IO_READABLE | IO_BROKEN):
-        io_enqueue(&u.base)
+    if x.u == u and u.c.base.flags & (IO_READABLE | IO_BROKEN):
+        io_enqueue(&u.c.base)
 
 
 cdef void on_connect_failed(void* exchange_pointer, int reason) noexcept nogil:
@@ -658,13 +632,15 @@ cdef bint repeatable(exchange* x) noexcept nogil:
 cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     """The attempt is over before any response: another endpoint, a new connection, or the end."""
     cdef upstream_traffic* stats = upstream_stats(x)
-    cdef conn* u = x.u
+    cdef leg* u = x.u
     cdef bint connecting = (x.flags & X_CONNECTING) != 0 or u == NULL
-    cdef bint reused = u != NULL and (u.flags & H1_REUSED) != 0
+    cdef bint reused = u != NULL and (u.flags & LEG_REUSED) != 0
+    # Refused means: not looked at (RFC 9113 8.7), so that anything may be repeated.
+    cdef bint untouched = connecting or reason == LB_R_UPSTREAM_REFUSED
     x.u = NULL
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
-        upstream_close(u)
+        u.calls.abort(u)
     if connecting and stats != NULL:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
@@ -674,7 +650,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
         return
     release_place(x)
     x.flags &= ~<uint32_t>X_FRESH
-    if x.retries_left and (connecting or repeatable(x)) and not x.flags & X_BODY_SENT and x.d != NULL:
+    if x.retries_left and (untouched or repeatable(x)) and not x.flags & X_BODY_SENT and x.d != NULL:
         x.retries_left -= 1
         dispatch(x)
         return
@@ -691,21 +667,26 @@ cdef void release_place(exchange* x) noexcept nogil:
 
 cdef void send_request(exchange* x) noexcept nogil:
     """The connection is there: send the head, and let the body come."""
-    cdef conn* u = x.u
-    client_start(u, x, (x.flags & X_HEAD) != 0, (x.flags & X_UPGRADE) != 0)
-    if x.flags & X_CHUNKED:
-        u.flags |= H1_CHUNKED_OUT
-    u.idle_timeout_ms = x.up.idle_timeout_ms
+    cdef leg* u = x.u
+    cdef outgoing request
+    request.at = page_data(x.request) + x.text_at
+    request.size = x.request_size
+    request.packed = (x.flags & X_PACKED) != 0
+    request.no_body_expected = (x.flags & X_HEAD) != 0
+    request.upgrade = (x.flags & X_UPGRADE) != 0
+    request.chunked = (x.flags & X_CHUNKED) != 0
+    request.ended = (x.flags & X_REQUEST_DONE) != 0
+    u.c.idle_timeout_ms = x.up.idle_timeout_ms
     x.upstream_bytes_out += x.request_size
     x.mark_ns = monotonic_ns()
     x.progress_ms = x.r.now_ms
     stats_prefetch(&x.r.route_stats, x.route_id)  # while the endpoint thinks
-    conn_write(u, page_data(x.request) + x.text_at, x.request_size)
+    u.calls.start(u, x, &request)
     if x.flags & X_REQUEST_DONE:
         wait_until(x, x.rt.response_timeout_ms)
     else:
         wait_until(x, 0)
-        server_resume(x.d)
+        x.d.calls.resume(x.d)
 
 
 # ------------------------------------------------------------------------------------------------------------- waiting
@@ -788,7 +769,7 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
     x.upstream_bytes_out += size
     if x.flags & X_TUNNEL:
         if x.u != NULL:
-            conn_write(x.u, data, size)
+            x.u.calls.send_body(x.u, data, size)
         return
     x.body_seen += <int64_t>size
     if x.max_body > 0 and x.body_seen > x.max_body:
@@ -796,7 +777,7 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
         return
     x.flags |= X_BODY_SENT
     if x.u != NULL:
-        client_send_body(x.u, data, size)
+        x.u.calls.send_body(x.u, data, size)
 
 
 cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
@@ -807,7 +788,7 @@ cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
         return
     x.flags |= X_REQUEST_DONE
     if x.u != NULL:
-        client_send_end(x.u, trailers)
+        x.u.calls.send_end(x.u, trailers)
     if not x.flags & X_RESPONSE_STARTED:
         wait_until(x, x.rt.response_timeout_ms)
 
@@ -815,11 +796,11 @@ cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
 cdef void on_request_failed(void* exchange_pointer, int reason) noexcept nogil:
     """The request cannot go on: the client is gone, or what it sent is wrong."""
     cdef exchange* x = <exchange*>exchange_pointer
-    if reason == LB_R_CLIENT_CLOSED or reason == LB_R_CLIENT_RESET or reason == LB_R_NO_MEMORY:
+    if reason in (LB_R_CLIENT_CLOSED, LB_R_CLIENT_RESET, LB_R_NO_MEMORY, LB_R_SHUTDOWN):
         x.d = NULL
         if x.flags & X_TUNNEL and x.flags & X_CLIENT_ENDED:
             reason = LB_R_OK
-        elif x.status == 0:
+        elif x.status == 0 and reason != LB_R_SHUTDOWN:
             x.status = 499
         finish(x, reason)
     else:
@@ -829,26 +810,26 @@ cdef void on_request_failed(void* exchange_pointer, int reason) noexcept nogil:
 cdef void on_client_half_closed(void* exchange_pointer) noexcept nogil:
     """A client that shuts its side down may still want its answer, so only what has not begun is given up."""
     cdef exchange* x = <exchange*>exchange_pointer
-    cdef conn* d = x.d
+    cdef leg* d = x.d
     if not x.flags & X_WAITING or d == NULL:
         return
     x.status = 499
     x.d = NULL
     d.exchange = NULL
     finish(x, LB_R_CLIENT_CLOSED)
-    server_abort(d)
+    d.calls.abort(d)
 
 
 cdef bint on_upstream_full(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    return x != NULL and x.u != NULL and (x.u.base.flags & IO_FULL) != 0
+    return x != NULL and x.u != NULL and x.u.calls.full(x.u)
 
 
 cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     x.progress_ms = x.r.now_ms
     if x.d != NULL:
-        server_resume(x.d)
+        x.d.calls.resume(x.d)
     if x.flags & X_TUNNEL:
         pass_tunnel_ends(x)
 
@@ -857,16 +838,16 @@ cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
 
 cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    cdef conn* d = x.d
-    cdef conn* u = x.u
+    cdef leg* d = x.d
+    cdef leg* u = x.u
     cdef int i
     cdef int64_t now
     x.progress_ms = x.r.now_ms
     x.upstream_bytes_in += h.size
     if h.status < 200 and h.status != 101:
         # Interim responses go to those who know them (RFC 9110 15.2), and the wait goes on.
-        if x.minor >= 1:
-            x.bytes_out += server_send_head(d, h)
+        if x.version > 10:
+            x.bytes_out += d.calls.send_head(d, h)
         return
     now = monotonic_ns()
     x.first_byte_ns = now - x.mark_ns
@@ -876,19 +857,19 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     x.wait_deadline_ms = INT64_MAX
     if not x.flags & X_REQUEST_DONE:
         # An early answer: the rest of the body will not be relayed, so the client is told that this is the end.
-        d.flags |= H1_CLOSE
-    if h.keep_alive_timeout > 0 and h.keep_alive_timeout * 1000 - 500 < u.idle_timeout_ms:
-        u.idle_timeout_ms = h.keep_alive_timeout * 1000 - 500
+        d.flags |= LEG_CLOSE
+    if h.keep_alive_timeout > 0 and h.keep_alive_timeout * 1000 - 500 < u.c.idle_timeout_ms:
+        u.c.idle_timeout_ms = h.keep_alive_timeout * 1000 - 500
     if not has_date(h):
         head_add(h, b"Date", 4, http_date(x.r), 29)
     if h.status == 101:
-        x.bytes_out += server_send_head(d, h)
+        x.bytes_out += d.calls.send_head(d, h)
         open_tunnel(x)
         return
     for i in range(h.field_count):
         if h.fields[i].id == FIELD_UPGRADE:
             h.fields[i].drop = True
-    x.bytes_out += server_send_head(d, h)
+    x.bytes_out += d.calls.send_head(d, h)
     wait_until(x, 0)
 
 
@@ -923,10 +904,7 @@ cdef void on_response_body(void* exchange_pointer, const char* data, size_t size
     x.progress_ms = x.r.now_ms
     if x.d == NULL:
         return
-    if x.flags & X_TUNNEL:
-        conn_write(x.d, data, size)
-    else:
-        server_send_body(x.d, data, size)
+    x.d.calls.send_body(x.d, data, size)
 
 
 cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil:
@@ -937,18 +915,19 @@ cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil
         return
     x.flags |= X_RESPONSE_DONE
     if x.d != NULL:
-        server_send_end(x.d, trailers)
+        x.d.calls.send_end(x.d, trailers)
     finish(x, LB_R_OK)
 
 
 cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
     """The endpoint cannot go on."""
     cdef exchange* x = <exchange*>exchange_pointer
-    cdef bint silent = (x.u.flags & H1_GOT_BYTES) == 0
+    cdef bint silent = (x.u.flags & LEG_GOT_BYTES) == 0
     if x.flags & X_TUNNEL:
         finish(x, LB_R_OK if x.flags & (X_UPSTREAM_ENDED | X_CLIENT_ENDED) else reason)
-    elif not x.flags & X_RESPONSE_STARTED and silent and (reason == LB_R_UPSTREAM_CLOSED
-            or reason == LB_R_UPSTREAM_RESET):
+    elif not x.flags & X_RESPONSE_STARTED and silent and reason in (
+        LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED
+    ):
         attempt_failed(x, reason)
     else:
         fail(x, reason)
@@ -956,7 +935,7 @@ cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
 
 cdef bint on_client_full(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    if x.d == NULL or not x.d.base.flags & IO_FULL:
+    if x.d == NULL or not x.d.calls.full(x.d):
         return False
     set_timer(x)  # from now on the client's patience counts, not the endpoint's
     return True
@@ -966,7 +945,7 @@ cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     x.progress_ms = x.r.now_ms
     if x.u != NULL:
-        client_resume(x.u)
+        x.u.calls.resume(x.u)
     if x.flags & X_TUNNEL:
         pass_tunnel_ends(x)
 
@@ -976,15 +955,11 @@ cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
 cdef void open_tunnel(exchange* x) noexcept nogil:
     """101: from here on bytes pass both ways untouched. The table is not needed any more."""
     x.flags |= X_TUNNEL
-    x.d.state = SERVER_TUNNEL
-    x.d.flags |= H1_CLOSE
     x.idle_timeout_ms = x.rt.tunnel_timeout_ms
     x.request_deadline_ms = INT64_MAX
     leave_table(x)
     wait_until(x, 0)
-    server_resume(x.d)
-    if x.d.parked != NULL or x.d.base.flags & IO_READABLE:
-        io_enqueue(&x.d.base)
+    x.d.calls.resume(x.d)
 
 
 cdef void leave_table(exchange* x) noexcept nogil:
@@ -1030,12 +1005,12 @@ cdef void leave_table(exchange* x) noexcept nogil:
 cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
     """Pass a half's end on once its last byte is out; the tunnel is over when both halves have ended."""
     batch_flush(x.r)
-    if x.flags & X_CLIENT_SHUT and x.u != NULL and x.u.out_bytes == 0:
+    if x.flags & X_CLIENT_SHUT and x.u != NULL and x.u.calls.waiting(x.u) == 0:
         x.flags &= ~<uint32_t>X_CLIENT_SHUT
-        shutdown(x.u.base.fd, SHUT_WR)
-    if x.flags & X_UPSTREAM_SHUT and x.d != NULL and x.d.out_bytes == 0:
+        x.u.calls.shut(x.u)
+    if x.flags & X_UPSTREAM_SHUT and x.d != NULL and x.d.calls.waiting(x.d) == 0:
         x.flags &= ~<uint32_t>X_UPSTREAM_SHUT
-        shutdown(x.d.base.fd, SHUT_WR)
+        x.d.calls.shut(x.d)
     if (x.flags & (X_CLIENT_ENDED | X_UPSTREAM_ENDED)) == (X_CLIENT_ENDED | X_UPSTREAM_ENDED) and not (
         x.flags & (X_CLIENT_SHUT | X_UPSTREAM_SHUT)
     ):
@@ -1044,17 +1019,16 @@ cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------------- answers
 
-cdef void on_request_refused(conn* d, int reason, listener_view* view) noexcept nogil:
+cdef void on_request_refused(leg* d, int reason, listener_view* view) noexcept nogil:
     """A request whose head is not understood: an exchange without host and route, so that it is counted and logged."""
     cdef exchange* x
     if lb_reason_statuses[reason] == 0 or view == NULL:
-        server_close(d, reason)
+        d.calls.refuse(d, reason)
         return
     x = exchange_new(d, view)
     if x == NULL:
-        server_close(d, LB_R_NO_MEMORY)
+        d.calls.refuse(d, LB_R_NO_MEMORY)
         return
-    x.minor = 1
     make_request_id(x)
     refuse(x, reason)
 
@@ -1080,20 +1054,20 @@ cdef void fail(exchange* x, int reason) noexcept nogil:
 
 
 cdef void abort_client(exchange* x, int reason) noexcept nogil:
-    cdef conn* d = x.d
+    cdef leg* d = x.d
     x.d = NULL
     if d != NULL:
         d.exchange = NULL
     finish(x, reason)
     if d != NULL:
-        server_abort(d)
+        d.calls.abort(d)
 
 
 cdef void drop_upstream(exchange* x) noexcept nogil:
-    cdef conn* u = x.u
+    cdef leg* u = x.u
     x.u = NULL
     if u != NULL:
-        upstream_close(u)
+        u.calls.abort(u)
     release_place(x)
 
 
@@ -1191,11 +1165,12 @@ cdef void answer(exchange* x, int status, int reason, const char* body, size_t s
     x.status = <uint16_t>status
     x.flags |= X_RESPONSE_STARTED | X_RESPONSE_DONE
     if x.flags & X_HAS_BODY and not x.flags & X_REQUEST_DONE:
-        x.d.flags |= H1_CLOSE
-    x.bytes_out += server_send_head(x.d, h)
+        x.d.flags |= LEG_CLOSE
+    x.bytes_out += x.d.calls.send_head(x.d, h)
     if size and not x.flags & X_HEAD:
-        conn_write(x.d, body, size)
+        x.d.calls.send_body(x.d, body, size)
         x.bytes_out += size
+    x.d.calls.send_end(x.d, NULL)
     batch_flush(r)
     finish(x, reason)
 
@@ -1229,7 +1204,7 @@ cdef int64_t idle_deadline(exchange* x) noexcept nogil:
         limit = x.view.idle_timeout_ms
     elif not x.flags & (X_TUNNEL | X_RESPONSE_STARTED):
         return INT64_MAX  # the response's own timeout holds
-    elif x.view != NULL and x.d != NULL and x.d.out_bytes and 0 < x.view.idle_timeout_ms < limit:
+    elif x.view != NULL and x.d != NULL and x.d.calls.waiting(x.d) and 0 < x.view.idle_timeout_ms < limit:
         limit = x.view.idle_timeout_ms  # it is the client that does not take what is there
     return x.progress_ms + limit if limit > 0 else INT64_MAX
 
@@ -1269,9 +1244,9 @@ cdef int idle_reason(exchange* x) noexcept nogil:
     """Whose fault the standstill is: who does not take what is there for it, else who does not send what it owes."""
     if x.flags & X_TUNNEL:
         return LB_R_TUNNEL_TIMEOUT
-    if x.d != NULL and x.d.out_bytes:
+    if x.d != NULL and x.d.calls.waiting(x.d):
         return LB_R_CLIENT_IDLE_TIMEOUT
-    if x.flags & X_RESPONSE_STARTED or (x.u != NULL and x.u.out_bytes):
+    if x.flags & X_RESPONSE_STARTED or (x.u != NULL and x.u.calls.waiting(x.u)):
         return LB_R_UPSTREAM_IDLE_TIMEOUT
     return LB_R_CLIENT_IDLE_TIMEOUT
 
@@ -1288,8 +1263,8 @@ cdef upstream_traffic* upstream_stats(exchange* x) noexcept nogil:
 cdef void finish(exchange* x, int reason) noexcept nogil:
     """Give everything back, count, log, and let the client's connection go on."""
     cdef reactor* r = x.r
-    cdef conn* d = x.d
-    cdef conn* u = x.u
+    cdef leg* d = x.d
+    cdef leg* u = x.u
     leave_line(x)
     timer_cancel(&x.timer)
     x.reason = <uint8_t>reason
@@ -1299,11 +1274,11 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
     if u != NULL:
         # A response that is complete while its request is not leaves the connection out of step.
         if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
-            if x.up.max_requests_per_connection and u.requests >= <uint32_t>x.up.max_requests_per_connection:
-                u.flags |= H1_CLOSE
-            upstream_release(u)
+            if x.up.max_requests_per_connection and u.c.requests >= <uint32_t>x.up.max_requests_per_connection:
+                u.flags |= LEG_CLOSE
+            u.calls.done(u)
         else:
-            upstream_close(u)
+            u.calls.abort(u)
     release_place(x)
     if x.request != NULL:
         page_free(&r.pages, x.request)
@@ -1313,7 +1288,7 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
     bump(&r.counts.exchanges_ended)
     slab_free(&r.exchange_slab, x)
     if d != NULL:
-        server_done(d)
+        d.calls.done(d)
 
 
 cdef void account(exchange* x) noexcept nogil:
@@ -1344,18 +1319,15 @@ cdef void account(exchange* x) noexcept nogil:
 cdef void cut_off(reactor* r) noexcept nogil:
     """The daemon stops: what is under way ends with a reason and a log record like everything else."""
     cdef conn* c = <conn*>r.connections
-    cdef conn* following
-    cdef exchange* x
+    cdef void* exchange
     while c != NULL:
-        following = c.next_all
-        if c.ep == NULL and c.exchange != NULL:
-            x = <exchange*>c.exchange
-            x.d = NULL
-            c.exchange = NULL
-            if x.u == following and following != NULL:
-                following = following.next_all  # goes with its exchange
-            finish(x, LB_R_SHUTDOWN)
-        c = following
+        # An exchange that ends closes connections of its own. They leave the list, but still point on along it, and
+        # their memory stays until the end of the turn.
+        if c.ep == NULL and c.leg.exchange != NULL and not c.base.flags & IO_DEAD:
+            exchange = c.leg.exchange
+            c.leg.exchange = NULL
+            on_request_failed(exchange, LB_R_SHUTDOWN)
+        c = c.next_all
 
 
 cdef void exchange_install(shared* s) noexcept nogil:

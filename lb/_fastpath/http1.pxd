@@ -10,8 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from lb._fastpath.c.sys cimport ssize_t
 from lb._fastpath.message cimport head
 from lb._fastpath.reactor cimport io, reactor
-from lb._fastpath.table cimport listener_view
-from lb._fastpath.transport cimport chunk_state, conn
+from lb._fastpath.transport cimport conn, exchange_calls, leg, outgoing
 
 cdef enum:
     MAX_INTERIM_RESPONSES = 32
@@ -35,53 +34,30 @@ cdef enum:  # conn.state, upstream side
 cdef enum:  # conn.flags
     H1_CHUNKED_IN = 1
     H1_CHUNKED_OUT = 2
-    H1_CLOSE = 4  # close when this exchange is over
     H1_NO_BODY = 8  # what is being received (upstream) or sent (client) has no body whatever its head says
     H1_PAUSED = 16  # stop reading: the other side is full or not there yet
     H1_UNTIL_CLOSE = 32  # the body ends with the connection
-    H1_REUSED = 64  # not its first exchange
     H1_UPGRADE = 128  # the request asked for an upgrade
-    H1_GOT_BYTES = 256  # some of this response has come
     H1_LISTED = 512  # in the list of idle clients
     H1_KEEP_ALIVE_10 = 1024  # an HTTP/1.0 client that asked for keep-alive
 
-cdef struct exchange_calls:
-    # What the codecs tell the exchange. `downstream` and `upstream` are the codec's connection or stream.
-    void (*request_head)(conn* downstream, head* h, listener_view* view) noexcept nogil
-    void (*request_refused)(conn* downstream, int reason, listener_view* view) noexcept nogil
-    void (*request_body)(void* exchange, const char* data, size_t size) noexcept nogil
-    void (*request_end)(void* exchange, head* trailers) noexcept nogil
-    void (*request_failed)(void* exchange, int reason) noexcept nogil
-    void (*client_half_closed)(void* exchange) noexcept nogil
-    void (*client_drained)(void* exchange) noexcept nogil
-    bint (*upstream_full)(void* exchange) noexcept nogil
-    void (*upstream_drained)(void* exchange) noexcept nogil
-    void (*response_head)(void* exchange, head* h) noexcept nogil
-    void (*response_body)(void* exchange, const char* data, size_t size) noexcept nogil
-    void (*response_end)(void* exchange, head* trailers) noexcept nogil
-    void (*response_failed)(void* exchange, int reason) noexcept nogil
-    bint (*client_full)(void* exchange) noexcept nogil
-    void (*client_gone)(conn* downstream) noexcept nogil  # after it was closed: give back what its acceptance took
-
 cdef void http1_set_calls(exchange_calls* calls) noexcept nogil
+
+# Both sides
+cdef void leg_shut(leg* l) noexcept nogil
+cdef bint leg_full(leg* l) noexcept nogil
+cdef size_t leg_waiting(leg* l) noexcept nogil
 
 # The client's side
 cdef void server_open(conn* c) noexcept nogil
-cdef size_t server_send_head(conn* c, head* h) noexcept nogil
-cdef void server_send_body(conn* c, const char* data, size_t size) noexcept nogil
-cdef void server_send_end(conn* c, head* trailers) noexcept nogil
-cdef void server_done(conn* c) noexcept nogil
-cdef void server_abort(conn* c) noexcept nogil
-cdef void server_resume(conn* c) noexcept nogil
 cdef void server_close(conn* c, int reason) noexcept nogil
 cdef void server_drain_idle(reactor* r, int reason, int most) noexcept nogil
 
 # The upstream's side
 cdef size_t request_size(const head* h) noexcept nogil
 cdef size_t build_request(const head* h, char* out) noexcept nogil
-cdef void client_start(conn* c, void* exchange, bint no_body, bint upgrade) noexcept nogil
-cdef void client_ready(io* source) noexcept nogil
-cdef void client_send_body(conn* c, const char* data, size_t size) noexcept nogil
-cdef void client_send_end(conn* c, head* trailers) noexcept nogil
-cdef void client_resume(conn* c) noexcept nogil
+cdef void client_start(leg* l, void* exchange, const outgoing* request) noexcept nogil
+cdef void client_send_body(leg* l, const char* data, size_t size) noexcept nogil
+cdef void client_send_end(leg* l, head* trailers) noexcept nogil
+cdef void client_resume(leg* l) noexcept nogil
 cdef bint client_reusable(conn* c) noexcept nogil

@@ -49,7 +49,7 @@ from lb._fastpath.reactor cimport (
     current_table,
     io_enqueue,
 )
-from lb._fastpath.table cimport table
+from lb._fastpath.table cimport listener_view, table
 from lb._fastpath.timers cimport timer, timer_rest, timer_set
 from lb._fastpath.transport cimport (
     IO_FULL,
@@ -64,6 +64,10 @@ from lb._fastpath.transport cimport (
     conn_receive,
     conn_write,
     conn_write_copy,
+    LEG_CLOSE,
+    LEG_GOT_BYTES,
+    LEG_REUSED,
+    leg_calls,
     out_commit,
     out_reserve,
 )
@@ -72,10 +76,21 @@ cdef enum:
     PARK_LIMIT = 262144  # a full head and a full read behind it, and some more
 
 cdef exchange_calls calls
+cdef leg_calls server_calls
 
 
 cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(exchange_calls))
+    server_calls.send_head = server_send_head
+    server_calls.send_body = server_send_body
+    server_calls.send_end = server_send_end
+    server_calls.shut = leg_shut
+    server_calls.resume = server_resume
+    server_calls.full = leg_full
+    server_calls.waiting = leg_waiting
+    server_calls.done = server_done
+    server_calls.refuse = server_no_answer
+    server_calls.abort = server_abort
 
 
 # --------------------------------------------------------------------------------------------- the client's side: life
@@ -126,6 +141,8 @@ cdef void idle_unlink(conn* c) noexcept nogil:
 
 cdef void server_open(conn* c) noexcept nogil:
     """A client has connected; everything but the codec's part is set."""
+    c.leg.calls = &server_calls
+    c.leg.c = c
     c.state = SERVER_IDLE
     c.base.ready = server_ready
     c.timer.fire = server_timeout
@@ -148,10 +165,14 @@ cdef void server_gone(conn* c, bint reset) noexcept nogil:
     calls.client_gone(c)
 
 
-cdef void server_abort(conn* c) noexcept nogil:
+cdef void server_no_answer(leg* l, int reason) noexcept nogil:
+    server_close(l.c, reason)
+
+
+cdef void server_abort(leg* l) noexcept nogil:
     """The response cannot be completed: cut the connection so that the client does not take it for whole."""
-    c.exchange = NULL
-    server_gone(c, True)
+    l.exchange = NULL
+    server_gone(l.c, True)
 
 
 cdef void server_timeout(timer* t) noexcept nogil:
@@ -185,9 +206,9 @@ cdef void server_ready(io* source) noexcept nogil:
             server_broken(c)
             batch_flush(r)
             return
-        if c.exchange != NULL:
+        if c.leg.exchange != NULL:
             if not source.flags & IO_FULL:
-                calls.client_drained(c.exchange)
+                calls.client_drained(c.leg.exchange)
         elif c.state == SERVER_CLOSING:
             if c.out_bytes == 0:
                 server_linger(c)
@@ -207,9 +228,9 @@ cdef void server_ready(io* source) noexcept nogil:
 
 cdef void server_broken(conn* c) noexcept nogil:
     """A reset, or a write that failed."""
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     if exchange != NULL:
-        c.exchange = NULL
+        c.leg.exchange = NULL
         calls.request_failed(exchange, LB_R_CLIENT_RESET)
         server_gone(c, False)
     elif c.state == SERVER_IDLE or c.state == SERVER_HEAD:
@@ -224,14 +245,14 @@ cdef void server_read(conn* c) noexcept nogil:
     cdef int64_t budget = TURN_BYTES
     while c.base.flags & IO_READABLE and not c.base.flags & IO_DEAD:
         if c.state == SERVER_WAIT:
-            if c.base.flags & IO_HALF_CLOSED and c.exchange != NULL:
-                calls.client_half_closed(c.exchange)
+            if c.base.flags & IO_HALF_CLOSED and c.leg.exchange != NULL:
+                calls.client_half_closed(c.leg.exchange)
             return
         if c.state == SERVER_IDLE and c.base.flags & IO_FULL:
             return
         if (c.state == SERVER_BODY or c.state == SERVER_TUNNEL):
             batch_flush(r)
-            if not c.flags & H1_PAUSED and calls.upstream_full(c.exchange):
+            if not c.flags & H1_PAUSED and calls.upstream_full(c.leg.exchange):
                 c.flags |= H1_PAUSED
             if c.flags & H1_PAUSED:
                 return
@@ -272,8 +293,8 @@ cdef void server_input(conn* c, const char* p, size_t n) noexcept nogil:
 
 cdef void server_overrun(conn* c) noexcept nogil:
     """No room for what the client has sent ahead."""
-    cdef void* exchange = c.exchange
-    c.exchange = NULL
+    cdef void* exchange = c.leg.exchange
+    c.leg.exchange = NULL
     if exchange != NULL:
         calls.request_failed(exchange, LB_R_NO_MEMORY)
         server_gone(c, True)
@@ -296,11 +317,11 @@ cdef void server_take_parked(conn* c) noexcept nogil:
 
 
 cdef void server_end_of_input(conn* c) noexcept nogil:
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     if c.state == SERVER_TUNNEL:
         calls.request_end(exchange, NULL)
     elif c.state == SERVER_BODY:
-        c.exchange = NULL
+        c.leg.exchange = NULL
         calls.request_failed(exchange, LB_R_CLIENT_CLOSED)
         server_gone(c, False)
     elif c.state == SERVER_IDLE or c.state == SERVER_HEAD:
@@ -326,7 +347,7 @@ cdef size_t server_consume(conn* c, const char* p, size_t n) noexcept nogil:
         elif c.state == SERVER_TUNNEL:
             if c.flags & H1_PAUSED:
                 return at
-            calls.request_body(c.exchange, p + at, n - at)
+            calls.request_body(c.leg.exchange, p + at, n - at)
             return n
         elif c.state == SERVER_WAIT:
             return at
@@ -364,12 +385,13 @@ cdef size_t server_head(conn* c, const char* p, size_t n) noexcept nogil:
     h.size = <uint32_t>used
     c.minor = <uint8_t>h.minor
     c.flags = 0
+    c.leg.flags = 0
     if h.method == METHOD_HEAD:
         c.flags |= H1_NO_BODY
     if not h.keep_alive or lb_peek_int(&r.s.draining) or (
         view.max_requests_per_connection and c.requests >= <uint32_t>view.max_requests_per_connection
     ):
-        c.flags |= H1_CLOSE
+        c.leg.flags |= LEG_CLOSE
     elif h.minor == 0:
         c.flags |= H1_KEEP_ALIVE_10
     if h.has_body:
@@ -381,7 +403,7 @@ cdef size_t server_head(conn* c, const char* p, size_t n) noexcept nogil:
             memset(&c.chunk, 0, sizeof(c.chunk))
     else:
         c.state = SERVER_WAIT
-    calls.request_head(c, h, view)
+    calls.request_head(&c.leg, h, view)
     return <size_t>used
 
 
@@ -389,10 +411,11 @@ cdef void server_refuse(conn* c, int reason, listener_view* view) noexcept nogil
     """A request that is not understood or not wanted: answer it if it can be answered, then close."""
     idle_unlink(c)
     timer_rest(&c.timer)
-    c.flags = H1_CLOSE
+    c.flags = 0
+    c.leg.flags = LEG_CLOSE
     c.minor = 1
     c.state = SERVER_BODY  # whatever follows is not the next request
-    calls.request_refused(c, reason, view)
+    calls.request_refused(&c.leg, reason, view)
 
 
 cdef size_t server_body(conn* c, const char* p, size_t n) noexcept nogil:
@@ -400,7 +423,7 @@ cdef size_t server_body(conn* c, const char* p, size_t n) noexcept nogil:
     cdef const char* data = NULL
     cdef ssize_t trailers
     cdef int step
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     if exchange == NULL:
         return n
     if not c.flags & H1_CHUNKED_IN:
@@ -410,7 +433,7 @@ cdef size_t server_body(conn* c, const char* p, size_t n) noexcept nogil:
         if c.body_left == 0:
             c.state = SERVER_WAIT
         calls.request_body(exchange, p, n)
-        if c.state == SERVER_WAIT and c.exchange == exchange:
+        if c.state == SERVER_WAIT and c.leg.exchange == exchange:
             calls.request_end(exchange, NULL)
         return n
     step = chunk_next(&c.chunk, p, n, &used, &data, &size)
@@ -427,14 +450,15 @@ cdef size_t server_body(conn* c, const char* p, size_t n) noexcept nogil:
             return used
         step = CHUNK_BAD
     if step == CHUNK_BAD:
-        c.flags |= H1_CLOSE
+        c.leg.flags |= LEG_CLOSE
         calls.request_failed(exchange, LB_R_BAD_CHUNK)
         return n
     return used
 
 
-cdef void server_resume(conn* c) noexcept nogil:
+cdef void server_resume(leg* l) noexcept nogil:
     """The exchange takes body bytes again."""
+    cdef conn* c = l.c
     if c.flags & H1_PAUSED:
         c.flags &= ~<uint16_t>H1_PAUSED
         if c.parked != NULL or c.base.flags & IO_READABLE:
@@ -494,8 +518,11 @@ cdef char* put_number(char* out, uint64_t value) noexcept nogil:
     return out
 
 
-cdef size_t server_send_head(conn* c, head* h) noexcept nogil:
-    """A response head, with the framing this client understands. A status below 200 is an interim response."""
+cdef size_t server_send_head(leg* l, head* h) noexcept nogil:
+    """A response head, with the framing this client understands. A status below 200 is an interim response; after 101
+    the connection is a tunnel.
+    """
+    cdef conn* c = l.c
     cdef reactor* r = c.base.r
     cdef char* start
     cdef char* out
@@ -526,17 +553,21 @@ cdef size_t server_send_head(conn* c, head* h) noexcept nogil:
                 c.flags |= H1_CHUNKED_OUT
                 out = put(out, b"Transfer-Encoding: chunked\r\n", 28)
             else:
-                c.flags |= H1_CLOSE
+                c.leg.flags |= LEG_CLOSE
         elif h.chunked and h.status == 200 and c.minor >= 1:
             out = put(out, b"Transfer-Encoding: chunked\r\n", 28)
         if lb_peek_int(&r.s.draining):
-            c.flags |= H1_CLOSE
-        if c.flags & H1_CLOSE:
+            c.leg.flags |= LEG_CLOSE
+        if c.leg.flags & LEG_CLOSE:
             out = put(out, b"Connection: close\r\n", 19)
         elif c.flags & H1_KEEP_ALIVE_10:
             out = put(out, b"Connection: keep-alive\r\n", 24)
     elif h.status == 101:
         out = put(out, b"Connection: upgrade\r\n", 21)
+        c.leg.flags |= LEG_CLOSE
+        c.state = SERVER_TUNNEL
+        if c.parked != NULL or c.base.flags & IO_READABLE:
+            io_enqueue(&c.base)
     out = put(out, b"\r\n", 2)
     out_commit(c, <size_t>(out - start))
     return <size_t>(out - start)
@@ -572,7 +603,8 @@ cdef void put_last_chunk(conn* c, head* trailers) noexcept nogil:
     out_commit(c, <size_t>(out - start))
 
 
-cdef void server_send_body(conn* c, const char* data, size_t size) noexcept nogil:
+cdef void server_send_body(leg* l, const char* data, size_t size) noexcept nogil:
+    cdef conn* c = l.c
     if size == 0:
         return
     if c.flags & H1_CHUNKED_OUT:
@@ -581,18 +613,31 @@ cdef void server_send_body(conn* c, const char* data, size_t size) noexcept nogi
         conn_write(c, data, size)
 
 
-cdef void server_send_end(conn* c, head* trailers) noexcept nogil:
-    if c.flags & H1_CHUNKED_OUT:
-        put_last_chunk(c, trailers)
+cdef void server_send_end(leg* l, head* trailers) noexcept nogil:
+    if l.c.flags & H1_CHUNKED_OUT:
+        put_last_chunk(l.c, trailers)
 
 
-cdef void server_done(conn* c) noexcept nogil:
+cdef void leg_shut(leg* l) noexcept nogil:
+    shutdown(l.c.base.fd, SHUT_WR)
+
+
+cdef bint leg_full(leg* l) noexcept nogil:
+    return (l.c.base.flags & IO_FULL) != 0
+
+
+cdef size_t leg_waiting(leg* l) noexcept nogil:
+    return l.c.out_bytes
+
+
+cdef void server_done(leg* l) noexcept nogil:
     """The exchange is over and its response is on its way."""
+    cdef conn* c = l.c
     cdef reactor* r = c.base.r
-    c.exchange = NULL
+    l.exchange = NULL
     if c.base.flags & IO_DEAD:
         return
-    if c.state == SERVER_WAIT and not c.flags & H1_CLOSE:
+    if c.state == SERVER_WAIT and not c.leg.flags & LEG_CLOSE:
         c.state = SERVER_IDLE
         batch_flush(r)
         if c.out_bytes == 0:
@@ -690,19 +735,24 @@ cdef size_t build_request(const head* h, char* out) noexcept nogil:
     return <size_t>(out - start)
 
 
-cdef void client_start(conn* c, void* exchange, bint no_body, bint upgrade) noexcept nogil:
+cdef void client_start(leg* l, void* exchange, const outgoing* request) noexcept nogil:
     """Begin an exchange on a connected upstream connection."""
-    c.exchange = exchange
+    cdef conn* c = l.c
+    l.exchange = exchange
+    l.flags = LEG_REUSED if c.requests else 0
     c.base.ready = client_ready
     c.state = CLIENT_HEAD
-    c.flags = H1_REUSED if c.requests else 0
-    if no_body:
+    c.flags = 0
+    if request.no_body_expected:
         c.flags |= H1_NO_BODY
-    if upgrade:
+    if request.upgrade:
         c.flags |= H1_UPGRADE
+    if request.chunked:
+        c.flags |= H1_CHUNKED_OUT
     c.requests += 1
     c.body_left = 0
     c.minor = 0  # interim responses seen
+    conn_write(c, request.at, request.size)
 
 
 cdef void client_ready(io* source) noexcept nogil:
@@ -710,8 +760,8 @@ cdef void client_ready(io* source) noexcept nogil:
     cdef reactor* r = source.r
     if c.out_bytes and source.flags & IO_WRITABLE and not source.flags & IO_BROKEN:
         conn_drain(c)
-        if not source.flags & (IO_BROKEN | IO_FULL) and c.exchange != NULL:
-            calls.upstream_drained(c.exchange)
+        if not source.flags & (IO_BROKEN | IO_FULL) and c.leg.exchange != NULL:
+            calls.upstream_drained(c.leg.exchange)
     if not source.flags & IO_DEAD and c.parked != NULL and not c.flags & H1_PAUSED:
         client_take_parked(c)
     # A server may answer and reset at once: what it said is read before the reset counts.
@@ -724,9 +774,9 @@ cdef void client_read(conn* c) noexcept nogil:
     cdef reactor* r = c.base.r
     cdef ssize_t n
     cdef int64_t budget = TURN_BYTES
-    while c.base.flags & (IO_READABLE | IO_BROKEN) and not c.base.flags & IO_DEAD and c.exchange != NULL:
+    while c.base.flags & (IO_READABLE | IO_BROKEN) and not c.base.flags & IO_DEAD and c.leg.exchange != NULL:
         batch_flush(r)
-        if not c.flags & H1_PAUSED and calls.client_full(c.exchange):
+        if not c.flags & H1_PAUSED and calls.client_full(c.leg.exchange):
             c.flags |= H1_PAUSED
         if c.flags & H1_PAUSED:
             return
@@ -749,7 +799,7 @@ cdef void client_read(conn* c) noexcept nogil:
 
 
 cdef void client_failed(conn* c, int reason) noexcept nogil:
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     if exchange == NULL:
         return
     if c.state == CLIENT_BODY and (reason == LB_R_UPSTREAM_RESET or reason == LB_R_UPSTREAM_CLOSED):
@@ -761,8 +811,8 @@ cdef void client_end_of_input(conn* c) noexcept nogil:
     if c.state == CLIENT_TUNNEL or (c.state == CLIENT_BODY and c.flags & H1_UNTIL_CLOSE):
         if c.state == CLIENT_BODY:
             c.state = CLIENT_DONE
-        c.flags |= H1_CLOSE
-        calls.response_end(c.exchange, NULL)
+        c.leg.flags |= LEG_CLOSE
+        calls.response_end(c.leg.exchange, NULL)
     else:
         client_failed(c, LB_R_UPSTREAM_CLOSED)
 
@@ -771,7 +821,7 @@ cdef void client_input(conn* c, const char* p, size_t n) noexcept nogil:
     cdef size_t used = 0
     if c.parked == NULL:
         used = client_consume(c, p, n)
-        if c.base.flags & IO_DEAD or c.exchange == NULL or used == n:
+        if c.base.flags & IO_DEAD or c.leg.exchange == NULL or used == n:
             return
         batch_flush(c.base.r)
         if not conn_park(c, p + used, n - used, PARK_LIMIT):
@@ -791,7 +841,7 @@ cdef void client_take_parked(conn* c) noexcept nogil:
     used = client_consume(c, page_data(p) + p.start, p.end - p.start)
     batch_flush(r)
     p.start += <uint32_t>used
-    if c.base.flags & IO_DEAD or c.exchange == NULL or p.start == p.end:
+    if c.base.flags & IO_DEAD or c.leg.exchange == NULL or p.start == p.end:
         page_free(&r.pages, p)
     else:
         c.parked = p
@@ -800,10 +850,10 @@ cdef void client_take_parked(conn* c) noexcept nogil:
 cdef size_t client_consume(conn* c, const char* p, size_t n) noexcept nogil:
     """Handle as much as the state allows. After the end of the response the connection may already be somebody
     else's: then
-    `c.exchange` has changed, and what is left over has already made it unfit for reuse."""
+    `c.leg.exchange` has changed, and what is left over has already made it unfit for reuse."""
     cdef size_t at = 0, used
-    cdef void* exchange = c.exchange
-    while at < n and not c.base.flags & IO_DEAD and c.exchange == exchange:
+    cdef void* exchange = c.leg.exchange
+    while at < n and not c.base.flags & IO_DEAD and c.leg.exchange == exchange:
         if c.flags & H1_PAUSED:
             return at
         if c.state == CLIENT_HEAD:
@@ -823,14 +873,14 @@ cdef size_t client_consume(conn* c, const char* p, size_t n) noexcept nogil:
 
 cdef size_t client_head(conn* c, const char* p, size_t n) noexcept nogil:
     cdef head* h = &c.base.r.message
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     cdef ssize_t used
     batch_flush(c.base.r)
     used = parse_response(p, n, h)
     if used == 0:
-        c.flags |= H1_GOT_BYTES
+        c.leg.flags |= LEG_GOT_BYTES
         return 0
-    c.flags |= H1_GOT_BYTES
+    c.leg.flags |= LEG_GOT_BYTES
     if used < 0:
         client_failed(c, <int>-used)
         return n
@@ -839,11 +889,11 @@ cdef size_t client_head(conn* c, const char* p, size_t n) noexcept nogil:
         return client_interim(c, h, <size_t>used)
     c.state = CLIENT_BODY
     if not h.keep_alive:
-        c.flags |= H1_CLOSE
+        c.leg.flags |= LEG_CLOSE
     # Who announces a body and must not have one may send it all the same: never use that connection again.
     if c.flags & H1_NO_BODY or h.status == 204 or h.status == 304:
         if h.has_body and not c.flags & H1_NO_BODY and h.status == 204:
-            c.flags |= H1_CLOSE
+            c.leg.flags |= LEG_CLOSE
         h.has_body = False
         c.flags |= H1_NO_BODY
         c.state = CLIENT_DONE
@@ -855,12 +905,13 @@ cdef size_t client_head(conn* c, const char* p, size_t n) noexcept nogil:
         if h.content_length == 0:
             c.state = CLIENT_DONE
     else:
-        c.flags |= H1_UNTIL_CLOSE | H1_CLOSE
+        c.flags |= H1_UNTIL_CLOSE
+        c.leg.flags |= LEG_CLOSE
         h.has_body = True
     if c.state == CLIENT_DONE and <size_t>used < n:
-        c.flags |= H1_CLOSE  # bytes behind the response: nobody asked for them
+        c.leg.flags |= LEG_CLOSE  # bytes behind the response: nobody asked for them
     calls.response_head(exchange, h)
-    if c.exchange == exchange and c.state == CLIENT_DONE and not c.base.flags & IO_DEAD:
+    if c.leg.exchange == exchange and c.state == CLIENT_DONE and not c.base.flags & IO_DEAD:
         calls.response_end(exchange, NULL)
     return <size_t>used
 
@@ -873,11 +924,11 @@ cdef size_t client_interim(conn* c, head* h, size_t used) noexcept nogil:
             client_failed(c, LB_R_BAD_RESPONSE)
             return used
         c.state = CLIENT_TUNNEL
-        c.flags |= H1_CLOSE
+        c.leg.flags |= LEG_CLOSE
     elif c.minor > MAX_INTERIM_RESPONSES:
         client_failed(c, LB_R_BAD_RESPONSE)
         return used
-    calls.response_head(c.exchange, h)
+    calls.response_head(c.leg.exchange, h)
     return used
 
 
@@ -886,7 +937,7 @@ cdef size_t client_body(conn* c, const char* p, size_t n) noexcept nogil:
     cdef const char* data = NULL
     cdef ssize_t trailers
     cdef int step
-    cdef void* exchange = c.exchange
+    cdef void* exchange = c.leg.exchange
     if c.flags & H1_UNTIL_CLOSE:
         calls.response_body(exchange, p, n)
         return n
@@ -895,9 +946,9 @@ cdef size_t client_body(conn* c, const char* p, size_t n) noexcept nogil:
             take = <size_t>c.body_left
         c.body_left -= <int64_t>take
         calls.response_body(exchange, p, take)
-        if c.body_left == 0 and c.exchange == exchange:
+        if c.body_left == 0 and c.leg.exchange == exchange:
             if take < n:
-                c.flags |= H1_CLOSE
+                c.leg.flags |= LEG_CLOSE
             c.state = CLIENT_DONE
             calls.response_end(exchange, NULL)
         return take
@@ -910,7 +961,7 @@ cdef size_t client_body(conn* c, const char* p, size_t n) noexcept nogil:
         if trailers > 0:
             used += <size_t>trailers
             if used < n:
-                c.flags |= H1_CLOSE
+                c.leg.flags |= LEG_CLOSE
             c.state = CLIENT_DONE
             calls.response_end(exchange, &c.base.r.message)
             return used
@@ -923,7 +974,8 @@ cdef size_t client_body(conn* c, const char* p, size_t n) noexcept nogil:
     return used
 
 
-cdef void client_send_body(conn* c, const char* data, size_t size) noexcept nogil:
+cdef void client_send_body(leg* l, const char* data, size_t size) noexcept nogil:
+    cdef conn* c = l.c
     if size == 0:
         return
     if c.flags & H1_CHUNKED_OUT:
@@ -932,12 +984,13 @@ cdef void client_send_body(conn* c, const char* data, size_t size) noexcept nogi
         conn_write(c, data, size)
 
 
-cdef void client_send_end(conn* c, head* trailers) noexcept nogil:
-    if c.flags & H1_CHUNKED_OUT:
-        put_last_chunk(c, trailers)
+cdef void client_send_end(leg* l, head* trailers) noexcept nogil:
+    if l.c.flags & H1_CHUNKED_OUT:
+        put_last_chunk(l.c, trailers)
 
 
-cdef void client_resume(conn* c) noexcept nogil:
+cdef void client_resume(leg* l) noexcept nogil:
+    cdef conn* c = l.c
     if c.flags & H1_PAUSED:
         c.flags &= ~<uint16_t>H1_PAUSED
         if c.parked != NULL or c.base.flags & (IO_READABLE | IO_BROKEN):
@@ -949,7 +1002,7 @@ cdef bint client_reusable(conn* c) noexcept nogil:
     behind it.
     """
     cdef char byte
-    if c.state != CLIENT_DONE or c.flags & H1_CLOSE or c.out_bytes or c.parked != NULL:
+    if c.state != CLIENT_DONE or c.leg.flags & LEG_CLOSE or c.out_bytes or c.parked != NULL:
         return False
     if c.base.flags & (IO_BROKEN | IO_HALF_CLOSED | IO_DEAD):
         return False

@@ -569,6 +569,7 @@ cdef ssize_t parse_version(const char* start, const char* p, const char* end, he
     if p[5] != c"1":
         return -LB_R_BAD_VERSION
     h.minor = 0 if p[7] == c"0" else 1
+    h.version = 10 + h.minor
     return p - start + (10 if p[8] == c"\r" else 9)
 
 
@@ -807,6 +808,7 @@ cdef ssize_t parse_response(const char* p, size_t n, head* h) noexcept nogil:
             and lb_class[<uint8_t>p[10]] & LB_DIGIT and lb_class[<uint8_t>p[11]] & LB_DIGIT):
         return -LB_R_BAD_RESPONSE
     h.minor = 0 if p[7] == c"0" else 1
+    h.version = 10 + h.minor
     h.status = (p[9] - c"0") * 100 + (p[10] - c"0") * 10 + (p[11] - c"0")
     if h.status < 100 or h.status > 599:
         return -LB_R_BAD_RESPONSE

@@ -75,6 +75,7 @@ cdef struct head:
     int status
     span reason_phrase
     int minor  # HTTP/1.minor.
+    int version  # 10, 11 or 20
     int field_count
     field fields[MAX_FIELDS + EXTRA_FIELDS]
     # Framing and connection, derived from the fields

@@ -22,7 +22,7 @@ cdef struct log_record:
     uint16_t client_port
     uint16_t reason
     uint16_t attempts
-    uint16_t minor
+    uint16_t version
     uint32_t text_sizes[12]
 
 cdef enum:  # the texts, in order

@@ -1,4 +1,5 @@
-"""Byte streams: connections of either side, what waits to be written to them, and the bytes that were read too early.
+"""Byte streams: connections of either side, what waits to be written to them, and the bytes that were read too early;
+and legs, which is how an exchange holds on to them.
 
 Writing collects into the reactor's batch and goes out with one call when the event is handled; what the peer does not
 take waits in pages. Reading goes into the reactor's scratch, and only what cannot be handled at once moves to a page.
@@ -9,7 +10,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from lb._fastpath.c.sys cimport sockaddr_storage, ssize_t
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.memory cimport page
+from lb._fastpath.message cimport head
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
+from lb._fastpath.table cimport listener_view
 from lb._fastpath.timers cimport timer
 
 cdef enum:
@@ -42,8 +45,66 @@ cdef struct chunk_state:
     uint16_t line_bytes  # of the current size line
     uint8_t state
 
+cdef enum:  # leg.flags
+    LEG_CLOSE = 1  # its connection is not to be used again after this exchange; HTTP/2 has no need of it
+    LEG_REUSED = 2  # upstream side: not the first exchange of its connection
+    LEG_GOT_BYTES = 4  # upstream side: some of the response has come
+
+cdef struct conn
+cdef struct leg
+
+cdef struct outgoing:
+    # A request head as it waits for its connection.
+    const char* at  # HTTP/1 bytes or, when `packed`, what pack_head (message.pyx) made of the head
+    uint32_t size
+    bint packed
+    bint no_body_expected  # the answer to HEAD has none
+    bint upgrade
+    bint chunked  # a body whose length nobody knows follows
+    bint ended  # no body follows
+
+cdef struct leg_calls:
+    # How an exchange drives a codec: one constant table per codec and side.
+    void (*start)(leg* l, void* exchange, const outgoing* request) noexcept nogil  # upstream side only
+    size_t (*send_head)(leg* l, head* h) noexcept nogil  # client side only; 1xx: interim, 101: opens the tunnel
+    void (*send_body)(leg* l, const char* data, size_t size) noexcept nogil  # of a tunnel, too
+    void (*send_end)(leg* l, head* trailers) noexcept nogil  # trailers: may be NULL
+    void (*shut)(leg* l) noexcept nogil  # of a tunnel: nothing more comes for this side
+    void (*resume)(leg* l) noexcept nogil  # the other side takes bytes again: read on
+    bint (*full)(leg* l) noexcept nogil  # so much waits to be written that the other side is not to be read
+    size_t (*waiting)(leg* l) noexcept nogil  # bytes that this side has not taken yet
+    void (*done)(leg* l) noexcept nogil  # the exchange is over and lets go
+    void (*refuse)(leg* l, int reason) noexcept nogil  # client side only: a request that gets no answer
+    void (*abort)(leg* l) noexcept nogil  # it is cut off in the middle, and the peer must see that
+
+cdef struct leg:
+    # One side of an exchange as its codec carries it: a whole HTTP/1 connection, or one stream of an HTTP/2 one.
+    const leg_calls* calls
+    conn* c
+    void* exchange
+    uint32_t flags
+
+cdef struct exchange_calls:
+    # What codecs tell the exchange.
+    void (*request_head)(leg* downstream, head* h, listener_view* view) noexcept nogil
+    void (*request_refused)(leg* downstream, int reason, listener_view* view) noexcept nogil
+    void (*request_body)(void* exchange, const char* data, size_t size) noexcept nogil
+    void (*request_end)(void* exchange, head* trailers) noexcept nogil
+    void (*request_failed)(void* exchange, int reason) noexcept nogil
+    void (*client_half_closed)(void* exchange) noexcept nogil
+    void (*client_drained)(void* exchange) noexcept nogil
+    bint (*upstream_full)(void* exchange) noexcept nogil
+    void (*upstream_drained)(void* exchange) noexcept nogil
+    void (*response_head)(void* exchange, head* h) noexcept nogil
+    void (*response_body)(void* exchange, const char* data, size_t size) noexcept nogil
+    void (*response_end)(void* exchange, head* trailers) noexcept nogil
+    void (*response_failed)(void* exchange, int reason) noexcept nogil
+    bint (*client_full)(void* exchange) noexcept nogil
+    void (*client_gone)(conn* downstream) noexcept nogil  # after it was closed: give back what its acceptance took
+
 cdef struct conn:
     io base
+    leg leg  # HTTP/1: the exchange it carries
     # bytes that wait
     page* out_first
     page* out_last
@@ -54,7 +115,7 @@ cdef struct conn:
     uint16_t flags  # of the codec
     timer timer
     # the codec's
-    void* exchange
+    void* session  # HTTP/2; NULL: HTTP/1
     int64_t body_left
     chunk_state chunk
     uint32_t requests

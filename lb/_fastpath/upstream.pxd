@@ -7,16 +7,15 @@ waits for another reactor.
 """
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor
-from lb._fastpath.transport cimport conn
+from lb._fastpath.table cimport upstream_view
+from lb._fastpath.transport cimport leg
 
 cdef struct connect_calls:
-    void (*connected)(void* exchange, conn* c) noexcept nogil
+    void (*connected)(void* exchange, leg* u) noexcept nogil
     void (*connect_failed)(void* exchange, int reason) noexcept nogil
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
-cdef conn* pool_take(reactor* r, endpoint* ep) noexcept nogil
-cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reason) noexcept nogil
-cdef void upstream_release(conn* c) noexcept nogil
-cdef void upstream_close(conn* c) noexcept nogil
+cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, bint fresh,
+        bint must_be_open, bint* connecting, int* reason) noexcept nogil
 cdef void upstream_take_back(reactor* r) noexcept nogil
 cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil

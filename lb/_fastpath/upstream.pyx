@@ -16,6 +16,8 @@ from lb._fastpath.c.sys cimport (
     LB_R_CONNECT_FAILED,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
+    MSG_DONTWAIT,
+    MSG_PEEK,
     SO_ERROR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -36,6 +38,7 @@ from lb._fastpath.c.sys cimport (
     lb_swap_ptr,
     lb_try_lock,
     lb_unlock,
+    recv,
     setsockopt,
     sockaddr,
     socket,
@@ -44,7 +47,17 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected
 from lb._fastpath.counters cimport bump
 from lb._fastpath.endpoint cimport ADMIN_DOWN, idle_pool
-from lb._fastpath.http1 cimport CLIENT_UNUSED, client_reusable
+from lb._fastpath.http1 cimport (
+    CLIENT_UNUSED,
+    client_resume,
+    client_reusable,
+    client_send_body,
+    client_send_end,
+    client_start,
+    leg_full,
+    leg_shut,
+    leg_waiting,
+)
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CONNECTING,
@@ -57,13 +70,63 @@ from lb._fastpath.reactor cimport (
     io_watch,
 )
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
-from lb._fastpath.transport cimport batch_flush, conn_close, conn_leave, conn_new
+from lb._fastpath.transport cimport batch_flush, conn, conn_close, conn_leave, conn_new, leg_calls
 
 cdef connect_calls calls
+cdef leg_calls http1_calls  # how an exchange drives an HTTP/1 connection to an endpoint
 
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     memcpy(&calls, given, sizeof(connect_calls))
+    http1_calls.start = client_start
+    http1_calls.send_body = client_send_body
+    http1_calls.send_end = client_send_end
+    http1_calls.shut = leg_shut
+    http1_calls.resume = client_resume
+    http1_calls.full = leg_full
+    http1_calls.waiting = leg_waiting
+    http1_calls.done = release_leg
+    http1_calls.abort = close_leg
+
+
+# --------------------------------------------------------------------------------------------------------------- leases
+
+cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, bint fresh,
+        bint must_be_open, bint* connecting, int* reason) noexcept nogil:
+    """What carries one exchange to the endpoint: a kept connection unless `fresh`, else a new one.
+
+    While it is `connecting`, `connected` or `connect_failed` follow. With `must_be_open` a kept connection is looked at
+    first: a request that cannot be repeated must not go out on one that has been closed meanwhile. NULL with a reason
+    when there is none to be had.
+    """
+    cdef conn* c = NULL
+    connecting[0] = False
+    if not fresh:
+        c = pool_take(r, ep)
+        while c != NULL and must_be_open and not still_open(c):
+            upstream_close(c)
+            c = pool_take(r, ep)
+    if c == NULL:
+        c = upstream_connect(r, ep, exchange, reason)
+        connecting[0] = True
+    if c == NULL:
+        return NULL
+    c.leg.calls = &http1_calls
+    c.leg.c = c
+    return &c.leg
+
+
+cdef bint still_open(conn* c) noexcept nogil:
+    cdef char byte
+    return recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
+
+
+cdef void release_leg(leg* l) noexcept nogil:
+    upstream_release(l.c)
+
+
+cdef void close_leg(leg* l) noexcept nogil:
+    upstream_close(l.c)
 
 
 # --------------------------------------------------------------------------------------------------------------- pools
@@ -168,7 +231,7 @@ cdef void upstream_release(conn* c) noexcept nogil:
     cdef reactor* r = c.base.r
     cdef endpoint* ep = c.ep
     cdef idle_pool* pool = &ep.pools[r.index]
-    c.exchange = NULL
+    c.leg.exchange = NULL
     if not client_reusable(c) or c.idle_timeout_ms <= 0 or lb_peek_int(&r.s.draining) or (
         lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or not lb_try_lock(&pool.lock)
     ):
@@ -236,7 +299,7 @@ cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil:
 cdef void upstream_close(conn* c) noexcept nogil:
     bump(&c.base.r.counts.upstream_closed)
     lb_add_int(&c.ep.connections, -1)
-    c.exchange = NULL
+    c.leg.exchange = NULL
     conn_close(c, False)
 
 
@@ -264,7 +327,7 @@ cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reaso
         reason[0] = LB_R_NO_MEMORY
         return NULL
     c.ep = ep
-    c.exchange = exchange
+    c.leg.exchange = exchange
     c.base.flags = IO_CONNECTING
     c.base.ready = connect_ready
     lb_add_int(&ep.connections, 1)
@@ -286,10 +349,10 @@ cdef void connect_ready(io* source) noexcept nogil:
         # Connected and closed again by the peer is no connect failure; the exchange will read what there is.
         if error != 0 or not source.flags & IO_HALF_CLOSED:
             endpoint_connect_failed(c.ep, source.r)
-            calls.connect_failed(c.exchange, LB_R_CONNECT_FAILED)
+            calls.connect_failed(c.leg.exchange, LB_R_CONNECT_FAILED)
             batch_flush(source.r)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING
     endpoint_connected(c.ep)
-    calls.connected(c.exchange, c)
+    calls.connected(c.leg.exchange, &c.leg)
     batch_flush(source.r)

@@ -42,6 +42,7 @@
     LB_REASON(CONNECT_TIMEOUT, "connect-timeout", 504)                   \
     LB_REASON(UPSTREAM_CLOSED, "upstream-closed", 502)                   \
     LB_REASON(UPSTREAM_RESET, "upstream-reset", 502)                     \
+    LB_REASON(UPSTREAM_REFUSED, "upstream-refused", 502)                 \
     LB_REASON(UPSTREAM_TRUNCATED, "upstream-truncated", 502)             \
     LB_REASON(BAD_RESPONSE, "bad-response", 502)                         \
     LB_REASON(RESPONSE_TOO_LARGE, "response-too-large", 502)             \
@@ -61,7 +62,7 @@
 #define LB_REASON_ENUM(id, name, status) LB_R_##id,
 enum lb_reason { LB_REASON_LIST(LB_REASON_ENUM) LB_REASON_COUNT };
 #undef LB_REASON_ENUM
-_Static_assert(LB_REASON_COUNT <= 64, "counters.pxd MAX_REASONS");
+_Static_assert(LB_REASON_COUNT <= 128, "counters.pxd MAX_REASONS");
 
 #define LB_REASON_NAME(id, name, status) name,
 static const char *const lb_reason_names[] = {LB_REASON_LIST(LB_REASON_NAME)};
