@@ -46,6 +46,10 @@ cdef struct listener_traffic:
     uint64_t requests
     uint64_t closed
 
+cdef struct grpc_traffic:
+    # Of a route: gRPC statuses 0 to 16, and behind them calls that ended without any.
+    uint64_t statuses[18]
+
 cdef struct counters:
     # The process-wide counts of one reactor.
     uint64_t reasons[MAX_REASONS]

@@ -67,6 +67,7 @@ from lb._fastpath.counters cimport (
     STATS_CHUNK,
     STATS_CHUNKS,
     counters,
+    grpc_traffic,
     lb_bounds_us,
     listener_traffic,
     stats_release,
@@ -629,7 +630,6 @@ cdef class Engine:
     cdef ensure_chunk(self, int which, uint32_t id):
         cdef int i
         cdef stats_space* space
-        cdef void** chunk
         for i in range(self.s.reactor_count):
             if which == 0:
                 space = &self.s.reactors[i].listener_stats
@@ -637,17 +637,24 @@ cdef class Engine:
                 space = &self.s.reactors[i].route_stats
             else:
                 space = &self.s.reactors[i].upstream_stats
-            if space.chunks[id // STATS_CHUNK] == NULL:
-                chunk = <void**>calloc(STATS_CHUNK, sizeof(void*))
-                if chunk == NULL:
-                    raise MemoryError
-                space.chunks[id // STATS_CHUNK] = chunk
+            self.add_chunk(space, id)
+            if which == 1:
+                self.add_chunk(&self.s.reactors[i].grpc_stats, id)
+
+    cdef add_chunk(self, stats_space* space, uint32_t id):
+        cdef void** chunk
+        if space.chunks[id // STATS_CHUNK] != NULL:
+            return
+        chunk = <void**>calloc(STATS_CHUNK, sizeof(void*))
+        if chunk == NULL:
+            raise MemoryError
+        space.chunks[id // STATS_CHUNK] = chunk
 
     def compile_host(self, str hostname, bint one_label, list routes):
         """A HostProgram. Each route: (name, path kind, path key, methods, headers, queries, action, options).
 
         action is a list of (upstream name, weight) or (status, body); options are (max body bytes, response, idle,
-        tunnel and request timeout in ms, retries).
+        tunnel and request timeout in ms, retries, status of the redirect to https or 0, whether gRPC-Web is bridged).
         """
         cdef HostProgram program = HostProgram.__new__(HostProgram)
         cdef arena a
@@ -713,7 +720,7 @@ cdef class Engine:
         r.id = self._id(self.route_ids, name)
         self.ensure_chunk(1, r.id)
         (r.max_body_bytes, r.response_timeout_ms, r.idle_timeout_ms, r.tunnel_timeout_ms, r.request_timeout_ms,
-                retries) = options
+                retries, r.https_redirect, r.grpc_web) = options
         r.retries = <uint8_t>min(retries, 250)
         if isinstance(action, tuple):
             r.action = ACTION_RESPOND
@@ -1230,6 +1237,28 @@ cdef class Engine:
                 result[name] = stats
         return result
 
+    def grpc_stats(self):
+        """{route: how many calls ended with each gRPC status, 0 to 16, and at the end how many without any}, of routes
+        that carried gRPC."""
+        cdef int i, k
+        cdef grpc_traffic* t
+        cdef void** chunk
+        result = {}
+        for name, id in list(self.route_ids.items()):
+            sums = None
+            for i in range(self.s.reactor_count):
+                chunk = self.s.reactors[i].grpc_stats.chunks[id // STATS_CHUNK]
+                t = <grpc_traffic*>lb_load_ptr(&chunk[id % STATS_CHUNK]) if chunk != NULL else NULL
+                if t == NULL:
+                    continue
+                if sums is None:
+                    sums = [0] * 18
+                for k in range(18):
+                    sums[k] += lb_peek_u64(&t.statuses[k])
+            if sums is not None:
+                result[name] = sums
+        return result
+
     def upstream_stats(self):
         """Of the upstreams in the current table."""
         cdef UpstreamView view
@@ -1312,6 +1341,7 @@ cdef void release_reactor(reactor* r) noexcept:
     stats_release(&r.listener_stats)
     stats_release(&r.route_stats)
     stats_release(&r.upstream_stats)
+    stats_release(&r.grpc_stats)
     free(r.log.data)
     reactor_release(r)
 

@@ -39,6 +39,8 @@ cdef enum:  # exchange.flags
     X_CLIENT_ENDED = 65536
     X_UPSTREAM_ENDED = 131072
     X_RESERVED = 262144  # holds a place on an endpoint
+    X_GRPC = 1048576
+    X_GRPC_DEADLINE = 2097152  # the request's deadline is the client's own, from grpc-timeout
     X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
 
 cdef struct exchange:
@@ -78,6 +80,9 @@ cdef struct exchange:
     char* listener_name
     uint32_t listener_name_size
     uint8_t request_id_size
+    signed char grpc_status  # GRPC_NONE: none was seen
+    uint8_t grpc_type_size
+    char grpc_type[64]  # its content type
     # amounts and times
     uint64_t bytes_in
     uint64_t bytes_out

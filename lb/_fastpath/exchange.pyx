@@ -1,21 +1,19 @@
 """The phases of exchange.pxd, in the order in which a request meets them."""
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.access cimport log_exchange
+from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
 from lb._fastpath.c.sys cimport (
-    AF_INET,
-    AF_INET6,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
     LB_R_CONNECT_FAILED,
     LB_R_CONNECT_TIMEOUT,
+    LB_R_GRPC_DEADLINE,
     LB_R_LOCAL_ANSWER,
-    LB_R_METHOD_REFUSED,
     LB_R_NO_ENDPOINT,
     LB_R_NO_HOST,
     LB_R_NO_MEMORY,
@@ -33,26 +31,21 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_RESET,
     LB_TOKEN,
-    gmtime_r,
-    inet_ntop,
-    inet_pton,
     lb_add_int,
     lb_class,
     lb_equal_nocase,
     lb_fence,
-    lb_hash,
     lb_load_ptr,
     lb_peek_int,
     lb_put_int,
     lb_random,
-    lb_reason_names,
     lb_reason_statuses,
-    tm,
 )
-from lb._fastpath.clock cimport monotonic_ns, realtime_ns
+from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.counters cimport (
     bump,
     bump_by,
+    grpc_traffic,
     listener_traffic,
     observe,
     stats_block,
@@ -60,6 +53,8 @@ from lb._fastpath.counters cimport (
     traffic,
     upstream_traffic,
 )
+from lb._fastpath.forwarded cimport add_forwarded, is_secure, put_address
+from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, note_grpc, note_grpc_status
 from lb._fastpath.http1 cimport (
     build_request,
     http1_set_calls,
@@ -69,16 +64,10 @@ from lb._fastpath.accept cimport client_gone
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
 from lb._fastpath.message cimport (
     FIELD_ACCEPT,
-    FIELD_FORWARDED,
-    FIELD_HOST,
+    FIELD_CONTENT_TYPE,
     FIELD_REFERER,
     FIELD_UPGRADE,
     FIELD_USER_AGENT,
-    FIELD_X_FORWARDED_FOR,
-    FIELD_X_FORWARDED_HOST,
-    FIELD_X_FORWARDED_PORT,
-    FIELD_X_FORWARDED_PROTO,
-    FIELD_X_REAL_IP,
     FIELD_X_REQUEST_ID,
     METHOD_DELETE,
     METHOD_GET,
@@ -89,14 +78,14 @@ from lb._fastpath.message cimport (
     field,
     head,
     head_add,
-    status_phrase,
+    pack_head,
+    packed_size,
 )
 from lb._fastpath.endpoint cimport CURSOR_WORDS
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_DEAD,
     IO_READABLE,
-    error_answer,
     io_enqueue,
     reactor_wake,
     table_pin_one,
@@ -114,6 +103,7 @@ from lb._fastpath.ring cimport (
 from lb._fastpath.table cimport (
     ACTION_RESPOND,
     NO_ROUTE,
+    PROTOCOL_HTTP1,
     find_host,
     find_route,
     route_at,
@@ -155,6 +145,7 @@ cdef exchange* exchange_new(leg* d, listener_view* view) noexcept nogil:
     x.mark_ns = r.now_ns
     x.progress_ms = r.now_ms
     x.first_byte_ns = -1
+    x.grpc_status = GRPC_NONE
     x.request_deadline_ms = INT64_MAX
     x.wait_deadline_ms = INT64_MAX
     x.max_body = -1
@@ -205,8 +196,13 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
     if x.max_body > 0 and h.content_length > x.max_body:
         refuse(x, LB_R_BODY_TOO_LARGE)
         return
-    if x.rt.request_timeout_ms > 0:
+    if x.rt.request_timeout_ms > 0 and r.now_ms + x.rt.request_timeout_ms < x.request_deadline_ms:
+        x.flags &= ~<uint32_t>X_GRPC_DEADLINE
         x.request_deadline_ms = r.now_ms + x.rt.request_timeout_ms
+    if x.rt.https_redirect and not is_secure(x, h):
+        send_redirect(x, h)
+        finish(x, LB_R_LOCAL_ANSWER)
+        return
     if x.rt.action == ACTION_RESPOND:
         answer(x, x.rt.status, LB_R_LOCAL_ANSWER, text_at(x.host, x.rt.body), x.rt.body.size)
         return
@@ -244,7 +240,9 @@ cdef void note_request(exchange* x, head* h) noexcept nogil:
         x.flags |= X_IDEMPOTENT  # RFC 9110 9.2.2
     for i in range(h.field_count):
         f = &h.fields[i]
-        if f.id == FIELD_ACCEPT:
+        if f.id == FIELD_CONTENT_TYPE:
+            note_grpc(x, h, f)
+        elif f.id == FIELD_ACCEPT:
             if mentions(f.value, f.value_size, b"application/json", 16):
                 x.flags |= X_JSON
         elif f.id == FIELD_X_REQUEST_ID:
@@ -338,183 +336,20 @@ cdef upstream_view* choose_upstream(exchange* x) noexcept nogil:
     return x.t.upstreams[targets[i].slot]
 
 
-# ------------------------------------------------------------------------------------------- the request's own headers
-
-cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
-    cdef uint32_t i
-    cdef int whole, rest
-    for i in range(view.trusted_count):
-        whole = view.trusted[i].bits // 8
-        rest = view.trusted[i].bits % 8
-        if memcmp(view.trusted[i].address, address, <size_t>whole) != 0:
-            continue
-        if rest == 0 or ((view.trusted[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
-            return True
-    return False
-
-
-cdef bint is_ipv4(const unsigned char* address) noexcept nogil:
-    return memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
-
-
-cdef size_t put_address(char* out, const unsigned char* address) noexcept nogil:
-    """Text of a 16-byte address; room for 46 bytes."""
-    cdef size_t size = 0
-    cdef int i
-    cdef unsigned int byte
-    if is_ipv4(address):
-        for i in range(12, 16):
-            byte = address[i]
-            if byte >= 100:
-                out[size] = <char>(c"0" + byte // 100)
-                size += 1
-            if byte >= 10:
-                out[size] = <char>(c"0" + byte // 10 % 10)
-                size += 1
-            out[size] = <char>(c"0" + byte % 10)
-            out[size + 1] = c"."
-            size += 2
-        return size - 1
-    inet_ntop(AF_INET6, address, out, 46)
-    while out[size]:
-        size += 1
-    return size
-
-
-cdef bint parse_address(const char* text, size_t size, unsigned char* address) noexcept nogil:
-    """An address as X-Forwarded-For carries it: plain, or with a port, or in brackets."""
-    cdef char plain[48]
-    cdef const char* colon
-    if size > 0 and text[0] == c"[":
-        text += 1
-        size -= 1
-        colon = <const char*>memchr(text, c"]", size)
-        if colon == NULL:
-            return False
-        size = <size_t>(colon - text)
-    else:
-        colon = <const char*>memchr(text, c":", size)
-        if colon != NULL and memchr(text, c".", size) != NULL and memchr(colon + 1, c":",
-                size - <size_t>(colon - text) - 1) == NULL:
-            size = <size_t>(colon - text)
-    if size == 0 or size > 45:
-        return False
-    memcpy(plain, text, size)
-    plain[size] = 0
-    if inet_pton(AF_INET, plain, address + 12) == 1:
-        memcpy(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12)
-        return True
-    return inet_pton(AF_INET6, plain, address) == 1
-
-
-cdef void real_client(exchange* x, const head* h, bint trusted, unsigned char* address) noexcept nogil:
-    """Who the client is: the peer, or, behind trusted proxies, the last address in X-Forwarded-For that is none of
-    theirs.
-    """
-    cdef int i
-    cdef const field* f
-    cdef const char* start
-    cdef const char* end
-    cdef const char* p
-    cdef unsigned char candidate[16]
-    memcpy(address, x.d.c.peer, 16)
-    if not trusted:
-        return
-    i = h.field_count
-    while i > 0:
-        i -= 1
-        f = &h.fields[i]
-        if f.id != FIELD_X_FORWARDED_FOR:
-            continue
-        end = f.value + f.value_size
-        while end > f.value:
-            p = end
-            while p > f.value and (p - 1)[0] != c",":
-                p -= 1
-            start = p
-            while start < end and (start[0] == c" " or start[0] == c"\t"):
-                start += 1
-            while end > start and ((end - 1)[0] == c" " or (end - 1)[0] == c"\t"):
-                end -= 1
-            if not parse_address(start, <size_t>(end - start), candidate):
-                return
-            memcpy(address, candidate, 16)
-            if not in_networks(x.view, candidate):
-                return
-            end = p - 1 if p > f.value else f.value
-
+# ------------------------------------------------------------------------------------------- the request as it goes on
 
 cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
-    """Set the forwarding headers and write the head as it goes upstream. False: no memory.
-
-    Headers of untrusted clients are replaced, those of trusted proxies are kept and extended.
-    """
+    """Write the head as it goes upstream, behind the texts for the log. False: no memory."""
     cdef reactor* r = x.r
-    cdef listener_view* view = x.view
-    cdef bint trusted = x.d.c.local != 0 or (view.trusted_count != 0 and in_networks(view, x.d.c.peer))
-    cdef bint has_proto = False, has_host = False, has_port = False, has_real_ip = False
-    cdef char* work = r.scratch_out  # the batch is empty while a head is handled
-    cdef char* start = work
-    cdef const char* peer = x.client_text
-    cdef size_t peer_size = x.client_text_size
-    cdef unsigned char address[16]
+    cdef bint packed = x.up.protocol != PROTOCOL_HTTP1
     cdef size_t size
-    cdef int i, count = h.field_count
-    cdef field* f
     cdef page* p
     cdef uint32_t texts = 0
-    real_client(x, h, trusted, address)
-    x.client_hash = lb_hash(<const char*>address, 16)
-    for i in range(count):
-        f = &h.fields[i]
-        if f.id == FIELD_HOST:
-            f.drop = True
-        elif f.id == FIELD_X_FORWARDED_FOR:
-            f.drop = True
-            if trusted and f.value_size:
-                memcpy(work, f.value, f.value_size)
-                work += f.value_size
-                work[0] = c","
-                work[1] = c" "
-                work += 2
-        elif f.id == FIELD_X_FORWARDED_PROTO:
-            has_proto = trusted
-            f.drop = not trusted
-        elif f.id == FIELD_X_FORWARDED_HOST:
-            has_host = trusted
-            f.drop = not trusted
-        elif f.id == FIELD_X_FORWARDED_PORT:
-            has_port = trusted
-            f.drop = not trusted
-        elif f.id == FIELD_X_REAL_IP:
-            has_real_ip = trusted
-            f.drop = not trusted
-        elif f.id == FIELD_FORWARDED:
-            f.drop = not trusted
-    if peer_size:
-        memcpy(work, peer, peer_size)
-        work += peer_size
-        head_add(h, b"X-Forwarded-For", 15, start, <size_t>(work - start))
-        if not has_real_ip:
-            size = put_address(work, address)
-            head_add(h, b"X-Real-IP", 9, work, size)
-            work += size
-    elif work > start:
-        head_add(h, b"X-Forwarded-For", 15, start, <size_t>(work - start) - 2)
-    if not has_proto:
-        head_add(h, b"X-Forwarded-Proto", 17, b"http", 4)
-    if not has_host and h.host.size:
-        head_add(h, b"X-Forwarded-Host", 16, h.host.at, h.host.size)
-    if not has_port and view.port:
-        head_add(h, b"X-Forwarded-Port", 16, view.port_text, <size_t>view.port_text_size)
-    if view.forwarded_header and peer_size:
-        size = put_forwarded(work, peer, peer_size, h)
-        head_add(h, b"Forwarded", 9, work, size)
-        work += size
+    add_forwarded(x, h)
     head_add(h, b"X-Request-ID", 12, x.request_id, x.request_id_size)
     if x.request != NULL:
         texts = x.request.end
-    size = request_size(h)
+    size = packed_size(h) if packed else request_size(h)
     if x.request == NULL or x.request.capacity - sizeof(page) < texts + size:
         p = page_alloc(&r.pages, texts + size)
         if p == NULL:
@@ -524,35 +359,12 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
             page_free(&r.pages, x.request)
         x.request = p
     x.text_at = texts
-    x.request_size = <uint32_t>build_request(h, page_data(x.request) + texts)
-    if trusted and not (x.d.c.local and memcmp(address, x.d.c.peer, 16) == 0):
-        x.client_text_size = <uint8_t>put_address(x.client_text, address)
+    if packed:
+        x.flags |= X_PACKED
+        x.request_size = <uint32_t>pack_head(h, page_data(x.request) + texts)
+    else:
+        x.request_size = <uint32_t>build_request(h, page_data(x.request) + texts)
     return True
-
-
-cdef size_t put_forwarded(char* out, const char* peer, size_t peer_size, const head* h) noexcept nogil:
-    """RFC 7239: an IPv6 address is quoted and in brackets."""
-    cdef bint quoted = memchr(peer, c":", peer_size) != NULL
-    cdef size_t size = 0
-    memcpy(out, b"for=", 4)
-    size = 4
-    if quoted:
-        memcpy(out + size, b"\"[", 2)
-        size += 2
-    memcpy(out + size, peer, peer_size)
-    size += peer_size
-    if quoted:
-        memcpy(out + size, b"]\"", 2)
-        size += 2
-    if h.host.size:
-        memcpy(out + size, b";host=\"", 7)
-        size += 7
-        memcpy(out + size, h.host.at, h.host.size)
-        size += h.host.size
-        out[size] = c"\""
-        size += 1
-    memcpy(out + size, b";proto=http", 11)
-    return size + 11
 
 
 # ------------------------------------------------------------------------------------------------ endpoint and attempt
@@ -862,6 +674,10 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
         u.c.idle_timeout_ms = h.keep_alive_timeout * 1000 - 500
     if not has_date(h):
         head_add(h, b"Date", 4, http_date(x.r), 29)
+    if x.view != NULL and x.view.hsts_size and d.c.tls != NULL:
+        head_add(h, b"Strict-Transport-Security", 25, x.view.hsts, x.view.hsts_size)
+    if x.flags & X_GRPC:
+        note_grpc_status(x, h)
     if h.status == 101:
         x.bytes_out += d.calls.send_head(d, h)
         open_tunnel(x)
@@ -881,22 +697,6 @@ cdef bint has_date(const head* h) noexcept nogil:
     return False
 
 
-cdef const char* http_date(reactor* r) noexcept nogil:
-    """The time in RFC 9110 5.6.7 form, made once a second."""
-    cdef long seconds = <long>(realtime_ns() // 1000000000)
-    cdef tm parts
-    if seconds != r.date_second:
-        r.date_second = seconds
-        gmtime_r(&seconds, &parts)
-        snprintf(
-            r.date, sizeof(r.date), b"%.3s, %02d %.3s %04d %02d:%02d:%02d GMT",
-            <const char*>b"SunMonTueWedThuFriSat" + 3 * parts.tm_wday, parts.tm_mday,
-            <const char*>b"JanFebMarAprMayJunJulAugSepOctNovDec" + 3 * parts.tm_mon, parts.tm_year + 1900,
-            parts.tm_hour, parts.tm_min, parts.tm_sec
-        )
-    return r.date
-
-
 cdef void on_response_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     x.bytes_out += size
@@ -914,6 +714,8 @@ cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil
         pass_tunnel_ends(x)
         return
     x.flags |= X_RESPONSE_DONE
+    if trailers != NULL and x.flags & X_GRPC:
+        note_grpc_status(x, trailers)
     if x.d != NULL:
         x.d.calls.send_end(x.d, trailers)
     finish(x, LB_R_OK)
@@ -1017,7 +819,7 @@ cdef void pass_tunnel_ends(exchange* x) noexcept nogil:
         finish(x, LB_R_OK)
 
 
-# ------------------------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------------- refusal and failure
 
 cdef void on_request_refused(leg* d, int reason, listener_view* view) noexcept nogil:
     """A request whose head is not understood: an exchange without host and route, so that it is counted and logged."""
@@ -1063,128 +865,17 @@ cdef void abort_client(exchange* x, int reason) noexcept nogil:
         d.calls.abort(d)
 
 
+cdef void answer(exchange* x, int status, int reason, const char* body, size_t size) noexcept nogil:
+    send_answer(x, status, reason, body, size)
+    finish(x, reason)
+
+
 cdef void drop_upstream(exchange* x) noexcept nogil:
     cdef leg* u = x.u
     x.u = NULL
     if u != NULL:
         u.calls.abort(u)
     release_place(x)
-
-
-cdef size_t append(char* out, size_t at, size_t limit, const char* text, size_t size) noexcept nogil:
-    if at + size > limit:
-        size = limit - at
-    memcpy(out + at, text, size)
-    return at + size
-
-
-cdef size_t append_text(char* out, size_t at, size_t limit, const char* text) noexcept nogil:
-    cdef size_t size = 0
-    while text[size]:
-        size += 1
-    return append(out, at, limit, text, size)
-
-
-cdef size_t fill_in(exchange* x, char* out, size_t limit, const char* text, size_t size, int status,
-        int reason) noexcept nogil:
-    """An error body with its %(status), %(title), %(reason) and %(request_id) filled in."""
-    cdef size_t i = 0, at = 0
-    cdef char number[12]
-    while i < size:
-        if text[i] == c"%" and size - i >= 9 and memcmp(text + i, <const char*>b"%(status)", 9) == 0:
-            snprintf(number, sizeof(number), b"%d", status)
-            at = append_text(out, at, limit, number)
-            i += 9
-        elif text[i] == c"%" and size - i >= 8 and memcmp(text + i, <const char*>b"%(title)", 8) == 0:
-            at = append_text(out, at, limit, status_phrase(status))
-            i += 8
-        elif text[i] == c"%" and size - i >= 9 and memcmp(text + i, <const char*>b"%(reason)", 9) == 0:
-            at = append_text(out, at, limit, lb_reason_names[reason])
-            i += 9
-        elif text[i] == c"%" and size - i >= 13 and memcmp(text + i, <const char*>b"%(request_id)", 13) == 0:
-            at = append(out, at, limit, x.request_id, x.request_id_size)
-            i += 13
-        else:
-            at = append(out, at, limit, text + i, 1)
-            i += 1
-    return at
-
-
-cdef void answer(exchange* x, int status, int reason, const char* body, size_t size) noexcept nogil:
-    """An answer of our own. Without a body a small one is made, except for a success."""
-    cdef reactor* r = x.r
-    cdef head* h = &r.answer
-    cdef error_answer* custom
-    cdef const char* content_type = b"text/plain; charset=utf-8"
-    cdef size_t type_size = 25
-    cdef char* out
-    h.field_count = 0
-    h.status = status
-    h.reason_phrase.at = NULL
-    h.reason_phrase.size = 0
-    h.chunked = False
-    h.has_body = True
-    h.upgrade = False
-    batch_flush(r)
-    if status == 204 or status == 304:
-        size = 0  # RFC 9110 15.3.5, 15.4.5
-    if size == 0 and status >= 400:
-        # scratch_text is free: the request's head has been used, or there was none.
-        out = r.scratch_text
-        if x.flags & X_JSON:
-            body = (
-                b"{\"status\":%(status),\"title\":\"%(title)\","
-                b"\"reason\":\"%(reason)\",\"request_id\":\"%(request_id)\"}\n"
-            )
-            content_type = b"application/json"
-            type_size = 16
-            while body[size]:
-                size += 1
-        else:
-            custom = find_error_answer(r.s, status)
-            if custom != NULL:
-                body = custom.body
-                size = custom.body_size
-                content_type = custom.content_type
-                type_size = custom.content_type_size
-            else:
-                body = b"%(status) %(title): %(reason)\nrequest id: %(request_id)\n"
-                while body[size]:
-                    size += 1
-        size = fill_in(x, out, 32768, body, size, status, reason)
-        body = out
-    h.content_length = <int64_t>size if status != 304 else -1
-    if size:
-        head_add(h, b"Content-Type", 12, content_type, type_size)
-    head_add(h, b"Date", 4, http_date(r), 29)
-    head_add(h, b"X-Request-ID", 12, x.request_id, x.request_id_size)
-    if reason == LB_R_METHOD_REFUSED:
-        head_add(h, b"Allow", 5, b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE", 51)
-    if status == 503:
-        head_add(h, b"Retry-After", 11, b"5", 1)
-    x.status = <uint16_t>status
-    x.flags |= X_RESPONSE_STARTED | X_RESPONSE_DONE
-    if x.flags & X_HAS_BODY and not x.flags & X_REQUEST_DONE:
-        x.d.flags |= LEG_CLOSE
-    x.bytes_out += x.d.calls.send_head(x.d, h)
-    if size and not x.flags & X_HEAD:
-        x.d.calls.send_body(x.d, body, size)
-        x.bytes_out += size
-    x.d.calls.send_end(x.d, NULL)
-    batch_flush(r)
-    finish(x, reason)
-
-
-cdef error_answer* find_error_answer(shared* s, int status) noexcept nogil:
-    cdef error_answer* a = s.error_answers
-    cdef error_answer* general = NULL
-    while a != NULL:
-        if a.status == status:
-            return a
-        if a.status == 0:
-            general = a
-        a = a.next
-    return general
 
 
 # -------------------------------------------------------------------------------------------------------------- timers
@@ -1223,7 +914,7 @@ cdef void on_timer(timer* t) noexcept nogil:
     cdef reactor* r = x.r
     if r.now_ms >= x.request_deadline_ms:
         leave_line(x)
-        fail(x, LB_R_REQUEST_TIMEOUT)
+        fail(x, LB_R_GRPC_DEADLINE if x.flags & X_GRPC_DEADLINE else LB_R_REQUEST_TIMEOUT)
     elif r.now_ms >= x.wait_deadline_ms:
         if x.flags & X_WAITING:
             leave_line(x)
@@ -1302,6 +993,8 @@ cdef void account(exchange* x) noexcept nogil:
     if of_listener != NULL:
         observe(&of_listener.base, x.status, x.bytes_in, x.bytes_out, duration)
         bump(&of_listener.requests)
+    if x.flags & X_GRPC:
+        count_grpc(x)
     if x.routed:
         of_route = <traffic*>stats_block(&r.route_stats, x.route_id, sizeof(traffic))
         if of_route != NULL:
@@ -1314,6 +1007,15 @@ cdef void account(exchange* x) noexcept nogil:
             bump_by(&of_upstream.base.bytes_in, x.upstream_bytes_out)
     if r.s.logging:
         log_exchange(x, duration)
+
+
+cdef void count_grpc(exchange* x) noexcept nogil:
+    cdef grpc_traffic* of_route
+    if not x.routed:
+        return
+    of_route = <grpc_traffic*>stats_block(&x.r.grpc_stats, x.route_id, sizeof(grpc_traffic))
+    if of_route != NULL:
+        bump(&of_route.statuses[x.grpc_status if x.grpc_status >= 0 else GRPC_STATUSES])
 
 
 cdef void cut_off(reactor* r) noexcept nogil:

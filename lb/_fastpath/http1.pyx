@@ -37,7 +37,7 @@ from lb._fastpath.http1_parse cimport (
     parse_trailers,
 )
 from lb._fastpath.memory cimport page, page_data, page_free
-from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase
+from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase, unpack_head
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
@@ -738,6 +738,8 @@ cdef size_t build_request(const head* h, char* out) noexcept nogil:
 cdef void client_start(leg* l, void* exchange, const outgoing* request) noexcept nogil:
     """Begin an exchange on a connected upstream connection."""
     cdef conn* c = l.c
+    cdef head* h
+    cdef char* out
     l.exchange = exchange
     l.flags = LEG_REUSED if c.requests else 0
     c.base.ready = client_ready
@@ -752,7 +754,13 @@ cdef void client_start(leg* l, void* exchange, const outgoing* request) noexcept
     c.requests += 1
     c.body_left = 0
     c.minor = 0  # interim responses seen
-    conn_write(c, request.at, request.size)
+    if not request.packed:
+        conn_write(c, request.at, request.size)
+        return
+    h = &c.base.r.outgoing
+    unpack_head(request.at, h)
+    out = out_reserve(c.base.r, request_size(h))
+    out_commit(c, build_request(h, out))
 
 
 cdef void client_ready(io* source) noexcept nogil:

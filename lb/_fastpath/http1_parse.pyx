@@ -33,6 +33,8 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.message cimport (
     FIELD_ACCEPT,
+    FIELD_CLIENT_CERTIFICATE,
+    FIELD_CONTENT_TYPE,
     FIELD_AUTHORIZATION,
     FIELD_CONNECTION,
     FIELD_CONTENT_LENGTH,
@@ -125,6 +127,8 @@ cdef int known_field(const char* p, size_t n) noexcept nogil:
         if lb_equal_nocase(p, b"keep-alive", 10):
             return FIELD_KEEP_ALIVE
     elif n == 12:
+        if lb_lower[<uint8_t>p[0]] == c"c":
+            return FIELD_CONTENT_TYPE if lb_equal_nocase(p, b"content-type", 12) else FIELD_OTHER
         if lb_equal_nocase(p, b"x-request-id", 12):
             return FIELD_X_REQUEST_ID
     elif n == 13:
@@ -156,14 +160,19 @@ cdef int known_field(const char* p, size_t n) noexcept nogil:
     elif n == 19:
         if lb_equal_nocase(p, b"proxy-authorization", 19):
             return FIELD_PROXY_AUTHORIZATION
+    elif n == 23:
+        if lb_equal_nocase(p, b"x-forwarded-client-cert", 23):
+            return FIELD_CLIENT_CERTIFICATE
+    if n > 11 and lb_lower[<uint8_t>p[0]] == c"s" and lb_equal_nocase(p, b"ssl-client-", 11):
+        return FIELD_CLIENT_CERTIFICATE
     return FIELD_OTHER
 
 
 cdef bint imitates_known(const char* p, size_t n) noexcept nogil:
     """`X_Forwarded_For`: CGI-like servers read `_` as `-`, so such a name could slip past what is stripped."""
-    cdef char plain[20]
+    cdef char plain[32]
     cdef size_t i
-    if n > 19 or memchr(p, c"_", n) == NULL:
+    if n > sizeof(plain) or memchr(p, c"_", n) == NULL:
         return False
     for i in range(n):
         plain[i] = c"-" if p[i] == c"_" else p[i]

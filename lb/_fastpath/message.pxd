@@ -37,6 +37,8 @@ cdef enum:  # field_id
     FIELD_AUTHORIZATION
     FIELD_COOKIE
     FIELD_HTTP2_SETTINGS
+    FIELD_CONTENT_TYPE
+    FIELD_CLIENT_CERTIFICATE  # what says who a client's certificate is of: X-Forwarded-Client-Cert, ssl-client-*
 
 cdef enum:  # method_id
     METHOD_OTHER = 0
@@ -102,3 +104,8 @@ cdef inline field* head_add(head* h, const char* name, size_t name_size, const c
     return f
 
 cdef const char* status_phrase(int status) noexcept nogil
+
+# A head that waits, when nobody knows yet by which protocol it will go on: what is needed to send it, in one piece.
+cdef size_t packed_size(const head* h) noexcept nogil
+cdef size_t pack_head(const head* h, char* out) noexcept nogil
+cdef void unpack_head(const char* packed, head* h) noexcept nogil

@@ -109,6 +109,7 @@ cdef struct reactor:
     stats_space listener_stats
     stats_space route_stats
     stats_space upstream_stats
+    stats_space grpc_stats  # by route
     ring log
     # this reactor only
     int64_t now_ns
@@ -138,6 +139,7 @@ cdef struct reactor:
     head message  # the head being handled
     table* serving  # what the request being handled was parsed by, and what its exchange will pin
     head answer  # an answer of our own
+    head outgoing  # a request that has waited
     uint32_t out_used
     char* scratch_in
     char* scratch_out

@@ -25,6 +25,11 @@ cdef enum:  # action_kind
     ACTION_FORWARD = 0
     ACTION_RESPOND
 
+cdef enum:  # upstream_view.protocol
+    PROTOCOL_HTTP1 = 0
+    PROTOCOL_HTTP2
+    PROTOCOL_BY_ALPN
+
 cdef struct text:
     # Bytes inside a vhost.
     uint32_t at
@@ -61,6 +66,8 @@ cdef struct route:
     int32_t idle_timeout_ms
     int32_t tunnel_timeout_ms
     int32_t request_timeout_ms
+    int16_t https_redirect  # status; 0: none
+    bint grpc_web
 
 cdef struct path_node:
     # One node of the radix trie: the bytes that lead here, and the routes that end here, each list in rank order.
@@ -120,6 +127,10 @@ cdef struct listener_view:
     bint keep_escaped_slashes
     bint reject_bare_lf
     bint accept_host_mismatch
+    bint http2
+    int https_port  # where the same hosts are served by TLS
+    char* hsts  # value of Strict-Transport-Security
+    uint32_t hsts_size
 
 cdef struct upstream_view:
     # An upstream as one table sees it: its endpoints, their order and the policy.
@@ -131,6 +142,8 @@ cdef struct upstream_view:
     uint32_t sequence_size
     bint least_connections
     bint client_affinity
+    uint8_t protocol
+    uint64_t wire  # how connections are made: those made otherwise, before a change, are not used
     int connect_timeout_ms
     int idle_timeout_ms
     int max_requests_per_connection

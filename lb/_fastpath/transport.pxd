@@ -116,6 +116,7 @@ cdef struct conn:
     timer timer
     # the codec's
     void* session  # HTTP/2; NULL: HTTP/1
+    void* tls  # NULL: plain
     int64_t body_left
     chunk_state chunk
     uint32_t requests

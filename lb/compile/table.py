@@ -135,7 +135,7 @@ def _encoded(value: str | None) -> bytes | None:
     return None if value is None else value.encode()
 
 
-def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]:
+def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int, int, int]:
     built_in = BUILT_IN_ROUTE_OPTIONS
     return (
         -1 if options.max_body_bytes is None else _int64(options.max_body_bytes),
@@ -144,6 +144,8 @@ def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int]
         _int32(_either(options.tunnel_timeout_ms, built_in.tunnel_timeout_ms)),
         _int32(_either(options.request_timeout_ms, built_in.request_timeout_ms)),
         _int32(_either(options.retries, built_in.retries)),
+        0,
+        0,
     )
 
 

@@ -34,7 +34,8 @@ LAYERS = (
     ("http1_parse",),
     ("http1",),
     ("accept", "upstream"),
-    ("exchange", "access"),  # the exchange writes its record, the log reads the exchange
+    # All of them read the exchange, and the exchange calls them.
+    ("exchange", "forwarded", "grpc", "answers", "access"),
     ("engine", "testing"),
 )
 """From the ground up: a file cimports only from its own layer and the ones before it."""

@@ -49,6 +49,7 @@
     LB_REASON(RESPONSE_TIMEOUT, "response-timeout", 504)                 \
     LB_REASON(UPSTREAM_IDLE_TIMEOUT, "upstream-idle-timeout", 504)       \
     LB_REASON(REQUEST_TIMEOUT, "request-timeout", 504)                   \
+    LB_REASON(GRPC_DEADLINE, "grpc-deadline", 504)                       \
     LB_REASON(TUNNEL_TIMEOUT, "tunnel-timeout", 0)                       \
     /* lb itself */                                                      \
     LB_REASON(TOO_MANY_CONNECTIONS, "too-many-connections", 503)         \
