@@ -41,6 +41,8 @@ cdef enum:  # exchange.flags
     X_RESERVED = 262144  # holds a place on an endpoint
     X_GRPC = 1048576
     X_GRPC_DEADLINE = 2097152  # the request's deadline is the client's own, from grpc-timeout
+    X_GRPC_WEB = 4194304
+    X_GRPC_WEB_TEXT = 8388608  # in base64
     X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
 
 cdef struct exchange:
@@ -83,6 +85,10 @@ cdef struct exchange:
     signed char grpc_status  # GRPC_NONE: none was seen
     uint8_t grpc_type_size
     char grpc_type[64]  # its content type
+    char grpc_upstream_type[64]  # gRPC-Web: the one that the endpoint sees
+    uint32_t base64_bits  # gRPC-Web: what the quartet that is not complete yet holds
+    uint8_t base64_count
+    uint8_t base64_padding
     # amounts and times
     uint64_t bytes_in
     uint64_t bytes_out

@@ -6,6 +6,7 @@ from lb._fastpath.access cimport log_exchange
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
 from lb._fastpath.c.sys cimport (
+    LB_R_BAD_GRPC_WEB,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -55,6 +56,13 @@ from lb._fastpath.counters cimport (
 )
 from lb._fastpath.forwarded cimport add_forwarded, is_secure, put_address
 from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, note_grpc, note_grpc_status
+from lb._fastpath.grpc_web cimport (
+    bridge_request,
+    bridge_request_body,
+    bridge_response,
+    bridge_response_body,
+    bridge_trailers,
+)
 from lb._fastpath.http1 cimport (
     build_request,
     http1_set_calls,
@@ -203,6 +211,8 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
         send_redirect(x, h)
         finish(x, LB_R_LOCAL_ANSWER)
         return
+    if x.rt.grpc_web:
+        bridge_request(x, h)
     if x.rt.action == ACTION_RESPOND:
         answer(x, x.rt.status, LB_R_LOCAL_ANSWER, text_at(x.host, x.rt.body), x.rt.body.size)
         return
@@ -588,8 +598,12 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
         fail(x, LB_R_BODY_TOO_LARGE)
         return
     x.flags |= X_BODY_SENT
-    if x.u != NULL:
+    if x.u == NULL:
+        return
+    if not x.flags & X_GRPC_WEB_TEXT:
         x.u.calls.send_body(x.u, data, size)
+    elif not bridge_request_body(x, data, size):
+        fail(x, LB_R_BAD_GRPC_WEB)
 
 
 cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
@@ -685,6 +699,8 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     for i in range(h.field_count):
         if h.fields[i].id == FIELD_UPGRADE:
             h.fields[i].drop = True
+    if x.flags & X_GRPC_WEB:
+        bridge_response(x, h)
     x.bytes_out += d.calls.send_head(d, h)
     wait_until(x, 0)
 
@@ -699,11 +715,14 @@ cdef bint has_date(const head* h) noexcept nogil:
 
 cdef void on_response_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    x.bytes_out += size
     x.upstream_bytes_in += size
     x.progress_ms = x.r.now_ms
     if x.d == NULL:
         return
+    if x.flags & X_GRPC_WEB:
+        x.bytes_out += bridge_response_body(x, data, size)
+        return
+    x.bytes_out += size
     x.d.calls.send_body(x.d, data, size)
 
 
@@ -716,6 +735,9 @@ cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil
     x.flags |= X_RESPONSE_DONE
     if trailers != NULL and x.flags & X_GRPC:
         note_grpc_status(x, trailers)
+    if trailers != NULL and x.d != NULL and x.flags & X_GRPC_WEB:
+        x.bytes_out += bridge_trailers(x, trailers)
+        trailers = NULL
     if x.d != NULL:
         x.d.calls.send_end(x.d, trailers)
     finish(x, LB_R_OK)

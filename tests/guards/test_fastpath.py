@@ -35,7 +35,7 @@ LAYERS = (
     ("http1",),
     ("accept", "upstream"),
     # All of them read the exchange, and the exchange calls them.
-    ("exchange", "forwarded", "grpc", "answers", "access"),
+    ("exchange", "forwarded", "grpc", "grpc_web", "answers", "access"),
     ("engine", "testing"),
 )
 """From the ground up: a file cimports only from its own layer and the ones before it."""

@@ -29,6 +29,7 @@
     LB_REASON(HEAD_TOO_LARGE, "head-too-large", 431)                     \
     LB_REASON(TOO_MANY_HEADERS, "too-many-headers", 431)                 \
     LB_REASON(TARGET_TOO_LONG, "target-too-long", 414)                   \
+    LB_REASON(BAD_GRPC_WEB, "bad-grpc-web", 400)                         \
     LB_REASON(BODY_TOO_LARGE, "body-too-large", 413)                     \
     /* routing */                                                        \
     LB_REASON(NO_HOST, "no-host", 404)                                   \
