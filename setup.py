@@ -45,12 +45,20 @@ else:
 
 FASTPATH = Path("lb/_fastpath")
 
+# What an extension is linked with, besides libc.
+LIBRARIES = {
+    "tls": ["ssl", "crypto"],
+    "credentials": ["ssl", "crypto"],
+    "http2": ["nghttp2", "crypto"],
+}
+
 extensions = [
     Extension(
         f"lb._fastpath.{source.stem}",
         [str(source)],
         include_dirs=[str(FASTPATH / "c")],
         depends=[str(path) for pattern in ("*.pxd", "c/*") for path in FASTPATH.glob(pattern)],
+        libraries=LIBRARIES.get(source.stem, []),
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
     )

@@ -18,6 +18,9 @@ from lb._fastpath.c.sys cimport (
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
     LB_R_PRESSURE,
+    LB_R_PLAIN_HTTP,
+    LB_R_TLS_HANDSHAKE_FAILED,
+    LB_R_TLS_TIMEOUT,
     LB_R_TOO_MANY_CONNECTIONS,
     LB_R_TOO_MANY_FROM_CLIENT,
     SOCK_CLOEXEC,
@@ -46,17 +49,21 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_drain_idle, server_open
 from lb._fastpath.reactor cimport (
+    IO_BROKEN,
+    IO_READABLE,
     IO_WRITABLE,
     client_cell,
     client_shard,
     current_table,
     io,
     io_bury,
+    io_enqueue,
     io_watch,
 )
 from lb._fastpath.table cimport listener_view, table
-from lb._fastpath.timers cimport timer, timer_cancel, timer_set
-from lb._fastpath.transport cimport conn_leave, conn_new
+from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
+from lb._fastpath.tls cimport TLS_AGAIN, TLS_FAILED, tls_free, tls_new_server, tls_resumed
+from lb._fastpath.transport cimport batch_flush, conn_drain, conn_handshake, conn_leave, conn_new, conn_write
 
 
 cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
@@ -203,7 +210,10 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     if stats != NULL:
         bump(&stats.accepted)
     c.base.flags = IO_WRITABLE
-    server_open(c)
+    if view != NULL and view.tls != NULL:
+        begin_tls(c, view)
+    else:
+        server_open(c)
     if not io_watch(&c.base):
         server_close(c, LB_R_NO_DESCRIPTORS)
         return
@@ -279,6 +289,78 @@ cdef void resume(timer* t) noexcept nogil:
     if not watch(l):
         timer_set(&l.base.r.timers, &l.pause, l.base.r.now_ms + PAUSE_MS)
         l.stopped = True
+
+
+# ----------------------------------------------------------------------------------------------------------------- TLS
+
+cdef void begin_tls(conn* c, listener_view* view) noexcept nogil:
+    """The handshake comes first; only then is it known which codec takes the connection."""
+    c.tls = tls_new_server(c.base.r, view.tls)
+    c.base.ready = handshake_ready
+    c.timer.fire = handshake_timeout
+    timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
+
+
+cdef void handshake_timeout(timer* t) noexcept nogil:
+    end_handshake(<conn*>t.owner, LB_R_TLS_TIMEOUT)
+
+
+cdef void end_handshake(conn* c, int reason) noexcept nogil:
+    bump(&c.base.r.counts.tls_failed)
+    server_close(c, reason)
+
+
+cdef void handshake_ready(io* source) noexcept nogil:
+    cdef conn* c = <conn*>source
+    cdef reactor* r = source.r
+    cdef table* t = current_table(r)
+    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef int result
+    if c.tls == NULL:
+        end_handshake(c, LB_R_NO_MEMORY)
+        return
+    if view == NULL or view.tls == NULL or source.flags & IO_BROKEN:
+        end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
+        return
+    if c.out_bytes and source.flags & IO_WRITABLE:
+        conn_drain(c)
+    result = conn_handshake(c, view.tls)
+    if result == TLS_AGAIN:
+        return
+    if result == TLS_FAILED:
+        if spoke_http(r):
+            answer_plain_http(c)
+            end_handshake(c, LB_R_PLAIN_HTTP)
+        else:
+            end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
+        return
+    bump(&r.counts.tls_handshakes)
+    if tls_resumed(c.tls):
+        bump(&r.counts.tls_resumed)
+    timer_rest(&c.timer)
+    server_open(c)
+    if c.parked != NULL or source.flags & IO_READABLE:
+        io_enqueue(source)
+
+
+cdef bint spoke_http(reactor* r) noexcept nogil:
+    """Whether what was received last begins like a request: TLS never begins with a letter."""
+    return c"A" <= r.tls_in[0] <= c"Z" and c"A" <= r.tls_in[1] <= c"Z"
+
+
+cdef void answer_plain_http(conn* c) noexcept nogil:
+    cdef const char* text = (
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 58\r\n"
+        b"Connection: close\r\n\r\n400 Bad Request: plain HTTP on a port that speaks HTTPS.\r\n"
+    )
+    cdef size_t size = 0
+    while text[size]:
+        size += 1
+    tls_free(c.tls)  # what goes out is plain
+    c.tls = NULL
+    c.base.flags &= ~<uint32_t>IO_BROKEN
+    conn_write(c, text, size)
+    batch_flush(c.base.r)
 
 
 # ------------------------------------------------------------------------------------------------------------ commands

@@ -37,6 +37,11 @@ cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_USER_AGENT
     LOG_REFERER
     LOG_GENERATION
+    LOG_TLS_VERSION
+    LOG_TLS_CIPHER
+    LOG_SERVER_NAME
+    LOG_CLIENT_SUBJECT
+    LOG_GRPC_STATUS
     LOG_FIELD_COUNT
 
 cdef enum:  # ways of escaping

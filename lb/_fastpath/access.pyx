@@ -27,6 +27,10 @@ from lb._fastpath.counters cimport bump
 from lb._fastpath.memory cimport page_data
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
+    TEXT_CLIENT_SUBJECT,
+    TEXT_SERVER_NAME,
+    TEXT_TLS_CIPHER,
+    TEXT_TLS_VERSION,
     TEXT_COUNT,
     TEXT_ENDPOINT,
     TEXT_HOST,
@@ -45,6 +49,7 @@ from lb._fastpath.ring cimport (
     ring_reserve,
 )
 from lb._fastpath.table cimport text_at
+from lb._fastpath.tls cimport tls, tls_cipher, tls_version
 
 cdef enum:
     BUFFER_BYTES = 262144
@@ -92,6 +97,8 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     if x.ep != NULL:
         at[TEXT_ENDPOINT] = x.ep.key
         sizes[TEXT_ENDPOINT] = x.ep.key_size
+    if x.tls != NULL:
+        note_tls(x.tls, at, sizes)
     for i in range(TEXT_COUNT):
         total += sizes[i]
     total = (total + 7) & ~(<uint64_t>7)
@@ -114,6 +121,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     record.reason = x.reason
     record.attempts = x.attempts
     record.version = x.version
+    record.grpc_status = x.grpc_status
     room += sizeof(log_record)
     for i in range(TEXT_COUNT):
         record.text_sizes[i] = sizes[i]
@@ -121,6 +129,25 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
             memcpy(room, at[i], sizes[i])
             room += sizes[i]
     ring_commit(&x.r.log, total)
+
+
+cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogil:
+    at[TEXT_TLS_VERSION] = tls_version(t)
+    sizes[TEXT_TLS_VERSION] = size_of(at[TEXT_TLS_VERSION])
+    at[TEXT_TLS_CIPHER] = tls_cipher(t)
+    sizes[TEXT_TLS_CIPHER] = size_of(at[TEXT_TLS_CIPHER])
+    at[TEXT_SERVER_NAME] = t.sni
+    sizes[TEXT_SERVER_NAME] = t.sni_size
+    if t.client != NULL:
+        at[TEXT_CLIENT_SUBJECT] = t.client.subject.at
+        sizes[TEXT_CLIENT_SUBJECT] = t.client.subject.size
+
+
+cdef uint32_t size_of(const char* text) noexcept nogil:
+    cdef uint32_t size = 0
+    while text[size]:
+        size += 1
+    return size
 
 
 # ------------------------------------------------------------------------------------------------ in the writer thread
@@ -262,6 +289,14 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_USER_AGENT
     if field == LOG_REFERER:
         return TEXT_REFERER
+    if field == LOG_TLS_VERSION:
+        return TEXT_TLS_VERSION
+    if field == LOG_TLS_CIPHER:
+        return TEXT_TLS_CIPHER
+    if field == LOG_SERVER_NAME:
+        return TEXT_SERVER_NAME
+    if field == LOG_CLIENT_SUBJECT:
+        return TEXT_CLIENT_SUBJECT
     return -1
 
 
@@ -293,6 +328,13 @@ cdef void put_field(log_writer* w, const log_record* record, const char** texts,
         put_seconds(w, record.connect_ns, step.escape)
     elif step.field == LOG_QUEUE:
         put_seconds(w, record.queue_ns, step.escape)
+    elif step.field == LOG_GRPC_STATUS:
+        if record.grpc_status >= 0:
+            put_number(w, <uint64_t>record.grpc_status)
+        elif step.escape == ESCAPE_JSON:
+            put_bytes(w, b"null", 4)
+        else:
+            put_bytes(w, b"-", 1)
     elif step.field == LOG_PROTOCOL:
         put_protocol(w, record.version)
     elif step.field == LOG_REASON:

@@ -63,6 +63,9 @@ cdef struct counters:
     uint64_t log_dropped
     uint64_t accept_pauses
     uint64_t idle_closed_by_pressure
+    uint64_t tls_handshakes
+    uint64_t tls_resumed
+    uint64_t tls_failed
     uint64_t turns
     uint64_t events
 

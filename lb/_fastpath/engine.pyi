@@ -7,6 +7,8 @@ build, all others from the event loop. What both touch (live endpoints) is guard
 from collections.abc import Sequence
 from typing import TypedDict
 
+from lb._fastpath.credentials import ClientTls, TlsHost
+
 REASONS: tuple[str, ...]
 """Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log
 field, metric
@@ -16,7 +18,8 @@ HISTOGRAM_BOUNDS_SECONDS: tuple[float, ...]
 LOG_FIELDS: tuple[str, ...]
 """Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
-route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation."""
+route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation,
+tls_version, tls_cipher, server_name, client_subject, grpc_status."""
 
 class Traffic(TypedDict):
     """Counters since start, summed over threads."""
@@ -74,11 +77,19 @@ class HostIndex:
 
     hosts: dict[str, HostProgram]
 
+class TlsIndex:
+    """Server names to what they are served with, for one listener."""
+
+    index: HostIndex
+    hosts: dict[str, TlsHost]
+
 class ListenerView:
     """A listener as a table sees it."""
 
     name: str
     index: HostIndex
+    tls: TlsIndex | None
+    https_port: int
 
 class Endpoint:
     """Live state of one endpoint; keeps its identity over every table."""
@@ -93,11 +104,12 @@ class UpstreamView:
 
     endpoints: tuple[Endpoint, ...]
     weights: tuple[int, ...]
+    tls: ClientTls | None
 
 RouteSpec = tuple[str, int, bytes, Sequence[bytes], Sequence[Condition], Sequence[Condition], object, tuple[int, ...]]
 """Name, path kind (0 exact, 1 prefix, 2 string-prefix), path key, methods, headers, query parameters, action (a list of
 (upstream, weight), or (status, body)), options (max body bytes or -1; response, idle, tunnel and request timeout in
-ms; retries)."""
+ms; retries; status of the redirect to https; whether gRPC-Web is bridged)."""
 Condition = tuple[bytes, bytes | None]
 
 class Table:
@@ -140,13 +152,32 @@ class Engine:
     def change_index(self, before: HostIndex, changed: dict[str, HostProgram], removed: Sequence[str]) -> HostIndex:
         """`before` with these programs put in and these names taken out; costs a copy, not a rebuild."""
     def make_listener(
-        self, name: str, index: HostIndex, port: int, options: tuple[int, ...], trusted: tuple[tuple[bytes, int], ...]
+        self,
+        name: str,
+        index: HostIndex,
+        port: int,
+        options: tuple[int, ...],
+        trusted: tuple[tuple[bytes, int], ...],
+        tls: TlsIndex | None = None,
+        https_port: int = 0,
+        hsts: bytes = b"",
+        http2: bool = True,
     ) -> ListenerView:
-        """`options` in the order of lb/compile/table.py; `trusted` as (16-byte address, leading bits)."""
+        """`options` in the order of lb/compile/table.py; `trusted` as (16-byte address, leading bits); `https_port`:
+        where the same hosts are served by TLS; `hsts`: value of Strict-Transport-Security."""
+    def make_tls_index(self, hosts: dict[str, TlsHost]) -> TlsIndex:
+        """Over {server name: TlsHost}; `*.example.com` covers one label, `*` stands for all other names."""
+    def set_ticket_keys(self, keys: Sequence[bytes]) -> None:
+        """Session tickets are made with the first key and read with any: 80 bytes each (name, AES-256, HMAC)."""
     def make_upstream(
-        self, name: str, endpoints: list[tuple[str, str, int, int]], policy: tuple[int, ...]
+        self,
+        name: str,
+        endpoints: list[tuple[str, str, int, int]],
+        policy: tuple[int, ...],
+        protocol: int = 0,
+        tls: ClientTls | None = None,
     ) -> UpstreamView:
-        """`endpoints` as (key, address, port, weight). ValueError for what is no address."""
+        """`endpoints` as (key, address, port, weight). ValueError for what is no address. `protocol`: 0 HTTP/1."""
     def make_table(
         self, generation: int, listeners: dict[str, ListenerView], upstreams: dict[str, UpstreamView]
     ) -> Table: ...

@@ -62,6 +62,7 @@ from lb._fastpath.c.sys cimport (
     sockaddr_un,
 )
 from lb._fastpath.clock cimport monotonic_ns
+from lb._fastpath.credentials cimport ClientTls, TlsHost
 from lb._fastpath.counters cimport (
     BUCKETS,
     STATS_CHUNK,
@@ -125,9 +126,11 @@ from lb._fastpath.table cimport (
     target,
     text,
     text_at,
+    tls_view,
     upstream_view,
     vhost,
 )
+from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys
 from lb._fastpath.transport cimport conn, listening
 from lb._fastpath.upstream cimport pool_close
 
@@ -136,7 +139,8 @@ HISTOGRAM_BOUNDS_SECONDS = tuple(lb_bounds_us[i] / 1e6 for i in range(BUCKETS - 
 LOG_FIELDS = (
     "time", "time_clf", "client", "client_port", "listener", "method", "host", "target", "protocol", "status",
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
-    "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation",
+    "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation", "tls_version",
+    "tls_cipher", "server_name", "client_subject", "grpc_status",
 )
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
@@ -255,11 +259,13 @@ cdef class UpstreamView:
     cdef readonly tuple weights
     cdef readonly tuple model_weights
     cdef readonly tuple policy
+    cdef readonly int protocol
+    cdef readonly ClientTls tls
 
-    def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None):
+    def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
+            int protocol=0, ClientTls tls=None):
         """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
-        connections,
-        connections per endpoint, queue, queue timeout."""
+        connections, connections per endpoint, queue, queue timeout. `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -272,6 +278,13 @@ cdef class UpstreamView:
             raise MemoryError
         self.p.live = live.p
         self.p.count = count
+        self.protocol = protocol
+        self.tls = tls
+        self.p.protocol = <uint8_t>protocol
+        self.p.wire = <uint64_t>protocol
+        if tls is not None:
+            self.p.tls = tls.p
+            self.p.wire |= tls.p.id << 2
         (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
          self.p.max_queue, self.p.queue_timeout_ms) = policy
@@ -406,15 +419,41 @@ cdef class HostIndex:
             free(self.p)
 
 
+cdef class TlsIndex:
+    """Server names to what they are served with, for one listener."""
+
+    cdef tls_view view
+    cdef readonly HostIndex index
+    cdef readonly dict hosts
+
+    def __cinit__(self, HostIndex index not None, dict hosts not None):
+        """`hosts`: {name: TlsHost}, whose `*` is for all other names; `index`: a program without routes for each."""
+        cdef TlsHost host
+        cdef HostProgram program
+        self.index = index
+        self.hosts = hosts
+        for name, host in hosts.items():
+            program = index.hosts[name]
+            program.p.payload = host.p
+        host = hosts["*"]
+        self.view.hosts = index.p
+        self.view.fallback = host.p
+        self.view.varied = len({one.policy for one in hosts.values()}) > 1
+
+
 cdef class ListenerView:
     """A listener as a table sees it."""
 
     cdef listener_view* p
     cdef readonly HostIndex index
     cdef readonly str name
+    cdef readonly TlsIndex tls
+    cdef readonly int https_port
 
-    def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted):
-        """`options` in the order of the assignment below; `trusted`: (16-byte address, bits)."""
+    def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted, TlsIndex tls=None,
+            int https_port=0, bytes hsts=b"", bint http2=True):
+        """`options` in the order of the assignment below; `trusted`: (16-byte address, bits); `https_port`: where the
+        same hosts are served by TLS; `hsts`: the value of Strict-Transport-Security."""
         cdef uint32_t i
         cdef bytes address
         self.name = name
@@ -424,6 +463,18 @@ cdef class ListenerView:
             raise MemoryError
         self.p.hosts = index.p
         self.p.port = port
+        self.tls = tls
+        if tls is not None:
+            self.p.tls = &tls.view
+        self.https_port = https_port
+        self.p.https_port = https_port
+        self.p.http2 = http2
+        if hsts:
+            self.p.hsts = <char*>malloc(len(hsts))
+            if self.p.hsts == NULL:
+                raise MemoryError
+            memcpy(self.p.hsts, <char*>hsts, len(hsts))
+            self.p.hsts_size = <uint32_t>len(hsts)
         self.p.port_text_size = snprintf(self.p.port_text, sizeof(self.p.port_text), b"%d", port)
         (self.p.head_timeout_ms, self.p.keepalive_timeout_ms, self.p.idle_timeout_ms, self.p.linger_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_head_bytes, self.p.max_headers, self.p.max_target_bytes,
@@ -443,6 +494,7 @@ cdef class ListenerView:
     def __dealloc__(self):
         if self.p != NULL:
             free(self.p.trusted)
+            free(self.p.hsts)
             free(self.p)
 
 
@@ -563,6 +615,7 @@ cdef class Engine:
     cdef dict route_ids
     cdef list listener_names
     cdef list retired_tables
+    cdef list retired_tickets
     cdef dict overrides
     cdef Table current
     cdef int log_ring_bytes
@@ -596,6 +649,7 @@ cdef class Engine:
         self.upstreams = {}
         self.route_ids = {}
         self.retired_tables = []
+        self.retired_tickets = []
         self.overrides = {}
         self.doomed = {}
 
@@ -609,6 +663,9 @@ cdef class Engine:
         for i in range(self.s.reactor_count):
             release_reactor(&self.s.reactors[i])
         free(self.s.reactors)
+        free(self.s.ticket_keys)
+        for keys, _ in self.retired_tickets:
+            free(<void*><size_t>keys)
         while self.s.error_answers != NULL:
             a = self.s.error_answers
             self.s.error_answers = a.next
@@ -790,12 +847,35 @@ cdef class Engine:
         hosts.update(changed)
         return HostIndex(hosts, before, changed, removed)
 
-    def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted):
-        return ListenerView(name, index, port, options, trusted)
+    def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted, TlsIndex tls=None,
+            int https_port=0, bytes hsts=b"", bint http2=True):
+        return ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
 
-    def make_upstream(self, str name, list endpoints, tuple policy):
+    def make_tls_index(self, dict hosts not None):
+        """A TlsIndex over {server name: TlsHost}. `*.example.com` covers one label (RFC 6125 6.4.3); `*` stands for all
+        names that are not there, and for clients that say none."""
+        return TlsIndex(HostIndex({name: self.compile_host(name, True, []) for name in hosts}), hosts)
+
+    def set_ticket_keys(self, keys):
+        """Session tickets are made with the first key and read with any: 80 bytes each (name, AES-256, HMAC)."""
+        cdef ticket_keys* new
+        cdef int i
+        cdef bytes raw
+        keys = list(keys)
+        if len(keys) > TICKET_KEYS or any(len(key) != 80 for key in keys):
+            raise ValueError(f"ticket keys are 80 bytes each, and at most {TICKET_KEYS}")
+        new = <ticket_keys*>calloc(1, sizeof(ticket_keys))
+        if new == NULL:
+            raise MemoryError
+        new.count = <int>len(keys)
+        for i in range(new.count):
+            raw = keys[i]
+            memcpy(&new.keys[i], <char*>raw, 80)
+        self.retired_tickets.append((<size_t>lb_swap_ptr(&self.s.ticket_keys, new), self.turns()))
+
+    def make_upstream(self, str name, list endpoints, tuple policy, int protocol=0, ClientTls tls=None):
         """An UpstreamView; `endpoints`: (key, address, port, weight). An endpoint that was known keeps its live
-        state.
+        state. `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN.
         """
         cdef Upstream live = self.live_upstream(name)
         cdef Endpoint ep
@@ -806,7 +886,7 @@ cdef class Engine:
                 ep = Endpoint(live, key, address, port, self.s.reactor_count)
                 live.endpoints[key] = ep
             members.append(ep)
-        return UpstreamView(live, tuple(members), tuple(entry[3] for entry in endpoints), policy)
+        return UpstreamView(live, tuple(members), tuple(entry[3] for entry in endpoints), policy, None, protocol, tls)
 
     def make_table(self, uint64_t generation, dict listeners, dict upstreams):
         """A Table of {name: ListenerView} and {name: UpstreamView}."""
@@ -824,7 +904,7 @@ cdef class Engine:
         return UpstreamView(
             view.live, view.endpoints,
             tuple([weights.get((<Endpoint>ep).key, weight) for ep, weight in zip(view.endpoints, view.model_weights)]),
-            view.policy, view.model_weights
+            view.policy, view.model_weights, view.protocol, view.tls
         )
 
     cdef uint32_t slot_of(self, str name) except? 0xffffffff:
@@ -921,6 +1001,10 @@ cdef class Engine:
             if pins or not self.have_passed(turns):
                 kept.append((t, turns))
         self.retired_tables = kept
+        for keys, turns in list(self.retired_tickets):
+            if self.have_passed(turns):
+                free(<void*><size_t>keys)
+                self.retired_tickets.remove((keys, turns))
         for ep, turns in list(self.doomed.items()):
             if not self.have_passed(turns) or self.is_served(ep, kept):
                 continue
@@ -1131,7 +1215,7 @@ cdef class Engine:
         sums = dict.fromkeys((
             "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
             "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns",
-            "events",
+            "events", "tls_handshakes", "tls_resumed", "tls_failed",
         ), 0)
         for i in range(self.s.reactor_count):
             c = &self.s.reactors[i].counts
@@ -1147,6 +1231,9 @@ cdef class Engine:
             sums["idle_closed_by_pressure"] += lb_peek_u64(&c.idle_closed_by_pressure)
             sums["turns"] += lb_peek_u64(&c.turns)
             sums["events"] += lb_peek_u64(&c.events)
+            sums["tls_handshakes"] += lb_peek_u64(&c.tls_handshakes)
+            sums["tls_resumed"] += lb_peek_u64(&c.tls_resumed)
+            sums["tls_failed"] += lb_peek_u64(&c.tls_failed)
         sums["connections"] = lb_peek_int(&self.s.connections)
         sums["descriptors"] = lb_peek_int(&self.s.descriptors)
         sums["tables_pinned"] = len(self.retired_tables)

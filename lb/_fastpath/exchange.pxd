@@ -14,6 +14,7 @@ from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.ring cimport TEXT_COUNT
 from lb._fastpath.table cimport listener_view, route, table, upstream_view, vhost
 from lb._fastpath.timers cimport timer
+from lb._fastpath.tls cimport tls
 from lb._fastpath.transport cimport leg
 
 cdef enum:
@@ -79,6 +80,7 @@ cdef struct exchange:
     bint routed
     uint32_t route_id
     uint64_t generation
+    const tls* tls  # of the client's connection, which outlives the exchange; NULL: plain
     char* listener_name
     uint32_t listener_name_size
     uint8_t request_id_size

@@ -15,6 +15,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_CONNECT_TIMEOUT,
     LB_R_GRPC_DEADLINE,
     LB_R_LOCAL_ANSWER,
+    LB_R_MISDIRECTED,
     LB_R_NO_ENDPOINT,
     LB_R_NO_HOST,
     LB_R_NO_MEMORY,
@@ -119,6 +120,7 @@ from lb._fastpath.table cimport (
     text_at,
 )
 from lb._fastpath.timers cimport timer_cancel, timer_set
+from lb._fastpath.tls cimport tls_lookup
 from lb._fastpath.transport cimport (
     LEG_CLOSE,
     LEG_GOT_BYTES,
@@ -148,6 +150,7 @@ cdef exchange* exchange_new(leg* d, listener_view* view) noexcept nogil:
     x.d = d
     x.view = view
     x.slot = c.slot
+    x.tls = c.tls
     x.version = 20 if c.session != NULL else 11
     x.started_ns = r.now_ns
     x.mark_ns = r.now_ns
@@ -190,6 +193,9 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
     if x.host == NULL:
         refuse(x, LB_R_NO_HOST)
         return
+    if d.c.tls != NULL and view.tls != NULL and view.tls.varied and misdirected(d.c, view, h):
+        refuse(x, LB_R_MISDIRECTED)
+        return
     rank = find_route(
         x.host, h.target.at, h.path_size, h.target.at + h.path_size + 1,
         h.target.size - h.path_size - 1 if h.target.size > h.path_size else 0, h.target.size > h.path_size, h
@@ -227,6 +233,12 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
         refuse(x, LB_R_NO_MEMORY)
         return
     dispatch(x)
+
+
+cdef bint misdirected(const conn* c, const listener_view* view, const head* h) noexcept nogil:
+    """Whether this host asks something else of its clients than the one the connection was made for (RFC 9110 15.5.20).
+    """
+    return tls_lookup(view.tls, h.hostname.at, h.hostname.size).context.id != c.tls.context_id
 
 
 cdef void note_request(exchange* x, head* h) noexcept nogil:

@@ -16,6 +16,7 @@ from lb._fastpath.message cimport (
     head_add,
 )
 from lb._fastpath.table cimport listener_view
+from lb._fastpath.tls cimport FORWARD_SSL_CLIENT, FORWARD_XFCC, client_facts, client_text, tls
 
 
 cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
@@ -140,6 +141,70 @@ cdef bint is_secure(const exchange* x, const head* h) noexcept nogil:
     return False
 
 
+cdef void add_client_certificate(const tls* t, head* h, char* work) noexcept nogil:
+    """Whose certificate the client has shown, in Envoy's form (x-forwarded-client-cert) and in ingress-nginx's
+    (auth-tls-pass-certificate-to-upstream). What the client itself sent under these names is not passed on.
+    """
+    cdef const client_facts* facts = t.client
+    cdef char* at = work
+    cdef int i
+    for i in range(h.field_count):
+        if h.fields[i].id == FIELD_CLIENT_CERTIFICATE:
+            h.fields[i].drop = True
+    if facts == NULL:
+        if t.forward & FORWARD_SSL_CLIENT:
+            head_add(h, b"ssl-client-verify", 17, b"NONE", 4)
+        return
+    if t.forward & FORWARD_SSL_CLIENT:
+        head_add(h, b"ssl-client-verify", 17, facts.verify.at, facts.verify.size)
+        head_add(h, b"ssl-client-subject-dn", 21, facts.subject.at, facts.subject.size)
+        head_add(h, b"ssl-client-issuer-dn", 20, facts.issuer.at, facts.issuer.size)
+        head_add(h, b"ssl-client-serial", 17, facts.serial.at, facts.serial.size)
+        head_add(h, b"ssl-client-fingerprint", 22, facts.fingerprint.at, facts.fingerprint.size)
+        head_add(h, b"ssl-client-san", 14, facts.san.at, facts.san.size)
+        head_add(h, b"ssl-client-cert", 15, facts.pem.at, facts.pem.size)
+    if not t.forward & FORWARD_XFCC or facts.pem.size + 2 * facts.subject.size + facts.san.size > 24576:
+        return
+    at = put_part(at, b"Hash=", facts.fingerprint, False)
+    at = put_part(at, b';Cert="', facts.pem, False)
+    at = put_part(at, b'";Subject="', facts.subject, True)
+    at[0] = c'"'
+    at = put_names(at + 1, facts.san)
+    head_add(h, b"X-Forwarded-Client-Cert", 23, work, <size_t>(at - work))
+
+
+cdef char* put_part(char* out, const char* name, client_text text, bint quoted) noexcept nogil:
+    cdef uint32_t i
+    while name[0]:
+        out[0] = name[0]
+        out += 1
+        name += 1
+    for i in range(text.size):
+        if quoted and (text.at[i] == c'"' or text.at[i] == c"\\"):
+            out[0] = c"\\"
+            out += 1
+        out[0] = text.at[i]
+        out += 1
+    return out
+
+
+cdef char* put_names(char* out, client_text san) noexcept nogil:
+    """`DNS:a,URI:b` as `;DNS=a;URI=b`; other kinds have no place in XFCC."""
+    cdef uint32_t i = 0, end
+    while i < san.size:
+        end = i
+        while end < san.size and san.at[end] != c",":
+            end += 1
+        if end - i > 4 and san.at[i + 3] == c":":
+            out[0] = c";"
+            memcpy(out + 1, san.at + i, 3)
+            out[4] = c"="
+            memcpy(out + 5, san.at + i + 4, end - i - 4)
+            out += 1 + end - i
+        i = end + 1
+    return out
+
+
 cdef void add_forwarded(exchange* x, head* h) noexcept nogil:
     """Set the forwarding headers; their values stand in scratch_out, which is free while a head is handled."""
     cdef listener_view* view = x.view
@@ -202,6 +267,9 @@ cdef void add_forwarded(exchange* x, head* h) noexcept nogil:
     if view.forwarded_header and peer_size:
         size = put_forwarded(work, peer, peer_size, h, proto, proto_size)
         head_add(h, b"Forwarded", 9, work, size)
+        work += size
+    if x.tls != NULL and x.tls.forward:
+        add_client_certificate(x.tls, h, work)
     if trusted and not (x.d.c.local and memcmp(address, x.d.c.peer, 16) == 0):
         # From here on the log names the client, not the proxy. (`peer` has been copied.)
         x.client_text_size = <uint8_t>put_address(x.client_text, address)

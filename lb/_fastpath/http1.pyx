@@ -3,7 +3,6 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
-    EAGAIN,
     LB_R_BAD_CHUNK,
     LB_R_BAD_RESPONSE,
     LB_R_CLIENT_CLOSED,
@@ -17,13 +16,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_RESET,
     LB_R_UPSTREAM_TRUNCATED,
-    MSG_DONTWAIT,
-    MSG_PEEK,
-    SHUT_WR,
-    errno,
     lb_peek_int,
-    recv,
-    shutdown,
     ssize_t,
 )
 from lb._fastpath.counters cimport bump
@@ -61,7 +54,9 @@ from lb._fastpath.transport cimport (
     conn_close,
     conn_drain,
     conn_park,
+    conn_quiet,
     conn_receive,
+    conn_shut,
     conn_write,
     conn_write_copy,
     LEG_CLOSE,
@@ -619,7 +614,7 @@ cdef void server_send_end(leg* l, head* trailers) noexcept nogil:
 
 
 cdef void leg_shut(leg* l) noexcept nogil:
-    shutdown(l.c.base.fd, SHUT_WR)
+    conn_shut(l.c)
 
 
 cdef bint leg_full(leg* l) noexcept nogil:
@@ -685,7 +680,7 @@ cdef void server_linger(conn* c) noexcept nogil:
     if c.base.flags & IO_DEAD:
         return
     c.state = SERVER_LINGER
-    shutdown(c.base.fd, SHUT_WR)
+    conn_shut(c)
     timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + (view.linger_timeout_ms if view != NULL else 1000))
     if c.base.flags & IO_READABLE or c.parked != NULL:
         io_enqueue(&c.base)
@@ -1009,14 +1004,9 @@ cdef bint client_reusable(conn* c) noexcept nogil:
     """Whether the connection can serve another exchange: its response was complete and framed, and nothing came
     behind it.
     """
-    cdef char byte
     if c.state != CLIENT_DONE or c.leg.flags & LEG_CLOSE or c.out_bytes or c.parked != NULL:
         return False
     if c.base.flags & (IO_BROKEN | IO_HALF_CLOSED | IO_DEAD):
         return False
     # The last read was exactly as long as the room for it: there may be more, or an end.
-    if c.base.flags & IO_READABLE:
-        if recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 or errno != EAGAIN:
-            return False
-        c.base.flags &= ~<uint32_t>IO_READABLE
-    return True
+    return not c.base.flags & IO_READABLE or conn_quiet(c)

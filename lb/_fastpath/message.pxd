@@ -7,7 +7,7 @@ from libc.string cimport memcmp
 
 cdef enum:
     MAX_FIELDS = 256
-    EXTRA_FIELDS = 16  # Room for the fields lb adds.
+    EXTRA_FIELDS = 24  # Room for the fields lb adds.
 
 cdef enum:  # field_id
     # Fields that lb itself reads or writes.

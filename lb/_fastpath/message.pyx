@@ -151,6 +151,8 @@ cdef const char* status_phrase(int status) noexcept nogil:
         return b"URI Too Long"
     if status == 417:
         return b"Expectation Failed"
+    if status == 421:
+        return b"Misdirected Request"
     if status == 429:
         return b"Too Many Requests"
     if status == 431:

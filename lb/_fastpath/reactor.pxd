@@ -19,6 +19,7 @@ cdef enum:
     LONGEST_SLEEP_MS = 500
     SCRATCH_BYTES = 65536
     BATCH_IOV = 64
+    HANDSHAKE_NS = 200000  # of handshakes in one turn
 
 cdef enum:  # io flags
     IO_READABLE = 1  # the kernel may have bytes: set by an event, cleared by a short read
@@ -82,6 +83,7 @@ cdef struct shared:
     void (*take_back)(reactor* r) noexcept nogil
     void (*cut_off)(reactor* r) noexcept nogil  # ends what is under way when the daemon stops
     uint64_t secret  # random; keys the hash of client addresses
+    void* ticket_keys  # tls.pxd; swapped atomically
     char padding_a[64]
     # every reactor, atomically
     int64_t budget_left
@@ -143,6 +145,12 @@ cdef struct reactor:
     uint32_t out_used
     char* scratch_in
     char* scratch_out
+    char* tls_in  # ciphertext that was received
+    char* tls_out  # ciphertext to be sent
+    uint32_t tls_out_used
+    char* tls_gather  # small pieces on their way into one record
+    int64_t handshake_ns_left  # in this turn, so that handshakes starve nobody
+    int handshakes_waiting  # for their turn
     char* scratch_text  # normalised targets and names of the message that is being handled
     int64_t date_second
     char date[32]

@@ -48,9 +48,14 @@ cdef bint reactor_init(reactor* r, shared* s, int index) noexcept nogil:
     r.scratch_in = <char*>malloc(SCRATCH_BYTES)
     r.scratch_out = <char*>malloc(SCRATCH_BYTES)
     r.scratch_text = <char*>malloc(SCRATCH_BYTES)
+    r.tls_in = <char*>malloc(SCRATCH_BYTES)
+    r.tls_out = <char*>malloc(2 * SCRATCH_BYTES)
+    r.tls_gather = <char*>malloc(SCRATCH_BYTES)
     r.epfd = epoll_create1(EPOLL_CLOEXEC)
     r.wakeup_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if r.scratch_in == NULL or r.scratch_out == NULL or r.scratch_text == NULL or r.epfd < 0 or r.wakeup_fd < 0:
+        return False
+    if r.tls_in == NULL or r.tls_out == NULL or r.tls_gather == NULL:
         return False
     r.now_ns = monotonic_ns()
     r.now_ms = r.now_ns // 1000000
@@ -80,6 +85,9 @@ cdef void reactor_release(reactor* r) noexcept nogil:
     free(r.scratch_in)
     free(r.scratch_out)
     free(r.scratch_text)
+    free(r.tls_in)
+    free(r.tls_out)
+    free(r.tls_gather)
 
 
 cdef bint io_watch(io* source) noexcept nogil:
@@ -176,6 +184,7 @@ cdef void* reactor_main(void* argument) noexcept nogil:
         lb_store_u64(&r.turn, r.turn + 1)
         lb_fence()  # who sees this turn may free what earlier ones saw: no load of this turn comes before it
         bump(&r.counts.turns)
+        r.handshake_ns_left = HANDSHAKE_NS
         run_commands(r)
         if lb_load_ptr(&r.husks) != NULL:
             r.s.take_back(r)

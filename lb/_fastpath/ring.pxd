@@ -23,7 +23,8 @@ cdef struct log_record:
     uint16_t reason
     uint16_t attempts
     uint16_t version
-    uint32_t text_sizes[12]
+    int grpc_status  # -1: none
+    uint32_t text_sizes[16]
 
 cdef enum:  # the texts, in order
     TEXT_CLIENT = 0
@@ -38,6 +39,10 @@ cdef enum:  # the texts, in order
     TEXT_REQUEST_ID
     TEXT_USER_AGENT
     TEXT_REFERER
+    TEXT_TLS_VERSION
+    TEXT_TLS_CIPHER
+    TEXT_SERVER_NAME
+    TEXT_CLIENT_SUBJECT
     TEXT_COUNT
 
 cdef struct ring:

@@ -86,6 +86,7 @@ cdef struct vhost:
     uint32_t root
     text hostname
     bint one_label
+    void* payload  # of an index that is not of routes: what the name stands for
 
 cdef struct host_entry:
     uint64_t hash
@@ -97,6 +98,12 @@ cdef struct host_index:
     bint has_wildcards
     vhost* fallback  # `*`
     host_entry* entries
+
+cdef struct tls_view:
+    # What a listener knows of TLS.
+    host_index* hosts  # by server name; the payload of a vhost is a tls_host (tls.pxd)
+    void* fallback  # tls_host of all other names, and of clients that say none
+    bint varied  # not all names have the same context
 
 cdef struct network:
     # A trusted network: `bits` leading bits of a 16-byte address (IPv4 as ::ffff:a.b.c.d).
@@ -128,6 +135,7 @@ cdef struct listener_view:
     bint reject_bare_lf
     bint accept_host_mismatch
     bint http2
+    tls_view* tls  # NULL: plain
     int https_port  # where the same hosts are served by TLS
     char* hsts  # value of Strict-Transport-Security
     uint32_t hsts_size
@@ -143,6 +151,7 @@ cdef struct upstream_view:
     bint least_connections
     bint client_affinity
     uint8_t protocol
+    void* tls  # tls_context (tls.pxd); NULL: plain
     uint64_t wire  # how connections are made: those made otherwise, before a change, are not used
     int connect_timeout_ms
     int idle_timeout_ms

@@ -12,8 +12,9 @@ from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.memory cimport page
 from lb._fastpath.message cimport head
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
-from lb._fastpath.table cimport listener_view
+from lb._fastpath.table cimport listener_view, tls_view
 from lb._fastpath.timers cimport timer
+from lb._fastpath.tls cimport tls
 
 cdef enum:
     HIGH_WATER = 131072  # stop reading the other side when this much waits to be written
@@ -116,7 +117,7 @@ cdef struct conn:
     timer timer
     # the codec's
     void* session  # HTTP/2; NULL: HTTP/1
-    void* tls  # NULL: plain
+    tls* tls  # NULL: plain
     int64_t body_left
     chunk_state chunk
     uint32_t requests
@@ -129,6 +130,7 @@ cdef struct conn:
     char* listener_name
     uint32_t listener_name_size
     endpoint* ep  # upstream side
+    uint64_t wire  # upstream side: how it was made; see upstream_view
     int idle_timeout_ms  # upstream side: how long it may stay unused
     int taken  # upstream side: a sibling reactor has taken the descriptor over; set under the pool's lock
     # among all connections of the reactor
@@ -147,6 +149,9 @@ cdef void batch_flush(reactor* r) noexcept nogil
 cdef void conn_drain(conn* c) noexcept nogil
 cdef bint conn_park(conn* c, const char* data, size_t size, size_t limit) noexcept nogil
 cdef void conn_unpark(conn* c) noexcept nogil
+cdef void conn_shut(conn* c) noexcept nogil
 cdef void conn_close(conn* c, bint reset) noexcept nogil
+cdef bint conn_quiet(conn* c) noexcept nogil
+cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil
 cdef void conn_leave(conn* c) noexcept nogil

@@ -1,5 +1,5 @@
-"""Byte streams (transport.pxd): plain TCP and Unix sockets."""
-from libc.stdint cimport uint32_t
+"""Byte streams (transport.pxd): TCP and Unix sockets, plain or with TLS in between."""
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memmove
 
 from lb._fastpath.c.sys cimport (
@@ -7,6 +7,8 @@ from lb._fastpath.c.sys cimport (
     EINTR,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
+    MSG_PEEK,
+    SHUT_WR,
     SO_LINGER,
     SOL_SOCKET,
     close,
@@ -19,8 +21,10 @@ from lb._fastpath.c.sys cimport (
     send,
     sendmsg,
     setsockopt,
+    shutdown,
     ssize_t,
 )
+from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
 from lb._fastpath.reactor cimport (
     BATCH_IOV,
@@ -33,6 +37,20 @@ from lb._fastpath.reactor cimport (
     io_enqueue,
 )
 from lb._fastpath.timers cimport timer_cancel
+from lb._fastpath.tls cimport (
+    TLS_AGAIN,
+    TLS_DONE,
+    TLS_FAILED,
+    TLS_IN_BYTES,
+    TLS_OUT_BYTES,
+    TLS_OVERHEAD,
+    TLS_RECORD,
+    tls_decrypt,
+    tls_encrypt,
+    tls_free,
+    tls_handshake,
+    tls_say_goodbye,
+)
 
 
 cdef void conn_release(io* source) noexcept nogil:
@@ -53,6 +71,15 @@ cdef conn* conn_new(reactor* r, int fd) noexcept nogil:
     r.connections = c
     lb_add_int(&r.s.descriptors, 1)
     return c
+
+
+cdef void conn_shut(conn* c) noexcept nogil:
+    """Nothing more will be written: say so to the peer. All that was written before has gone out."""
+    batch_flush(c.base.r)
+    if c.tls != NULL:
+        tls_say_goodbye(c.tls)
+        send_ciphertext(c)
+    shutdown(c.base.fd, SHUT_WR)
 
 
 cdef void conn_leave(conn* c) noexcept nogil:
@@ -80,6 +107,12 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
     # The batch may be this connection's, or point into the bytes it has parked.
     batch_flush(r)
     timer_cancel(&c.timer)
+    if c.tls != NULL:
+        if not reset and c.out_bytes == 0 and not c.base.flags & IO_BROKEN:
+            tls_say_goodbye(c.tls)
+            send_ciphertext(c)
+        tls_free(c.tls)
+        c.tls = NULL
     while c.out_first != NULL:
         c.out_last = c.out_first.next
         page_free(&r.pages, c.out_first)
@@ -100,6 +133,12 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
 
 cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
     """Up to `size` bytes, or RECEIVE_END, RECEIVE_AGAIN, RECEIVE_ERROR."""
+    if c.tls != NULL:
+        return receive_tls(c, buffer, size)
+    return receive_plain(c, buffer, size)
+
+
+cdef ssize_t receive_plain(conn* c, char* buffer, size_t size) noexcept nogil:
     cdef ssize_t n
     while True:
         n = recv(c.base.fd, buffer, size, MSG_DONTWAIT)
@@ -121,6 +160,86 @@ cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil:
     if <size_t>n < size and not c.base.flags & (IO_HALF_CLOSED | IO_BROKEN):
         c.base.flags &= ~<uint32_t>IO_READABLE
     return n
+
+
+cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
+    """The same for plaintext: one read of the socket, unless what came is no data, or no whole record yet."""
+    cdef tls* t = c.tls
+    cdef ssize_t n, made
+    while not t.closed:
+        n = receive_plain(c, c.base.r.tls_in, TLS_IN_BYTES)
+        if n == RECEIVE_END and c.ep != NULL:
+            # Cut off without a goodbye: what ends with the connection may not be whole (RFC 8446 6.1).
+            c.base.flags |= IO_CUT
+        if n <= 0:
+            return n
+        t.in_at = c.base.r.tls_in
+        t.in_end = t.in_at + n
+        made = tls_decrypt(t, buffer, size)
+        send_ciphertext(c)  # what TLS says by itself: tickets, key updates, alerts
+        if made < 0:
+            c.base.flags |= IO_BROKEN
+            c.base.flags &= ~<uint32_t>IO_READABLE
+            return RECEIVE_ERROR
+        if t.closed:
+            c.base.flags |= IO_READABLE  # the end is still to be told
+        if made > 0:
+            return made
+        if not c.base.flags & IO_READABLE:
+            return RECEIVE_AGAIN
+    c.base.flags |= IO_HALF_CLOSED
+    c.base.flags &= ~<uint32_t>IO_READABLE
+    return RECEIVE_END
+
+
+cdef bint conn_quiet(conn* c) noexcept nogil:
+    """Whether nothing has come, neither bytes nor an end, but what TLS takes for itself (tickets, key updates)."""
+    cdef char byte
+    if c.tls == NULL:
+        if recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 or errno != EAGAIN:
+            return False
+        c.base.flags &= ~<uint32_t>IO_READABLE
+        return True
+    return receive_tls(c, c.base.r.scratch_in, SCRATCH_BYTES) == RECEIVE_AGAIN
+
+
+cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:
+    """Go on with the handshake: TLS_DONE, TLS_FAILED, or TLS_AGAIN when it waits for the peer or for its turn.
+
+    `view` is the listener's, NULL towards an endpoint. Bytes that came right behind the handshake are parked.
+    """
+    cdef reactor* r = c.base.r
+    cdef tls* t = c.tls
+    cdef ssize_t n
+    cdef int result
+    cdef int64_t started
+    if r.handshake_ns_left <= 0:
+        io_enqueue(&c.base)
+        return TLS_AGAIN
+    batch_flush(r)
+    started = monotonic_ns()
+    while True:
+        t.in_at = r.tls_in
+        t.in_end = r.tls_in
+        if c.base.flags & IO_READABLE:
+            n = receive_plain(c, r.tls_in, TLS_IN_BYTES)
+            if n == RECEIVE_END or n == RECEIVE_ERROR:
+                result = TLS_FAILED
+                break
+            if n > 0:
+                t.in_end += n
+        result = tls_handshake(t, view)
+        send_ciphertext(c)
+        if result != TLS_AGAIN or not c.base.flags & IO_READABLE:
+            break
+    if result == TLS_DONE and t.in_at != t.in_end:
+        n = tls_decrypt(t, r.scratch_in, SCRATCH_BYTES)
+        if n < 0 or not conn_park(c, r.scratch_in, <size_t>n, SCRATCH_BYTES):
+            result = TLS_FAILED
+        if t.closed:
+            c.base.flags |= IO_READABLE
+    r.handshake_ns_left -= monotonic_ns() - started
+    return result
 
 
 cdef bint conn_park(conn* c, const char* data, size_t size, size_t limit) noexcept nogil:
@@ -199,6 +318,61 @@ cdef void write_failed(conn* c) noexcept nogil:
         io_enqueue(&c.base)
 
 
+cdef void send_ciphertext(conn* c) noexcept nogil:
+    """Send what TLS has made; what the peer does not take waits in pages, encrypted as it is."""
+    cdef reactor* r = c.base.r
+    cdef ssize_t sent = 0
+    cdef uint32_t size = r.tls_out_used
+    r.tls_out_used = 0
+    if size == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
+        return
+    if c.out_bytes == 0 and c.base.flags & IO_WRITABLE:
+        while True:
+            sent = send(c.base.fd, r.tls_out, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent >= 0 or errno != EINTR:
+                break
+        if sent < 0:
+            write_failed(c)
+            if c.base.flags & IO_BROKEN:
+                return
+            sent = 0
+    queue_bytes(c, r.tls_out + sent, size - <uint32_t>sent)
+
+
+cdef void encrypt_batch(conn* c, const iovec* v, int count) noexcept nogil:
+    """Small pieces are gathered into one record, large ones encrypted where they stand; all goes out with one call."""
+    cdef reactor* r = c.base.r
+    cdef const char* p
+    cdef size_t left, n, gathered = 0
+    cdef int i
+    for i in range(count):
+        p = <const char*>v[i].iov_base
+        left = v[i].iov_len
+        if gathered and gathered + left > TLS_RECORD:
+            encrypt(c, r.tls_gather, gathered)
+            gathered = 0
+        while left:
+            if left < TLS_RECORD and (gathered or i < count - 1):
+                memcpy(r.tls_gather + gathered, p, left)
+                gathered += left
+                break
+            n = left if left < TLS_RECORD else TLS_RECORD
+            encrypt(c, p, n)
+            p += n
+            left -= n
+    if gathered:
+        encrypt(c, r.tls_gather, gathered)
+    send_ciphertext(c)
+
+
+cdef void encrypt(conn* c, const char* data, size_t size) noexcept nogil:
+    if c.base.r.tls_out_used + size + TLS_OVERHEAD > TLS_OUT_BYTES:
+        send_ciphertext(c)
+    if not c.base.flags & IO_BROKEN and not tls_encrypt(c.tls, data, size):
+        c.base.flags |= IO_BROKEN | IO_CUT
+        io_enqueue(&c.base)
+
+
 cdef void batch_flush(reactor* r) noexcept nogil:
     """Send what was collected; what the peer does not take is copied to its pages."""
     cdef conn* c = <conn*>r.batch_owner
@@ -211,6 +385,11 @@ cdef void batch_flush(reactor* r) noexcept nogil:
     r.batch_count = 0
     r.out_used = 0
     if c == NULL or count == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
+        return
+    if c.tls != NULL:
+        encrypt_batch(c, v, count)
+        if c.out_bytes > HIGH_WATER:
+            c.base.flags |= IO_FULL
         return
     if c.out_bytes == 0 and c.base.flags & IO_WRITABLE and not c.base.flags & IO_CONNECTING:
         while True:

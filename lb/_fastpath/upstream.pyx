@@ -13,11 +13,11 @@ from lb._fastpath.c.sys cimport (
     ENOMEM,
     EPOLL_CTL_DEL,
     IPPROTO_TCP,
+    LB_R_BAD_RESPONSE,
     LB_R_CONNECT_FAILED,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
-    MSG_DONTWAIT,
-    MSG_PEEK,
+    LB_R_UPSTREAM_TLS_FAILED,
     SO_ERROR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -38,7 +38,6 @@ from lb._fastpath.c.sys cimport (
     lb_swap_ptr,
     lb_try_lock,
     lb_unlock,
-    recv,
     setsockopt,
     sockaddr,
     socket,
@@ -70,7 +69,18 @@ from lb._fastpath.reactor cimport (
     io_watch,
 )
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
-from lb._fastpath.transport cimport batch_flush, conn, conn_close, conn_leave, conn_new, leg_calls
+from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_new_client
+from lb._fastpath.transport cimport (
+    batch_flush,
+    conn,
+    conn_close,
+    conn_drain,
+    conn_handshake,
+    conn_leave,
+    conn_new,
+    conn_quiet,
+    leg_calls,
+)
 
 cdef connect_calls calls
 cdef leg_calls http1_calls  # how an exchange drives an HTTP/1 connection to an endpoint
@@ -103,22 +113,18 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     connecting[0] = False
     if not fresh:
         c = pool_take(r, ep)
-        while c != NULL and must_be_open and not still_open(c):
+        # One that was made before its upstream's TLS changed is as good as closed.
+        while c != NULL and (c.wire != view.wire or (must_be_open and not conn_quiet(c))):
             upstream_close(c)
             c = pool_take(r, ep)
     if c == NULL:
-        c = upstream_connect(r, ep, exchange, reason)
+        c = upstream_connect(r, view, ep, exchange, reason)
         connecting[0] = True
     if c == NULL:
         return NULL
     c.leg.calls = &http1_calls
     c.leg.c = c
     return &c.leg
-
-
-cdef bint still_open(conn* c) noexcept nogil:
-    cdef char byte
-    return recv(c.base.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef void release_leg(leg* l) noexcept nogil:
@@ -195,6 +201,10 @@ cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
     lb_add_int(&r.s.descriptors, -1)  # the same descriptor, counted once
     if c != NULL:
         c.requests = husk.requests
+        c.wire = husk.wire
+        c.tls = husk.tls
+        if c.tls != NULL:
+            c.tls.r = r
         c.idle_timeout_ms = husk.idle_timeout_ms
         c.ep = ep
         c.base.flags = IO_WRITABLE
@@ -206,7 +216,9 @@ cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
             bump(&r.counts.upstream_stolen)
     else:
         close(husk.base.fd)
+        tls_free(husk.tls)
         lb_add_int(&ep.connections, -1)
+    husk.tls = NULL
     while True:
         husk.base.next_dead = <io*>lb_load_ptr(&owner.husks)
         if lb_cas_ptr(&owner.husks, husk.base.next_dead, husk):
@@ -254,8 +266,25 @@ cdef void upstream_release(conn* c) noexcept nogil:
 
 cdef void idle_ready(io* source) noexcept nogil:
     """Something happened to an unused connection: its end, or bytes that nobody asked for. Both end its use."""
-    cdef conn* c = <conn*>source
-    if source.flags & (IO_READABLE | IO_HALF_CLOSED | IO_BROKEN):
+    if source.flags & (IO_HALF_CLOSED | IO_BROKEN):
+        idle_end(<conn*>source)
+    elif source.flags & IO_READABLE:
+        idle_read(<conn*>source)
+
+
+cdef void idle_read(conn* c) noexcept nogil:
+    """TLS may bring tickets for the next connection while this one rests; anything else ends it."""
+    cdef idle_pool* pool = &c.ep.pools[c.base.r.index]
+    cdef bint quiet
+    if c.tls == NULL:
+        idle_end(c)
+        return
+    if not lb_try_lock(&pool.lock):
+        io_enqueue(&c.base)  # a sibling is looking
+        return
+    quiet = c.taken or conn_quiet(c)
+    lb_unlock(&pool.lock)
+    if not quiet:
         idle_end(c)
 
 
@@ -303,7 +332,8 @@ cdef void upstream_close(conn* c) noexcept nogil:
     conn_close(c, False)
 
 
-cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reason) noexcept nogil:
+cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
+        int* reason) noexcept nogil:
     """Begin to connect; `connected` or `connect_failed` follows. NULL with a reason when it cannot even begin."""
     cdef int one = 1
     cdef int fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
@@ -328,10 +358,17 @@ cdef conn* upstream_connect(reactor* r, endpoint* ep, void* exchange, int* reaso
         return NULL
     c.ep = ep
     c.leg.exchange = exchange
+    c.wire = view.wire
     c.base.flags = IO_CONNECTING
     c.base.ready = connect_ready
     lb_add_int(&ep.connections, 1)
     bump(&r.counts.upstream_opened)
+    if view.tls != NULL:
+        c.tls = tls_new_client(r, <tls_context*>view.tls, True)
+        if c.tls == NULL:
+            reason[0] = LB_R_NO_MEMORY
+            upstream_close(c)
+            return NULL
     if not io_watch(&c.base):
         upstream_close(c)
         return NULL
@@ -353,6 +390,34 @@ cdef void connect_ready(io* source) noexcept nogil:
             batch_flush(source.r)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING
+    if c.tls != NULL:
+        source.ready = handshake_ready
+        handshake_ready(source)
+    else:
+        established(c)
+
+
+cdef void handshake_ready(io* source) noexcept nogil:
+    cdef conn* c = <conn*>source
+    cdef int result
+    if c.out_bytes and source.flags & IO_WRITABLE:
+        conn_drain(c)
+    result = conn_handshake(c, NULL)
+    if result == TLS_AGAIN and not source.flags & IO_BROKEN:
+        return
+    if result == TLS_DONE:
+        established(c)
+        return
+    endpoint_connect_failed(c.ep, source.r)
+    calls.connect_failed(c.leg.exchange, LB_R_UPSTREAM_TLS_FAILED)
+    batch_flush(source.r)
+
+
+cdef void established(conn* c) noexcept nogil:
+    if c.parked != NULL:  # an answer before there was a question
+        calls.connect_failed(c.leg.exchange, LB_R_BAD_RESPONSE)
+        batch_flush(c.base.r)
+        return
     endpoint_connected(c.ep)
     calls.connected(c.leg.exchange, &c.leg)
-    batch_flush(source.r)
+    batch_flush(c.base.r)

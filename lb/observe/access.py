@@ -31,6 +31,7 @@ NUMBERS = frozenset(
         "attempts",
         "generation",
         "client_port",
+        "grpc_status",
     )
 )
 """Fields that are numbers in JSON, or null for what did not happen."""

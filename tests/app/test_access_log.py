@@ -15,6 +15,11 @@ FIELDS = (
     "time", "time_clf", "client", "client_port", "listener", "method", "host", "target", "protocol", "status",
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
     "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation",
+    "tls_version",
+    "tls_cipher",
+    "server_name",
+    "client_subject",
+    "grpc_status",
 )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ import pytest
 
 from tests.guards.sources import FASTPATH, ROOT, files, name
 
-PYTHON_SURFACE = frozenset({"engine", "testing"})
-"""Who talks to Python: the daemon's engine, and what tests call the parser through."""
+PYTHON_SURFACE = frozenset({"engine", "credentials", "testing"})
+"""Who talks to Python: the daemon's engine, the certificates it is given, and what tests call the parser through."""
 
 LAYERS = (
     ("c", "reasons"),
@@ -30,12 +30,14 @@ LAYERS = (
     ("endpoint",),
     ("table",),
     ("reactor",),
-    ("balance", "transport"),
+    ("balance", "tls"),
+    ("transport",),
     ("http1_parse",),
     ("http1",),
     ("accept", "upstream"),
     # All of them read the exchange, and the exchange calls them.
     ("exchange", "forwarded", "grpc", "grpc_web", "answers", "access"),
+    ("credentials",),
     ("engine", "testing"),
 )
 """From the ground up: a file cimports only from its own layer and the ones before it."""

@@ -12,7 +12,10 @@
     LB_REASON(KEEPALIVE_TIMEOUT, "keepalive-timeout", 0)                 \
     LB_REASON(HEAD_TIMEOUT, "head-timeout", 408)                         \
     LB_REASON(CLIENT_IDLE_TIMEOUT, "client-idle-timeout", 408)           \
+    LB_REASON(TLS_HANDSHAKE_FAILED, "tls-handshake-failed", 0)           \
+    LB_REASON(TLS_TIMEOUT, "tls-timeout", 0)                             \
     /* what it sent */                                                   \
+    LB_REASON(PLAIN_HTTP, "plain-http", 400)                             \
     LB_REASON(NOT_HTTP, "not-http", 0)                                   \
     LB_REASON(BAD_REQUEST_LINE, "bad-request-line", 400)                 \
     LB_REASON(BAD_METHOD, "bad-method", 400)                             \
@@ -32,6 +35,7 @@
     LB_REASON(BAD_GRPC_WEB, "bad-grpc-web", 400)                         \
     LB_REASON(BODY_TOO_LARGE, "body-too-large", 413)                     \
     /* routing */                                                        \
+    LB_REASON(MISDIRECTED, "misdirected", 421)                           \
     LB_REASON(NO_HOST, "no-host", 404)                                   \
     LB_REASON(NO_ROUTE, "no-route", 404)                                 \
     LB_REASON(NO_UPSTREAM, "no-upstream", 503)                           \
@@ -41,6 +45,8 @@
     /* the endpoint */                                                   \
     LB_REASON(CONNECT_FAILED, "connect-failed", 502)                     \
     LB_REASON(CONNECT_TIMEOUT, "connect-timeout", 504)                   \
+    LB_REASON(UPSTREAM_TLS_FAILED, "upstream-tls-failed", 502)           \
+    LB_REASON(UPSTREAM_PROTOCOL, "upstream-protocol", 502)               \
     LB_REASON(UPSTREAM_CLOSED, "upstream-closed", 502)                   \
     LB_REASON(UPSTREAM_RESET, "upstream-reset", 502)                     \
     LB_REASON(UPSTREAM_REFUSED, "upstream-refused", 502)                 \

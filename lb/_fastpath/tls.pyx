@@ -1,0 +1,697 @@
+"""TLS by OpenSSL (tls.pxd)."""
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
+
+from lb._fastpath.c.openssl cimport (
+    ASN1_STRING,
+    ASN1_STRING_get0_data,
+    ASN1_STRING_length,
+    BIO,
+    BIO_CTRL_FLUSH,
+    BIO_METHOD,
+    BIO_TYPE_SOURCE_SINK,
+    BIO_clear_retry_flags,
+    BIO_free,
+    BIO_get_data,
+    BIO_get_mem_data,
+    BIO_get_new_index,
+    BIO_meth_new,
+    BIO_meth_set_ctrl,
+    BIO_meth_set_read,
+    BIO_meth_set_write,
+    BIO_new,
+    BIO_s_mem,
+    BIO_set_data,
+    BIO_set_init,
+    BIO_set_retry_read,
+    BIO_set_retry_write,
+    BIO_write,
+    ERR_clear_error,
+    EVP_CIPHER,
+    EVP_CIPHER_CTX,
+    EVP_CIPHER_fetch,
+    EVP_DecryptInit_ex,
+    EVP_EncryptInit_ex,
+    EVP_MAC_CTX,
+    EVP_MAC_CTX_set_params,
+    EVP_sha256,
+    GEN_DNS,
+    GEN_EMAIL,
+    GEN_URI,
+    GENERAL_NAME,
+    GENERAL_NAME_get0_value,
+    GENERAL_NAMES,
+    GENERAL_NAMES_free,
+    NID_subject_alt_name,
+    OPENSSL_memdup,
+    OSSL_PARAM,
+    OSSL_PARAM_construct_end,
+    OSSL_PARAM_construct_octet_string,
+    OSSL_PARAM_construct_utf8_string,
+    PEM_write_bio_X509,
+    RAND_bytes,
+    SSL_AD_INTERNAL_ERROR,
+    SSL_CIPHER_get_name,
+    SSL_CLIENT_HELLO_ERROR,
+    SSL_CLIENT_HELLO_SUCCESS,
+    SSL_CTX_free,
+    SSL_CTX_sess_set_new_cb,
+    SSL_CTX_set_alpn_select_cb,
+    SSL_CTX_set_cert_cb,
+    SSL_CTX_set_client_hello_cb,
+    SSL_CTX_set_mode,
+    SSL_CTX_set_options,
+    SSL_CTX_set_session_cache_mode,
+    SSL_CTX_set_tlsext_status_cb,
+    SSL_CTX_set_tlsext_ticket_key_evp_cb,
+    SSL_CTX_set_verify,
+    SSL_CTX_set_verify_depth,
+    SSL_ERROR_WANT_READ,
+    SSL_ERROR_ZERO_RETURN,
+    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
+    SSL_MODE_NO_AUTO_CHAIN,
+    SSL_MODE_RELEASE_BUFFERS,
+    SSL_OP_CIPHER_SERVER_PREFERENCE,
+    SSL_OP_NO_COMPRESSION,
+    SSL_OP_NO_RENEGOTIATION,
+    SSL_OP_PRIORITIZE_CHACHA,
+    SSL_SESSION,
+    SSL_SESSION_free,
+    SSL_SESS_CACHE_CLIENT,
+    SSL_SESS_CACHE_NO_INTERNAL,
+    SSL_SESS_CACHE_OFF,
+    SSL_TLSEXT_ERR_ALERT_FATAL,
+    SSL_TLSEXT_ERR_NOACK,
+    SSL_TLSEXT_ERR_OK,
+    SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
+    SSL_VERIFY_NONE,
+    SSL_VERIFY_PEER,
+    SSL_client_hello_get0_ext,
+    SSL_do_handshake,
+    SSL_free,
+    SSL_get0_alpn_selected,
+    SSL_get1_peer_certificate,
+    SSL_get_SSL_CTX,
+    SSL_get_certificate,
+    SSL_get_current_cipher,
+    SSL_get_error,
+    SSL_get_ex_data,
+    SSL_get_verify_result,
+    SSL_get_version,
+    SSL_has_pending,
+    SSL_new,
+    SSL_read,
+    SSL_select_next_proto,
+    SSL_session_reused,
+    SSL_set_SSL_CTX,
+    SSL_set_accept_state,
+    SSL_set_alpn_protos,
+    SSL_set_bio,
+    SSL_set_connect_state,
+    SSL_set_ex_data,
+    SSL_set_max_proto_version,
+    SSL_set_min_proto_version,
+    SSL_set_session,
+    SSL_set_session_id_context,
+    SSL_set_tlsext_host_name,
+    SSL_set_tlsext_status_ocsp_resp,
+    SSL_set_verify,
+    SSL_set_verify_depth,
+    SSL_shutdown,
+    SSL_use_cert_and_key,
+    SSL_write,
+    TLSEXT_TYPE_server_name,
+    X509_STORE_CTX,
+    X509_V_OK,
+    X509_NAME,
+    X509_NAME_print_ex,
+    X509_digest,
+    X509_free,
+    X509_get0_serialNumber,
+    X509_get_ext_d2i,
+    X509_get_issuer_name,
+    X509_get_subject_name,
+    X509_verify_cert_error_string,
+    XN_FLAG_RFC2253,
+    i2a_ASN1_INTEGER,
+    sk_GENERAL_NAME_num,
+    sk_GENERAL_NAME_value,
+)
+from lb._fastpath.c.sys cimport LB_UNRESERVED, lb_add_ordered_int, lb_class, lb_load_ptr, lb_lower
+from lb._fastpath.endpoint cimport MAX_REACTORS
+from lb._fastpath.table cimport find_host, vhost
+
+cdef BIO_METHOD* bio_method = NULL
+cdef EVP_CIPHER* ticket_cipher = NULL
+
+
+# ------------------------------------------------------------------------------------------------ ciphertext in and out
+
+cdef int bio_read(BIO* bio, char* out, int size) noexcept nogil:
+    cdef tls* t = <tls*>BIO_get_data(bio)
+    cdef size_t n = <size_t>(t.in_end - t.in_at)
+    BIO_clear_retry_flags(bio)
+    if n == 0:
+        BIO_set_retry_read(bio)
+        return -1
+    if n > <size_t>size:
+        n = <size_t>size
+    memcpy(out, t.in_at, n)
+    t.in_at += n
+    return <int>n
+
+
+cdef int bio_write(BIO* bio, const char* data, int size) noexcept nogil:
+    cdef tls* t = <tls*>BIO_get_data(bio)
+    cdef reactor* r = t.r
+    BIO_clear_retry_flags(bio)
+    if r.tls_out_used + <uint32_t>size > TLS_OUT_BYTES:
+        BIO_set_retry_write(bio)
+        return -1
+    memcpy(r.tls_out + r.tls_out_used, data, <size_t>size)
+    r.tls_out_used += <uint32_t>size
+    return size
+
+
+cdef long bio_ctrl(BIO* bio, int command, long number, void* argument) noexcept nogil:
+    return 1 if command == BIO_CTRL_FLUSH else 0
+
+
+cdef bint tls_init() noexcept nogil:
+    """Once in a process, before the first context."""
+    global bio_method, ticket_cipher
+    if bio_method != NULL:
+        return True
+    ticket_cipher = EVP_CIPHER_fetch(NULL, b"AES-256-CBC", NULL)
+    bio_method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, b"lb")
+    if bio_method == NULL or ticket_cipher == NULL:
+        return False
+    BIO_meth_set_read(bio_method, bio_read)
+    BIO_meth_set_write(bio_method, bio_write)
+    BIO_meth_set_ctrl(bio_method, bio_ctrl)
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------------- life
+
+cdef tls* tls_new(reactor* r, tls_context* context) noexcept nogil:
+    cdef tls* t = <tls*>calloc(1, sizeof(tls))
+    cdef BIO* bio
+    if t == NULL:
+        return NULL
+    t.r = r
+    t.ssl = SSL_new(context.ctx)
+    bio = BIO_new(bio_method)
+    if t.ssl == NULL or bio == NULL:
+        if bio != NULL:
+            BIO_free(bio)
+        tls_free(t)
+        ERR_clear_error()
+        return NULL
+    BIO_set_data(bio, t)
+    BIO_set_init(bio, 1)
+    SSL_set_bio(t.ssl, bio, bio)
+    SSL_set_ex_data(t.ssl, 0, t)
+    return t
+
+
+cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil:
+    """For a client of this listener; which host's certificate it gets is decided by its first message."""
+    cdef tls* t = tls_new(r, (<const tls_host*>view.fallback).context)
+    if t != NULL:
+        SSL_set_accept_state(t.ssl)
+    return t
+
+
+cdef tls* tls_new_client(reactor* r, tls_context* context, bint http1_only) noexcept nogil:
+    """For a connection to an endpoint. `http1_only`: offer no HTTP/2, because what is to be sent needs HTTP/1."""
+    cdef tls* t = tls_new(r, context)
+    if t == NULL:
+        return NULL
+    t.context = context
+    lb_add_ordered_int(&context.references, 1)
+    SSL_set_connect_state(t.ssl)
+    if context.server_name[0]:
+        SSL_set_tlsext_host_name(t.ssl, context.server_name)
+    if http1_only:
+        SSL_set_alpn_protos(t.ssl, <const unsigned char*>b"\x08http/1.1", 9)
+    if context.sessions[r.index] != NULL:
+        SSL_set_session(t.ssl, context.sessions[r.index])
+    return t
+
+
+cdef void tls_free(tls* t) noexcept nogil:
+    if t == NULL:
+        return
+    if t.ssl != NULL:
+        SSL_free(t.ssl)
+    if t.context != NULL:
+        tls_context_release(t.context)
+    free(t.client)
+    free(t.sni)
+    free(t)
+
+
+cdef void tls_context_release(tls_context* context) noexcept nogil:
+    cdef int i
+    if lb_add_ordered_int(&context.references, -1) > 0:
+        return
+    if context.sessions != NULL:
+        for i in range(MAX_REACTORS):
+            SSL_SESSION_free(context.sessions[i])
+        free(context.sessions)
+    SSL_CTX_free(context.ctx)
+    free(context)
+
+
+# ----------------------------------------------------------------------------------------------------------- handshake
+
+cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
+    """Go on with the handshake: TLS_DONE, TLS_AGAIN or TLS_FAILED. What is to be sent stands in tls_out, also after a
+    failure (the alert).
+    """
+    cdef int result
+    cdef const unsigned char* protocol = NULL
+    cdef unsigned int size = 0
+    t.view = view
+    result = SSL_do_handshake(t.ssl)
+    t.view = NULL
+    t.host = NULL
+    if result != 1:
+        if SSL_get_error(t.ssl, result) == SSL_ERROR_WANT_READ:
+            return TLS_AGAIN
+        ERR_clear_error()
+        return TLS_FAILED
+    t.established = True
+    SSL_get0_alpn_selected(t.ssl, &protocol, &size)
+    t.h2 = size == 2 and memcmp(protocol, b"h2", 2) == 0
+    if t.context == NULL:
+        note_client(t)
+    return TLS_DONE
+
+
+cdef const tls_host* tls_lookup(const tls_view* view, const char* name, size_t size) noexcept nogil:
+    """What a name (lower case) is served with: its own, its wildcard's, else the default."""
+    cdef const vhost* found = find_host(view.hosts, name, size) if size else NULL
+    return <const tls_host*>(found.payload if found != NULL else view.fallback)
+
+
+cdef int on_client_hello(SSL* ssl, int* alert, void* argument) noexcept nogil:
+    """Before anything is decided: whom the client wants, and what that name asks of it."""
+    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef const unsigned char* extension = NULL
+    cdef size_t size = 0
+    cdef tls_context* context
+    cdef int mode
+    if t == NULL or t.view == NULL:
+        alert[0] = SSL_AD_INTERNAL_ERROR
+        return SSL_CLIENT_HELLO_ERROR
+    if SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &extension, &size) == 1:
+        note_server_name(t, extension, size)
+    t.host = tls_lookup(t.view, t.sni, t.sni_size)
+    t.forward = <uint8_t>t.host.forward
+    context = t.host.context
+    t.context_id = context.id
+    if SSL_get_SSL_CTX(ssl) != context.ctx:
+        # SSL_set_SSL_CTX takes the certificates, ciphers and callbacks along, and none of these:
+        SSL_set_SSL_CTX(ssl, context.ctx)
+        mode = verify_mode(context.client_mode)
+        if context.client_mode == CLIENTS_UNVERIFIED:
+            SSL_set_verify(ssl, mode, accept_any)
+        else:
+            SSL_set_verify(ssl, mode, NULL)
+        SSL_set_verify_depth(ssl, context.depth)
+        SSL_set_min_proto_version(ssl, context.min_version)
+        SSL_set_max_proto_version(ssl, context.max_version)
+    # Resumption never crosses from one policy to another (CVE-2025-23419).
+    SSL_set_session_id_context(ssl, context.identity, sizeof(context.identity))
+    return SSL_CLIENT_HELLO_SUCCESS
+
+
+cdef void note_server_name(tls* t, const unsigned char* p, size_t size) noexcept nogil:
+    """The first host name of the extension (RFC 6066 3), lower case and without a trailing dot; what no hostname can
+    be counts as none.
+    """
+    cdef size_t length, i
+    cdef uint8_t c
+    if t.sni != NULL or size < 5 or (<size_t>p[0] << 8 | p[1]) != size - 2 or p[2] != 0:
+        return
+    length = <size_t>p[3] << 8 | p[4]
+    if length > size - 5:
+        return
+    p += 5
+    if length and p[length - 1] == c".":
+        length -= 1
+    if length == 0 or length > 253:
+        return
+    for i in range(length):
+        c = p[i]
+        if not (lb_class[c] & LB_UNRESERVED) or c == c"~":
+            return
+    t.sni = <char*>malloc(length)
+    if t.sni == NULL:
+        return
+    for i in range(length):
+        t.sni[i] = <char>lb_lower[p[i]]
+    t.sni_size = <uint8_t>length
+
+
+cdef int on_certificate(SSL* ssl, void* argument) noexcept nogil:
+    """Put the host's certificates on the connection; OpenSSL takes the one whose kind the client understands."""
+    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef tls_certificate* one
+    cdef int i
+    if t == NULL or t.host == NULL:
+        return 0
+    for i in range(t.host.certificate_count):
+        one = t.host.certificates[i]
+        if SSL_use_cert_and_key(ssl, one.leaf, one.key, one.chain, 1) != 1:
+            return 0
+    return 1
+
+
+cdef int on_status_request(SSL* ssl, void* argument) noexcept nogil:
+    """Staple the OCSP response of the certificate that was chosen (RFC 6066 8)."""
+    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef tls_certificate* one
+    cdef void* copy
+    cdef int i
+    if t == NULL or t.host == NULL:
+        return SSL_TLSEXT_ERR_NOACK
+    for i in range(t.host.certificate_count):
+        one = t.host.certificates[i]
+        if one.ocsp_size and one.leaf == SSL_get_certificate(ssl):
+            copy = OPENSSL_memdup(one.ocsp, <size_t>one.ocsp_size)
+            if copy == NULL:
+                return SSL_TLSEXT_ERR_NOACK
+            SSL_set_tlsext_status_ocsp_resp(ssl, <unsigned char*>copy, one.ocsp_size)
+            return SSL_TLSEXT_ERR_OK
+    return SSL_TLSEXT_ERR_NOACK
+
+
+cdef int on_alpn(SSL* ssl, const unsigned char** out, unsigned char* out_size, const unsigned char* offered,
+        unsigned int size, void* argument) noexcept nogil:
+    """The best of ours that the client offers; none in common ends the handshake (RFC 7301 3.2)."""
+    cdef tls_context* context = <tls_context*>argument
+    cdef unsigned char* chosen = NULL
+    if SSL_select_next_proto(&chosen, out_size, context.alpn, context.alpn_size, offered, size) != 1:
+        return SSL_TLSEXT_ERR_ALERT_FATAL
+    out[0] = chosen
+    return SSL_TLSEXT_ERR_OK
+
+
+cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
+        int encrypt) noexcept nogil:
+    """RFC 5077: keys come from the control plane and are the same in all reactors."""
+    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef ticket_keys* keys
+    cdef ticket_key* key = NULL
+    cdef OSSL_PARAM params[3]
+    cdef int i
+    if t == NULL:
+        return 0
+    keys = <ticket_keys*>lb_load_ptr(&t.r.s.ticket_keys)
+    if keys == NULL or keys.count == 0:
+        return 0
+    if encrypt:
+        i = 0
+        key = &keys.keys[0]
+        if RAND_bytes(iv, 16) != 1:
+            return -1
+        memcpy(name, key.name, 16)
+    else:
+        for i in range(keys.count):
+            if memcmp(name, keys.keys[i].name, 16) == 0:
+                key = &keys.keys[i]
+                break
+        if key == NULL:
+            return 0
+    params[0] = OSSL_PARAM_construct_octet_string(b"key", key.hmac, 32)
+    params[1] = OSSL_PARAM_construct_utf8_string(b"digest", <char*><const char*>b"SHA256", 0)
+    params[2] = OSSL_PARAM_construct_end()
+    if EVP_MAC_CTX_set_params(mac, params) != 1:
+        return -1
+    if encrypt:
+        return 1 if EVP_EncryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) == 1 else -1
+    if EVP_DecryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) != 1:
+        return -1
+    return 1 if i == 0 else 2  # 2: give the client a new one
+
+
+cdef int on_new_session(SSL* ssl, SSL_SESSION* session) noexcept nogil:
+    """Client side: keep the newest session for the next connection. The reference is ours when 1 is returned."""
+    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef SSL_SESSION** place
+    if t == NULL or t.context == NULL:
+        return 0
+    place = &t.context.sessions[t.r.index]
+    if place[0] != NULL:
+        SSL_SESSION_free(place[0])
+    place[0] = session
+    return 1
+
+
+cdef int accept_any(int ok, X509_STORE_CTX* store) noexcept nogil:
+    return 1
+
+
+cdef int verify_mode(int client_mode) noexcept nogil:
+    if client_mode == CLIENTS_NOT_ASKED:
+        return SSL_VERIFY_NONE
+    if client_mode == CLIENTS_REQUIRED:
+        return SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+    return SSL_VERIFY_PEER
+
+
+cdef void prepare_common(tls_context* context) noexcept nogil:
+    SSL_CTX_set_mode(context.ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+        SSL_MODE_NO_AUTO_CHAIN)
+    SSL_CTX_set_options(context.ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION)
+
+
+cdef void prepare_server_context(tls_context* context) noexcept nogil:
+    """What all contexts of servers have in common."""
+    prepare_common(context)
+    SSL_CTX_set_options(context.ctx, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
+    SSL_CTX_set_session_cache_mode(context.ctx, SSL_SESS_CACHE_OFF)  # tickets only
+    if context.client_mode == CLIENTS_UNVERIFIED:
+        SSL_CTX_set_verify(context.ctx, SSL_VERIFY_PEER, accept_any)
+    else:
+        SSL_CTX_set_verify(context.ctx, verify_mode(context.client_mode), NULL)
+    SSL_CTX_set_verify_depth(context.ctx, context.depth)
+    SSL_CTX_set_client_hello_cb(context.ctx, on_client_hello, NULL)
+    SSL_CTX_set_cert_cb(context.ctx, on_certificate, NULL)
+    SSL_CTX_set_alpn_select_cb(context.ctx, on_alpn, context)
+    SSL_CTX_set_tlsext_ticket_key_evp_cb(context.ctx, on_ticket)
+    SSL_CTX_set_tlsext_status_cb(context.ctx, on_status_request)
+
+
+cdef void prepare_client_context(tls_context* context) noexcept nogil:
+    """What all contexts of clients have in common."""
+    prepare_common(context)
+    SSL_CTX_set_session_cache_mode(context.ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL)
+    SSL_CTX_sess_set_new_cb(context.ctx, on_new_session)
+
+
+# --------------------------------------------------------------------------------------------------------------- bytes
+
+cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
+    """The plaintext of what stands at `in_at`: how much, 0 when a record is not complete yet, or TLS_FAILED.
+
+    After the peer's goodbye `closed` is set. `room` is more than the plaintext can be.
+    """
+    cdef size_t total = 0
+    cdef int n, error
+    while not t.closed and total < room:
+        n = SSL_read(t.ssl, out + total, <int>(room - total))
+        if n <= 0:
+            error = SSL_get_error(t.ssl, n)
+            if error == SSL_ERROR_ZERO_RETURN:
+                t.closed = True
+            elif error != SSL_ERROR_WANT_READ:
+                ERR_clear_error()
+                return <ssize_t>total if total else TLS_FAILED
+            break
+        total += <size_t>n
+        if t.in_at == t.in_end and not SSL_has_pending(t.ssl):
+            break  # all is used, and no part of a record is left: OpenSSL need not be asked again
+    return <ssize_t>total
+
+
+cdef bint tls_encrypt(tls* t, const char* data, size_t size) noexcept nogil:
+    """One record of at most TLS_RECORD bytes, for which tls_out has room."""
+    if SSL_write(t.ssl, data, <int>size) == <int>size:
+        return True
+    ERR_clear_error()
+    return False
+
+
+cdef void tls_say_goodbye(tls* t) noexcept nogil:
+    """close_notify (RFC 8446 6.1)."""
+    if t.established and SSL_shutdown(t.ssl) < 0:
+        ERR_clear_error()
+
+
+# --------------------------------------------------------------------------------------------------------------- facts
+
+cdef const char* tls_version(const tls* t) noexcept nogil:
+    return SSL_get_version(t.ssl)
+
+
+cdef const char* tls_cipher(const tls* t) noexcept nogil:
+    return SSL_CIPHER_get_name(SSL_get_current_cipher(t.ssl))
+
+
+cdef bint tls_resumed(const tls* t) noexcept nogil:
+    return SSL_session_reused(t.ssl) != 0
+
+
+cdef void put_name(BIO* out, const X509_NAME* name) noexcept nogil:
+    X509_NAME_print_ex(out, name, 0, XN_FLAG_RFC2253)
+
+
+cdef void put_bytes(BIO* out, const char* data, int size) noexcept nogil:
+    BIO_write(out, data, size)
+
+
+cdef void note_client(tls* t) noexcept nogil:
+    """Read the client's certificate once; most connections have none."""
+    cdef X509* leaf = SSL_get1_peer_certificate(t.ssl)
+    cdef BIO* out
+    cdef uint32_t ends[7]
+    cdef client_text* texts
+    cdef char* data = NULL
+    cdef long size
+    cdef uint32_t start = 0
+    cdef int i
+    if leaf == NULL:
+        return
+    out = BIO_new(BIO_s_mem())
+    if out == NULL:
+        X509_free(leaf)
+        return
+    put_verify(t, out)
+    ends[0] = written(out)
+    put_name(out, X509_get_subject_name(leaf))
+    ends[1] = written(out)
+    put_name(out, X509_get_issuer_name(leaf))
+    ends[2] = written(out)
+    i2a_ASN1_INTEGER(out, X509_get0_serialNumber(leaf))
+    ends[3] = written(out)
+    put_fingerprint(out, leaf)
+    ends[4] = written(out)
+    put_alternative_names(out, leaf)
+    ends[5] = written(out)
+    put_pem(out, leaf)
+    ends[6] = written(out)
+    size = BIO_get_mem_data(out, &data)
+    t.client = <client_facts*>malloc(sizeof(client_facts) + <size_t>size)
+    if t.client != NULL:
+        memcpy(<char*>t.client + sizeof(client_facts), data, <size_t>size)
+        texts = <client_text*>t.client
+        for i in range(7):
+            texts[i].at = <char*>t.client + sizeof(client_facts) + start
+            texts[i].size = ends[i] - start
+            start = ends[i]
+    BIO_free(out)
+    X509_free(leaf)
+    ERR_clear_error()
+
+
+cdef uint32_t written(BIO* out) noexcept nogil:
+    cdef char* data = NULL
+    return <uint32_t>BIO_get_mem_data(out, &data)
+
+
+cdef void put_verify(tls* t, BIO* out) noexcept nogil:
+    cdef long result = SSL_get_verify_result(t.ssl)
+    cdef const char* text
+    if result == X509_V_OK:
+        put_bytes(out, b"SUCCESS", 7)
+        return
+    put_bytes(out, b"FAILED:", 7)
+    text = X509_verify_cert_error_string(result)
+    put_bytes(out, text, length_of(text))
+
+
+cdef int length_of(const char* text) noexcept nogil:
+    cdef int size = 0
+    while text[size]:
+        size += 1
+    return size
+
+
+cdef void put_fingerprint(BIO* out, X509* leaf) noexcept nogil:
+    cdef unsigned char digest[64]
+    cdef unsigned int size = 0, i
+    cdef char pair[4]
+    X509_digest(leaf, EVP_sha256(), digest, &size)
+    for i in range(size):
+        snprintf(pair, sizeof(pair), b"%02x", digest[i])
+        put_bytes(out, pair, 2)
+
+
+cdef void put_alternative_names(BIO* out, X509* leaf) noexcept nogil:
+    """`DNS:a,URI:b`. A name with a control character in it (CVE-2026-47778) or a comma is left out."""
+    cdef GENERAL_NAMES* names = <GENERAL_NAMES*>X509_get_ext_d2i(leaf, NID_subject_alt_name, NULL, NULL)
+    cdef GENERAL_NAME* name
+    cdef ASN1_STRING* text
+    cdef const char* p
+    cdef int i, kind = 0, size
+    cdef bint first = True
+    if names == NULL:
+        return
+    for i in range(sk_GENERAL_NAME_num(names)):
+        name = sk_GENERAL_NAME_value(names, i)
+        text = <ASN1_STRING*>GENERAL_NAME_get0_value(name, &kind)
+        if kind != GEN_DNS and kind != GEN_URI and kind != GEN_EMAIL:
+            continue
+        p = <const char*>ASN1_STRING_get0_data(text)
+        size = ASN1_STRING_length(text)
+        if not is_plain(p, size):
+            continue
+        if not first:
+            put_bytes(out, b",", 1)
+        first = False
+        if kind == GEN_DNS:
+            put_bytes(out, b"DNS:", 4)
+        elif kind == GEN_URI:
+            put_bytes(out, b"URI:", 4)
+        else:
+            put_bytes(out, b"email:", 6)
+        put_bytes(out, p, size)
+    GENERAL_NAMES_free(names)
+
+
+cdef bint is_plain(const char* p, int size) noexcept nogil:
+    cdef int i
+    for i in range(size):
+        if <uint8_t>p[i] <= 0x20 or <uint8_t>p[i] >= 0x7f or p[i] == c"," or p[i] == c";" or p[i] == c'"':
+            return False
+    return size > 0
+
+
+cdef void put_pem(BIO* out, X509* leaf) noexcept nogil:
+    """URL-encoded, as XFCC and nginx's $ssl_client_escaped_cert have it."""
+    cdef const char* digits = b"0123456789ABCDEF"
+    cdef BIO* plain = BIO_new(BIO_s_mem())
+    cdef char* data = NULL
+    cdef char triple[3]
+    cdef long size, i
+    cdef uint8_t c
+    if plain == NULL:
+        return
+    PEM_write_bio_X509(plain, leaf)
+    size = BIO_get_mem_data(plain, &data)
+    triple[0] = c"%"
+    for i in range(size):
+        c = <uint8_t>data[i]
+        if lb_class[c] & LB_UNRESERVED:
+            put_bytes(out, data + i, 1)
+        else:
+            triple[1] = digits[c >> 4]
+            triple[2] = digits[c & 15]
+            put_bytes(out, triple, 3)
+    BIO_free(plain)
