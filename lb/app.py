@@ -24,6 +24,7 @@ import uvloop
 
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
 from lb.admin.server import AdminServer
+from lb.certs.tickets import TicketKeys
 from lb.compile.table import Compiler
 from lb.demo import EchoProcess, hints
 from lb.inbox import Files, Inbox, Names
@@ -93,6 +94,7 @@ class Application:
         )
         for answer in settings.error_answers:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
+        self._tickets = TicketKeys(self.engine)
         self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
         self._paths = paths
         store = Store()
@@ -193,6 +195,8 @@ class Application:
 
         before = self.pipeline.newest
         build = await self.pipeline.apply(take_in)
+        for name, error in self.pipeline.compiler.refused_certificates.items():
+            log.error("certificate refused", certificate=name, error=error)
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
@@ -257,6 +261,7 @@ class Application:
         while True:
             if not self.pipeline.lock.locked():  # a build may be about to use what nobody uses now
                 self.engine.collect()
+            self._tickets.rotate(time.monotonic())
             ages = self.engine.heartbeat_ages_ms()
             late = {thread for thread, age_ms in enumerate(ages) if age_ms > STUCK_MS}
             for thread in late - stuck:

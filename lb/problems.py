@@ -92,7 +92,9 @@ CODES: dict[str, Code] = {
     "LB3006": Code("warning", "resource backends are not served"),
     "LB3007": Code("warning", "rule is shadowed and never matches"),
     "LB3008": Code("note", "age of conflicting objects is unknown or equal: ordered by namespace and name"),
-    "LB3009": Code("warning", "TLS section is not served yet"),
+    "LB3010": Code("error", "TLS Secret does not exist"),
+    "LB3011": Code("error", "TLS Secret cannot be used"),
+    "LB3012": Code("error", "certificate is not for the host"),
     # Services, endpoints, nodes
     "LB4001": Code("error", "Service does not exist"),
     "LB4002": Code("error", "Service has no such port"),

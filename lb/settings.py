@@ -128,6 +128,8 @@ class Kubernetes(Section, frozen=True):
     """Which address of a node is the target: `InternalIP` or `ExternalIP`."""
     port: Annotated[int, Meta(ge=1, le=65_535)] = 80
     """Port of the listener that serves Ingresses."""
+    https_port: Annotated[int, Meta(ge=1, le=65_535)] = 443
+    """Port of the listener that serves Ingresses by TLS, when one of them asks for it."""
 
 
 class Settings(Section, frozen=True):

@@ -96,7 +96,7 @@ def _print_finding(console: Console, finding: _Finding) -> None:
     line.append(f"{problem.severity}[{problem.code}]", STYLES[problem.severity])
     line.append(f": {problem.what}")
     console.print(line)
-    if finding.place is not None:
+    if finding.place is not None and finding.place.text:
         for excerpt in _excerpt(finding.place):
             console.print(Text(f"{_INDENT}{excerpt}", style="dim"))
     for label, text in (("field", problem.field), ("why", problem.why), ("fix", problem.fix)):

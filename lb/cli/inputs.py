@@ -158,6 +158,7 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         node_selector=kubernetes.node_selector,
         node_address=kubernetes.node_address,
         port=kubernetes.port,
+        https_port=kubernetes.https_port,
         balance=defaults.balance,
         http=defaults.http,
         route=defaults.route,

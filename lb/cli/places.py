@@ -60,6 +60,12 @@ class _File:
         self._objects = [(document, node) for document in self._documents for node in _objects(document.root)]
 
     def find(self, problem: Problem) -> Place | None:
+        place = self._find(problem)
+        if place is not None and _may_hold_a_secret(problem, place.text):
+            return Place(place.line, place.column, "")
+        return place
+
+    def _find(self, problem: Problem) -> Place | None:
         origin = problem.origin
         if origin.line and not problem.field:
             return self._place(origin.line, origin.column)
@@ -72,7 +78,7 @@ class _File:
 
     def _find_object(self, line: int, item: str) -> tuple[_Document, Node] | None:
         """The object that begins at `line` (the last one before it, for a place inside), or stands at `item`."""
-        if not line:
+        if not line or item:  # the objects of a JSON list may all stand on one line
             return (self._documents[0], _descend(self._documents[0].root, item)) if self._documents else None
         index = bisect_right(self._objects, line, key=lambda entry: entry[0].line(entry[1]))
         return self._objects[index - 1] if index else None
@@ -83,6 +89,18 @@ class _File:
             return None
         text = self._lines[line - 1]
         return Place(line, column or len(text) - len(text.lstrip()) + 1, text)
+
+
+_NAMES_A_SECRET = re.compile(r"""kind["']?\s*:\s*["']?Secret""")
+
+
+def _may_hold_a_secret(problem: Problem, text: str) -> bool:
+    """Whether the line is not to be shown: it is a Secret's or a certificate's, or a whole export on one line."""
+    return (
+        problem.origin.kind == "Secret"
+        or problem.field.startswith("certificates")
+        or _NAMES_A_SECRET.search(text) is not None
+    )
 
 
 def _read(name: str) -> _File | None:

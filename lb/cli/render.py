@@ -12,14 +12,15 @@ from lb.model.text import to_text
 @path_arguments
 @config_option
 @translation_options
-def command(paths: tuple[str, ...], config_file: str | None, flags: Flags) -> None:
+@click.option("--show-secrets", is_flag=True, help="Print private keys, too; without it `hidden` stands for them.")
+def command(paths: tuple[str, ...], config_file: str | None, flags: Flags, show_secrets: bool) -> None:
     """Print what would be served as a native file.
 
-    `lb run` serves the printed file as it serves the input. Exits with 1 when there were errors; what they cost is not
-    in the file, and `lb check` tells of them.
+    `lb run` serves the printed file as it serves the input, if it holds the private keys (--show-secrets). Exits with
+    1 when there were errors; what they cost is not in the file, and `lb check` tells of them.
     """
     read = read_input(paths, config_file, flags)
-    click.echo(to_text(read.config), nl=False)
+    click.echo(to_text(read.config, show_secrets=show_secrets), nl=False)
     errors = sum(1 for problem in read.problems if problem.severity == "error")
     if errors:
         click.echo(f"lb render: {errors} errors in the input; `lb check` tells which", err=True)

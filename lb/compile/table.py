@@ -10,14 +10,16 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
+from lb.compile.tls import TlsParts
 from lb.model.address import address_mistake
 from lb.model.config import Config
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
+from lb.model.tls import ListenerTls
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 
 if TYPE_CHECKING:
@@ -35,14 +37,24 @@ class Compiler:
         self._indexes: dict[str, HostIndex] = {}
         self._upstreams: dict[str, UpstreamView] = {}
         self._listeners: dict[str, ListenerView] = {}
+        self._tls = TlsParts()
+
+    @property
+    def refused_certificates(self) -> dict[str, str]:
+        """Of the newest Config: those that OpenSSL would not take, and why. The last good ones stay in use."""
+        return self._tls.refused
 
     def compile(self, config: Config, generation: int) -> Table:
         """A Table of everything in `config`. Raises ValueError for an address or network that cannot be parsed; the
         compiler then still stands on the Config before."""
         indexes = {name: self._compile_hosts(name, hosts) for name, hosts in config.hosts.items()}
+        self._tls.take(config.certificates)
         upstreams = {name: self._compile_upstream(upstream) for name, upstream in config.upstreams.items()}
+        https_ports = _https_ports(config.listeners.values())
         listeners = {
-            name: self._compile_listener(listener, indexes.get(listener.host_set))
+            name: self._compile_listener(
+                listener, indexes.get(listener.host_set), https_ports.get(listener.host_set, 0)
+            )
             for name, listener in config.listeners.items()
         }
         table = self._engine.make_table(generation, listeners, upstreams)
@@ -73,18 +85,47 @@ class Compiler:
         return self._engine.compile_host(host.hostname, host.one_label, [_route_spec(route) for route in host.routes])
 
     def _compile_upstream(self, upstream: Upstream) -> UpstreamView:
-        if self._config.upstreams.get(upstream.name) is upstream:
-            return self._upstreams[upstream.name]
-        return self._engine.make_upstream(upstream.name, _endpoint_specs(upstream.endpoints), _policy(upstream))
+        tls = self._tls.of_upstream(upstream.tls) if upstream.tls is not None else None
+        made = self._upstreams.get(upstream.name)
+        if made is not None and self._config.upstreams.get(upstream.name) is upstream and made.tls is tls:
+            return made
+        return self._engine.make_upstream(upstream.name, _endpoint_specs(upstream.endpoints), _policy(upstream), 0, tls)
 
-    def _compile_listener(self, listener: Listener, index: HostIndex | None) -> ListenerView:
+    def _compile_listener(self, listener: Listener, index: HostIndex | None, https_port: int) -> ListenerView:
         made = self._listeners.get(listener.name)
-        if made is not None and self._config.listeners.get(listener.name) == listener and made.index is index:
+        tls = None
+        hosts = self._tls.of_listener(listener.tls or ListenerTls()) if listener.protocol == "https" else {}
+        if hosts:
+            tls = made.tls if made is not None and made.tls is not None and made.tls.hosts == hosts else None
+            tls = tls or self._engine.make_tls_index(hosts)
+        if (
+            made is not None
+            and self._config.listeners.get(listener.name) == listener
+            and made.index is index
+            and made.tls is tls
+            and made.https_port == https_port
+        ):
             return made
         trusted = tuple(_network(text) for text in listener.http.trusted_proxies)
         return self._engine.make_listener(
-            listener.name, index or self._engine.make_index({}), listener.port, _http_options(listener.http), trusted
+            listener.name,
+            index or self._engine.make_index({}),
+            listener.port,
+            _http_options(listener.http),
+            trusted,
+            tls,
+            https_port,
+            listener.tls.hsts.encode() if listener.tls is not None else b"",
         )
+
+
+def _https_ports(listeners: Iterable[Listener]) -> dict[str, int]:
+    """Host set -> the port where it is served by TLS: 443 if there is one, else the first."""
+    ports: dict[str, int] = {}
+    for listener in listeners:
+        if listener.protocol == "https" and ports.get(listener.host_set) != 443:
+            ports[listener.host_set] = listener.port
+    return ports
 
 
 def _route_spec(route: Route) -> RouteSpec:
@@ -144,8 +185,8 @@ def _route_options(options: RouteOptions) -> tuple[int, int, int, int, int, int,
         _int32(_either(options.tunnel_timeout_ms, built_in.tunnel_timeout_ms)),
         _int32(_either(options.request_timeout_ms, built_in.request_timeout_ms)),
         _int32(_either(options.retries, built_in.retries)),
-        0,
-        0,
+        _either(options.https_redirect, built_in.https_redirect),
+        int(built_in.grpc_web if options.grpc_web is None else options.grpc_web),  # type: ignore[arg-type]
     )
 
 

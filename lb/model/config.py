@@ -10,6 +10,7 @@ import msgspec
 
 from lb.model.listener import Listener
 from lb.model.route import VirtualHost
+from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
 
 
@@ -22,3 +23,5 @@ class Config(msgspec.Struct, frozen=True):
     """Host set name -> hostname (`shop.example.com`, `*.example.com`, `*`) -> virtual host."""
     upstreams: dict[str, Upstream] = {}
     """By name (`shop/web:http` for a Service port)."""
+    certificates: dict[str, Certificate] = {}
+    """By name (`shop/web-tls` for a Secret)."""

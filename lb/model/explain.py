@@ -497,6 +497,9 @@ def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> s
     return f"none of the {len(endpoints)} endpoints of {upstream.name} takes requests"
 
 
+_SHOWN_WHEN_SET = ("https_redirect", "grpc_web")
+
+
 def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[OptionStep]:
     for field in option_fields(RouteOptions):
         value, set_by = getattr(route.options, field.attribute), f"route {route.name}"
@@ -504,7 +507,8 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
             continue
         if value is None:
             value, set_by = getattr(BUILT_IN_ROUTE_OPTIONS, field.attribute), "built in"
-        yield OptionStep(field.key, field.format(value), set_by)
+        if value or field.attribute not in _SHOWN_WHEN_SET:
+            yield OptionStep(field.key, field.format(value), set_by)
     for field in option_fields(HttpOptions):
         if field.attribute == "max_body_bytes" and route.options.max_body_bytes is not None:
             continue

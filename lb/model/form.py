@@ -16,12 +16,17 @@ from lb.model.units import format_duration, format_size
 API_VERSION = "lb/v1"
 KIND = "Config"
 
-TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", "upstreams")
-LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "origin")
+TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", "upstreams", "certificates")
+LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "origin")
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
-UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "resolve", "unavailable", "origin")
+UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "resolve", "unavailable", "tls", "origin")
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
+
+CERTIFICATE_KEYS = ("chain", "key", "origin")
+
+HIDDEN = "hidden"
+"""What stands for a private key where it is not shown."""
 
 PATH_KINDS = {"prefix": "prefix", "exact": "exact", "string_prefix": "string-prefix"}
 """Key in the file -> PathKind. `path: /x` is short for `path: {prefix: /x}`."""
@@ -32,7 +37,7 @@ BUILT_IN = "built-in"
 Unit = Literal["duration", "size", "plain"]
 
 
-_ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue"})
+_ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue", "https_redirect"})
 """Options of which 0 says none at all; of the others it says that there is no limit."""
 
 

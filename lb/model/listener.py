@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.tls import ListenerTls
 from lb.problems import Origin
 
 
@@ -57,11 +58,13 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     port: int = 0
     address: str = ""
     """IPv4 or IPv6 address, `unix:/path`, or empty for all addresses of both families."""
-    protocol: Literal["http"] = "http"
+    protocol: Literal["http", "https"] = "http"
     host_set: str = "default"
     """Which entry of Config.hosts it serves."""
     http: HttpOptions = HttpOptions()
     origin: Origin = Origin()
+    tls: ListenerTls | None = None
+    """Of `https`; without it all names get lb's self-made certificate."""
 
     @property
     def bind(self) -> str:

@@ -13,14 +13,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from lb.certs.pem import CertificateError, read_certificates, read_pair
 from lb.model.address import UNIX_PREFIX, address_mistake, is_network
 from lb.model.config import Config
 from lb.model.form import (
+    CERTIFICATE_KEYS,
     ENDPOINT_KEYS,
+    HIDDEN,
     HOST_KEYS,
     LISTENER_KEYS,
     PATH_KINDS,
@@ -46,12 +49,13 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
+from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
-OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions)
+OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions, ClientCertificates, UpstreamTls)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
 _MAX_SUGGESTIONS = 1_000
@@ -104,6 +108,7 @@ class _Reader:
         self._origin = origin
         self._lines = lines
         self._upstream_names: Collection[str] = ()
+        self._certificate_names: Collection[str] = ()
         self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
 
@@ -112,10 +117,85 @@ class _Reader:
     def read_config(self, content: Mapping[str, Any]) -> Config:
         self._report_unknown_keys("", content, TOP_KEYS)
         self._upstream_names = names_of_upstreams(content)
+        certificates = dict(self._read_each("certificates", content.get("certificates"), self._read_certificate))
+        self._certificate_names = certificates
         upstreams = dict(self._read_each("upstreams", content.get("upstreams"), self._read_upstream))
         hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
         listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
-        return Config(listeners, hosts, upstreams)
+        return Config(listeners, hosts, upstreams, certificates)
+
+    def _read_certificate(self, path: str, name: str, value: object) -> Certificate:
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, CERTIFICATE_KEYS)
+        chain = self._text(f"{path}.chain", content.get("chain"))
+        key = self._text(f"{path}.key", content.get("key"))
+        if key == HIDDEN:
+            raise _MistakeError(f"{path}.key", "the private key is hidden", "render with --show-secrets")
+        try:
+            read_pair(chain, key)
+        except CertificateError as error:
+            raise _MistakeError(path, error.what, error.fix) from None
+        return Certificate(name, chain, key, self._read_origin(path, content))
+
+    def _read_listener_tls(self, path: str, value: object) -> ListenerTls:
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, ("hosts", "policy", "hsts"))
+        hosts = self._mapping(f"{path}.hosts", content.get("hosts") or {})
+        return ListenerTls(
+            {name: self._read_tls_host(f"{path}.hosts.{name}", name, host) for name, host in hosts.items()},
+            self._choice(f"{path}.policy", content.get("policy", "intermediate"), get_args(TlsPolicy)),
+            self._field_value(f"{path}.hsts", content.get("hsts", "")),
+        )
+
+    def _read_tls_host(self, path: str, name: str, value: object) -> TlsHost:
+        self._check_hostname(path, name)
+        if isinstance(value, str):
+            value = [value]
+        content, names_path = self._mapping_or_list(path, value, "certificates")
+        self._report_unknown_keys(path, content, ("certificates", "clients"))
+        names = tuple(self._text(names_path, one) for one in self._list(names_path, content.get("certificates")))
+        known = tuple(one for one in names if one in self._certificate_names)
+        for one in names:
+            if one not in known:
+                self._report(names_path, f"there is no certificate `{one}`", _suggest(one, self._certificate_names))
+        clients = self._mapping(f"{path}.clients", content.get("clients", {}))
+        problems_before = len(self.problems)
+        asked = self._read_options(f"{path}.clients", clients, ClientCertificates(), only_options=True)
+        if len(self.problems) > problems_before:
+            # Half understood, it might let in whom it should not: the listener is not opened.
+            raise _MistakeError(f"{path}.clients", "what is asked of clients is not understood", "mend it")
+        if asked.mode in ("optional", "required"):
+            self._check_bundle(f"{path}.clients.ca", asked.ca)
+        return TlsHost(known, asked)
+
+    def _read_upstream_tls(self, path: str, value: object) -> UpstreamTls:
+        content = self._mapping(path, value)
+        tls = self._read_options(path, content, UpstreamTls(), only_options=True)
+        if tls.ca:
+            self._check_bundle(f"{path}.ca", tls.ca)
+        if tls.certificate and tls.certificate not in self._certificate_names:
+            raise _MistakeError(
+                f"{path}.certificate",
+                f"there is no certificate `{tls.certificate}`",
+                _suggest(tls.certificate, self._certificate_names),
+            )
+        if tls.verify and not tls.server_name and not tls.names:
+            raise _MistakeError(path, "there is no name to verify", "add `server_name`, or `verify: false`")
+        return tls
+
+    def _check_bundle(self, path: str, bundle: str) -> None:
+        try:
+            if read_certificates(bundle):
+                return
+            raise CertificateError("there is no certificate in it", "put the PEM of the authorities there")
+        except CertificateError as error:
+            raise _MistakeError(path, error.what, error.fix) from None
+
+    def _field_value(self, path: str, value: object) -> str:
+        text = self._text(path, value)
+        if any(not " " <= character <= "~" for character in text):
+            raise _MistakeError(path, "holds characters that no header field may have")
+        return text
 
     def _read_listener(self, path: str, name: str, value: object) -> Listener:
         content = self._mapping(path, value)
@@ -128,14 +208,19 @@ class _Reader:
         if not port and not address.startswith("unix:"):
             raise _MistakeError(path, "the listener has no port", "add `port: 80`")
         http = content.get("http", {})
+        protocols: tuple[Literal["http", "https"], ...] = ("http", "https")
+        protocol = self._choice(f"{path}.protocol", content.get("protocol", "http"), protocols)
+        if "tls" in content and protocol != "https":
+            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", "add `protocol: https`")
         return Listener(
             name,
             port,
             address,
-            self._choice(f"{path}.protocol", content.get("protocol", "http"), ("http",)),
+            protocol,
             self._text(f"{path}.host_set", content.get("host_set", "default")),
             self._read_options(f"{path}.http", self._mapping(f"{path}.http", http), HttpOptions(), only_options=True),
             self._read_origin(path, content),
+            self._read_listener_tls(f"{path}.tls", content.get("tls", {})) if protocol == "https" else None,
         )
 
     def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
@@ -194,6 +279,7 @@ class _Reader:
             self._text(f"{path}.unavailable", content.get("unavailable", "")),
             self._text(f"{path}.resolve", content.get("resolve", "")),
             self._place(path) if inherited is None else inherited,
+            self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
         )
 
     def _read_endpoint(self, path: str, inherited: Origin | None, value: object) -> Endpoint:

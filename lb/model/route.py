@@ -92,6 +92,10 @@ class RouteOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Largest request body (413). Built in: the listener's limit."""
     retries: int | None = None
     """How many more endpoints a request may try after the first one. Built in: 2."""
+    https_redirect: int | None = None
+    """Status with which plain HTTP requests are sent to https, such as 308; 0: they are served. Built in: 0."""
+    grpc_web: bool | None = None
+    """Whether gRPC-Web calls are turned into gRPC calls. Built in: false."""
 
 
 BUILT_IN_ROUTE_OPTIONS = RouteOptions(
@@ -100,6 +104,8 @@ BUILT_IN_ROUTE_OPTIONS = RouteOptions(
     tunnel_timeout_ms=3_600_000,
     request_timeout_ms=0,
     retries=2,
+    https_redirect=0,
+    grpc_web=False,
 )
 """What holds where a route says None. `max_body_bytes` is the listener's."""
 

@@ -26,6 +26,7 @@ from lb.model.route import (
     RouteOptions,
     VirtualHost,
 )
+from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
 from lb.model.upstream import Balance, Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin
@@ -57,6 +58,7 @@ def make_schema(settings: Mapping[str, Any]) -> Schema:
                 "listeners": _map_of("listener", "Listeners by name."),
                 "hosts": _host_sets(),
                 "upstreams": _map_of("upstream", "Upstreams by name."),
+                "certificates": _map_of("certificate", "Certificates by name."),
             },
             required=("apiVersion", "kind"),
         ),
@@ -94,6 +96,8 @@ def _definitions() -> Schema:
         "route": _route(),
         "upstream": _upstream(),
         "endpoint": _endpoint(),
+        "certificate": _certificate(),
+        "tls_host": _tls_host(),
     }
 
 
@@ -103,13 +107,42 @@ def _listener() -> Schema:
         {
             "port": {**_number(65_535), "description": "TCP port; needed unless the address is a Unix socket."},
             "address": {**_TEXT, "description": texts["address"]},
-            "protocol": {"enum": ["http"]},
+            "protocol": {"enum": ["http", "https"], "default": "http"},
+            "tls": _object(
+                {
+                    "hosts": _map_of("tls_host", field_texts(ListenerTls)["hosts"]),
+                    "policy": {
+                        "enum": list(get_args(TlsPolicy)),
+                        "default": "intermediate",
+                        "description": field_texts(ListenerTls)["policy"],
+                    },
+                    "hsts": {**_TEXT, "description": field_texts(ListenerTls)["hsts"]},
+                },
+                text=_class_text(ListenerTls),
+            ),
             "host_set": {**_TEXT, "default": "default", "description": texts["host_set"]},
             "http": _object(_options(HttpOptions), text=f"{_class_text(HttpOptions)} 0 means no limit."),
             "origin": _reference("origin"),
         },
         text=_class_text(Listener),
     )
+
+
+def _certificate() -> Schema:
+    texts = field_texts(Certificate)
+    fields = {
+        "chain": {**_TEXT, "description": texts["chain"]},
+        "key": {**_TEXT, "description": "The leaf's private key, not encrypted."},
+        "origin": _reference("origin"),
+    }
+    return _object(fields, required=("chain", "key"), text=_class_text(Certificate))
+
+
+def _tls_host() -> Schema:
+    names = {"type": "array", "items": _TEXT, "description": field_texts(TlsHost)["certificates"]}
+    clients = _object(_options(ClientCertificates), text=_class_text(ClientCertificates))
+    full = _object({"certificates": names, "clients": clients})
+    return {"description": _class_text(TlsHost), "anyOf": [_TEXT, names, full]}
 
 
 def _host_sets() -> Schema:
@@ -177,6 +210,7 @@ def _upstream() -> Schema:
         "affinity": {"enum": ["none", "client-ip"], "default": "none", "description": texts["affinity"]},
         "resolve": {**_TEXT, "description": texts["resolve"]},
         "unavailable": {**_TEXT, "description": texts["unavailable"]},
+        "tls": _object(_options(UpstreamTls), text=_class_text(UpstreamTls)),
         "origin": _reference("origin"),
     }
     full = _object(fields | _options(UpstreamOptions))

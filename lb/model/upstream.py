@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.tls import UpstreamTls
 from lb.problems import Origin
 
 Balance = Literal["round-robin", "least-connections"]
@@ -77,3 +78,5 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     resolve: str = ""
     """External name whose addresses are the endpoints (Service type ExternalName)."""
     origin: Origin = Origin()
+    tls: UpstreamTls | None = None
+    """None: plain."""

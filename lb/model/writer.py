@@ -10,10 +10,11 @@ import msgspec
 import yaml
 
 from lb.model.config import Config
-from lb.model.form import API_VERSION, KIND, PATH_KINDS, default_route_name, option_fields
+from lb.model.form import API_VERSION, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
+from lb.model.tls import ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
 
@@ -37,17 +38,22 @@ _Dumper.add_representer(
 )
 
 
-def to_text(config: Config) -> str:
-    """The native file of `config`, as YAML. Reading it back gives an equal Config."""
+def to_text(config: Config, *, show_secrets: bool = False) -> str:
+    """The native file of `config`, as YAML. Reading it back gives an equal Config, if private keys are shown."""
     text: str = yaml.dump(
-        to_content(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, default_flow_style=False
+        to_content(config, show_secrets=show_secrets),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=120,
+        allow_unicode=True,
+        default_flow_style=False,
     )
     return text
 
 
-def to_content(config: Config) -> Content:
+def to_content(config: Config, *, show_secrets: bool = False) -> Content:
     """The native file of `config`, as plain data."""
-    return {
+    content: Content = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "listeners": {name: _write_listener(listener) for name, listener in config.listeners.items()},
@@ -57,14 +63,42 @@ def to_content(config: Config) -> Content:
         },
         "upstreams": {name: _write_upstream(upstream) for name, upstream in config.upstreams.items()},
     }
+    if config.certificates:
+        content["certificates"] = {
+            name: {
+                "chain": one.chain,
+                "key": one.key if show_secrets else HIDDEN,
+                "origin": write_origin(one.origin),
+            }
+            for name, one in config.certificates.items()
+        }
+    return content
 
 
 def _write_listener(listener: Listener) -> Content:
     content: Content = _differing(listener, "port", "address", "protocol", "host_set")
     if http := _write_options(listener.http, HttpOptions()):
         content["http"] = http
+    if listener.tls is not None:
+        content["tls"] = _write_tls(listener.tls)
     content["origin"] = write_origin(listener.origin)
     return content
+
+
+def _write_tls(tls: ListenerTls) -> Content:
+    content = _differing(tls, "policy", "hsts")
+    if tls.hosts:
+        content["hosts"] = {name: _write_tls_host(host) for name, host in tls.hosts.items()}
+    return content
+
+
+def _write_tls_host(host: TlsHost) -> object:
+    if host.clients == ClientCertificates():
+        return list(host.certificates)
+    return {
+        "certificates": list(host.certificates),
+        "clients": _write_options(host.clients, ClientCertificates()),
+    }
 
 
 def _write_host(host_set: str, host: VirtualHost) -> object:
@@ -129,6 +163,8 @@ def _write_respond(respond: Respond) -> object:
 def _write_upstream(upstream: Upstream) -> Content:
     content = _differing(upstream, "balance", "affinity", "resolve", "unavailable")
     content |= _write_options(upstream.options, UpstreamOptions())
+    if upstream.tls is not None:
+        content["tls"] = _write_options(upstream.tls, UpstreamTls())
     if upstream.endpoints:
         content["endpoints"] = [_write_endpoint(endpoint, upstream) for endpoint in upstream.endpoints]
     content["origin"] = write_origin(upstream.origin)

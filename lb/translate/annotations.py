@@ -82,6 +82,16 @@ def _count(value: str) -> int:
     return int(value)
 
 
+def _flag(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value == "true"
+
+
+def _redirect(value: str) -> int:
+    return 308 if _flag(value) else 0
+
+
 def _one_of(*choices: str) -> Callable[[str], object]:
     def parse(value: str) -> object:
         if value not in choices:
@@ -125,6 +135,13 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _route("request-timeout", "request_timeout_ms", _duration, "The whole exchange; `0` for no limit."),
     _route("max-body-size", "max_body_bytes", _size, "The largest request body, such as `8Mi`; `0` for no limit."),
     _route("retries", "retries", _count, "How many more endpoints a request may try after the first one."),
+    _route(
+        "ssl-redirect",
+        "https_redirect",
+        _redirect,
+        "Whether plain HTTP is sent to https (308): `true` or `false`. Without it hosts with TLS are, others are not.",
+    ),
+    _route("grpc-web", "grpc_web", _flag, "Whether gRPC-Web calls are turned into gRPC calls: `true` or `false`."),
     _upstream("connect-timeout", "connect_timeout_ms", _duration, "How long connecting to an endpoint may take."),
     _upstream("keepalive-timeout", "idle_timeout_ms", _duration, "How long an unused connection is kept."),
     _upstream(

@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from lb.certs.pem import covers
 from lb.model.normalize import Rejected, normalize_rule_path
 from lb.model.route import (
     Forward,
@@ -32,6 +33,7 @@ from lb.translate.annotations import read_annotations
 from lb.translate.options import Options
 from lb.translate.precedence import DEFAULT_FIELD, Age, Claim, age_of
 from lb.translate.services import PortTable, Reference, missing_port, read_port_table, resolve_reference
+from lb.translate.tls import TlsClaim, claim_names
 
 CATCH_ALL = "*"
 """The host of rules without a host, and of a default backend without rules."""
@@ -66,6 +68,7 @@ class IngressPart(msgspec.Struct, frozen=True):
     """Each once."""
     balance: Balance | None = None
     """What `lb/balance` asks for, for all references."""
+    tls: tuple[TlsClaim, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -127,6 +130,7 @@ class _IngressTranslation:
     """One Ingress; holds what all its rules share."""
 
     __slots__ = (
+        "_age",
         "_balance",
         "_directory",
         "_ingress",
@@ -136,6 +140,8 @@ class _IngressTranslation:
         "_origin",
         "_problems",
         "_references",
+        "_tls",
+        "_tls_options",
     )
 
     def __init__(self, stored: Stored, options: Options, directory: Directory) -> None:
@@ -151,6 +157,14 @@ class _IngressTranslation:
         self._options: RouteOptions = (
             msgspec.structs.replace(options.route, **values.route) if values.route else options.route
         )
+        self._age = age_of(self._ingress.metadata)
+        self._tls: tuple[TlsClaim, ...] = ()
+        self._tls_options = self._options
+        if self._ingress.spec.tls:
+            self._tls = claim_names(stored, self._age)
+            if self._options.https_redirect is None:
+                # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code).
+                self._tls_options = msgspec.structs.replace(self._options, https_redirect=308)
 
     def translate(self) -> IngressPart:
         spec = self._ingress.spec
@@ -164,24 +178,31 @@ class _IngressTranslation:
             # A host whose rule has no http is known all the same: what it is asked for is the default backend's.
             taken = routes.setdefault(host, [])
             if rule.http is not None:
-                self._translate_paths(index, rule.http.paths, taken)
+                self._translate_paths(index, rule.http.paths, taken, self._options_of(host))
         if not spec.rules and spec.default_backend is not None:
             routes[CATCH_ALL] = []
         if not spec.rules and spec.default_backend is None:
             self._add("LB1003", "spec has neither rules nor a defaultBackend", "the Ingress serves nothing", "spec")
-        if spec.tls:
-            self._add("LB3009", "TLS is not served yet", "its hosts are served over plain HTTP only", "spec.tls")
         defaults = self._translate_default(list(routes)) if spec.default_backend is not None else {}
-        age = age_of(self._ingress.metadata)
+        age = self._age
         return IngressPart(
             age,
             tuple([Claim(host, age, tuple(taken), defaults.get(host)) for host, taken in routes.items()]),
             tuple(self._references),
             self._balance,
+            self._tls,
             tuple(self._problems),
         )
 
-    def _translate_paths(self, rule: int, paths: tuple[HTTPIngressPath, ...], routes: list[Route]) -> None:
+    def _options_of(self, host: str) -> RouteOptions:
+        """Of a host's routes: those of a host with TLS send plain HTTP there."""
+        if self._tls and covers((claim.hostname for claim in self._tls), host):
+            return self._tls_options
+        return self._options
+
+    def _translate_paths(
+        self, rule: int, paths: tuple[HTTPIngressPath, ...], routes: list[Route], options: RouteOptions
+    ) -> None:
         for index, path in enumerate(paths):
             field = self._directory.field(rule, index)
             kind = _PATH_KINDS.get(path.path_type)
@@ -202,7 +223,7 @@ class _IngressTranslation:
                     f"{self._name}:{rule}:{index}",
                     self._directory.match(kind, value),
                     self._translate_backend(path.backend, field, "backend"),
-                    self._options,
+                    options,
                     self._origin,
                     field,
                 )
@@ -219,7 +240,7 @@ class _IngressTranslation:
         routes = {}
         for host in hosts:
             name = f"{self._name}:default:{host}" if len(hosts) > 1 else f"{self._name}:default"
-            routes[host] = Route(name, match, action, self._options, self._origin, DEFAULT_FIELD)
+            routes[host] = Route(name, match, action, self._options_of(host), self._origin, DEFAULT_FIELD)
         return routes
 
     def _translate_backend(self, backend: IngressBackend, field: str, child: str) -> Forward | Respond:

@@ -16,6 +16,7 @@ from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
 from lb.model.text import from_content, names_of_upstreams
+from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
 from lb.objects.view import NativeConfig, View
 from lb.problems import Origin, Problem, Problems
@@ -67,7 +68,7 @@ def translate_native(view: View, directory: Directory) -> NativePart:
     upstreams = {name: _resolve(view, upstream) for name, upstream in merge.upstreams.items()}
     references, dangling = _classify(merge, directory)
     return NativePart(
-        Config(merge.listeners, merge.hosts, upstreams),
+        Config(merge.listeners, merge.hosts, upstreams, merge.certificates),
         references,
         dangling,
         tuple(upstream.resolve for upstream in upstreams.values() if upstream.resolve),
@@ -99,12 +100,16 @@ class _Merge:
         self.listeners: dict[str, Listener] = {}
         self.hosts: dict[str, dict[str, VirtualHost]] = {}
         self.upstreams: dict[str, Upstream] = {}
+        self.certificates: dict[str, Certificate] = {}
         self._routes: dict[str, Route] = {}
 
     def add(self, config: Config) -> None:
         for name, listener in config.listeners.items():
             winner = self.listeners.setdefault(name, listener)
             self._check(f"listener {name}", listener.origin, winner.origin, is_new=winner is listener)
+        for name, certificate in config.certificates.items():
+            first = self.certificates.setdefault(name, certificate)
+            self._check(f"certificate {name}", certificate.origin, first.origin, is_new=first is certificate)
         for name, upstream in config.upstreams.items():
             known = self.upstreams.setdefault(name, upstream)
             self._check(f"upstream {name}", upstream.origin, known.origin, is_new=known is upstream)

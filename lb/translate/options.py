@@ -29,6 +29,8 @@ class Options(msgspec.Struct, frozen=True):
     """Which address of a node is the target."""
     port: int = 80
     """Port of the listener that serves Ingresses."""
+    https_port: int = 443
+    """Port where those with TLS are served."""
     balance: Balance = "round-robin"
     http: HttpOptions = HttpOptions()
     route: RouteOptions = RouteOptions()

@@ -28,6 +28,7 @@ import msgspec
 from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import VirtualHost
+from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Balance, Upstream
 from lb.objects.discovery import SERVICE_NAME_LABEL
 from lb.objects.networking import Ingress
@@ -46,17 +47,20 @@ from lb.translate.services import (
     Wanted,
     translate_service,
 )
+from lb.translate.tls import SecretPart, TlsClaim, assemble_names, read_secret
 
 __all__ = ["HOST_SET", "LISTENER", "Options", "Translation", "translate"]
 
 LISTENER = "http"
 """Name of the listener that serves Ingresses, unless a native file defines one for their host set."""
+TLS_LISTENER = "https"
+"""The one that serves them by TLS; there is one when an Ingress has a TLS section."""
 HOST_SET = "ingress"
 
 _Name = tuple[str, str]
 """(namespace, name)"""
 
-_GENERAL, _NATIVE, _INGRESS, _HOST, _SERVICE, _NODES = range(6)
+_GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES = range(8)
 
 _ValueT = TypeVar("_ValueT")
 _KeyT = TypeVar("_KeyT")
@@ -79,6 +83,12 @@ class _State(msgspec.Struct, frozen=True):
     slice_owners: dict[_Name, str]
     """EndpointSlice -> name of its Service."""
     native: NativePart
+    tls_claims: dict[_Name, tuple[TlsClaim, ...]]
+    """By Ingress, of those that have any."""
+    secrets: dict[_Name, SecretPart]
+    """That TLS claims name."""
+    tls_hosts: dict[str, TlsHost]
+    certificates: dict[str, Certificate]
     problems: Groups
 
 
@@ -100,7 +110,21 @@ def translate(view: View, options: Options, changes: Changes, previous: Translat
 
 
 _NO_STATE = _State(
-    Options(), Classes(False, frozenset(), frozenset(), ()), {}, {}, {}, {}, {}, {}, {}, NativePart(), Groups()
+    Options(),
+    Classes(False, frozenset(), frozenset(), ()),
+    {},
+    {},
+    {},
+    {},
+    {},
+    {},
+    {},
+    NativePart(),
+    {},
+    {},
+    {},
+    {},
+    Groups(),
 )
 
 
@@ -130,11 +154,13 @@ class _Build:
         updates = self._translate_ingresses(classes, moved_ports)
         ingresses = _patch(old.ingresses, updates)
         claims, hosts = self._assemble_hosts(updates)
+        tls_claims, secrets = self._translate_secrets(updates)
+        tls_hosts, certificates = self._assemble_tls(tls_claims, secrets)
         users = self._find_users(updates)
         slice_owners, stale = self._follow_slices()
         services, upstreams = self._translate_services(users, ingresses, native, stale)
         self._check_nodes(services)
-        config = self._assemble_config(hosts, upstreams, native)
+        config = self._assemble_config(hosts, upstreams, native, tls_hosts, certificates)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
         problems = old.problems.patch(self._problems)
         state = _State(
@@ -148,6 +174,10 @@ class _Build:
             upstreams,
             slice_owners,
             native,
+            tls_claims,
+            secrets,
+            tls_hosts,
+            certificates,
             problems,
         )
         if self._previous is not None and problems is old.problems:
@@ -245,6 +275,48 @@ class _Build:
             for claim in new:
                 added.setdefault(claim.hostname, []).append(claim)
         return dropped, added
+
+    # -- TLS
+
+    def _translate_secrets(
+        self, updates: Mapping[_Name, IngressPart | None]
+    ) -> tuple[dict[_Name, tuple[TlsClaim, ...]], dict[_Name, SecretPart]]:
+        """The names that Ingresses want to be served by TLS, and the Secrets with their certificates."""
+        old = self._old
+        changed = {
+            name: (part.tls or None) if part is not None else None
+            for name, part in updates.items()
+            if (part is not None and part.tls) or name in old.tls_claims
+        }
+        claims = _patch(old.tls_claims, changed)
+        stale = self._changed["Secret"] & old.secrets.keys()
+        if claims is old.tls_claims and not stale and not self._fresh:
+            return claims, old.secrets
+        wanted = dict.fromkeys(one.secret for of_one in claims.values() for one in of_one if one.secret is not None)
+        secrets: dict[_Name, SecretPart] = {}
+        for name in wanted:
+            part = old.secrets.get(name)
+            if part is None or name in stale or self._fresh:
+                new = read_secret(self._view.get("Secret", *name), name, part)
+                part = part if part == new else new
+                self._set_problems((_SECRET, *name), (part.problem,) if part.problem is not None else ())
+            secrets[name] = part
+        for name in old.secrets.keys() - wanted.keys():
+            self._set_problems((_SECRET, *name), ())
+        return claims, old.secrets if secrets == old.secrets else secrets
+
+    def _assemble_tls(
+        self, claims: dict[_Name, tuple[TlsClaim, ...]], secrets: dict[_Name, SecretPart]
+    ) -> tuple[dict[str, TlsHost], dict[str, Certificate]]:
+        old = self._old
+        if claims is old.tls_claims and secrets is old.secrets:
+            return old.tls_hosts, old.certificates
+        hosts, certificates, problems = assemble_names(chain.from_iterable(claims.values()), secrets)
+        self._set_problems((_TLS, "", ""), problems)
+        return (
+            old.tls_hosts if hosts == old.tls_hosts else hosts,
+            old.certificates if certificates == old.certificates else certificates,
+        )
 
     # -- Services and upstreams
 
@@ -378,35 +450,60 @@ class _Build:
     # -- The whole
 
     def _assemble_config(
-        self, hosts: dict[str, VirtualHost], upstreams: dict[str, Upstream], native: NativePart
+        self,
+        hosts: dict[str, VirtualHost],
+        upstreams: dict[str, Upstream],
+        native: NativePart,
+        tls_hosts: dict[str, TlsHost],
+        certificates: dict[str, Certificate],
     ) -> Config:
         old = self._old
         same = hosts is old.hosts and upstreams is old.upstreams and native is old.native
+        same = same and tls_hosts is old.tls_hosts and certificates is old.certificates
         if self._previous is not None and same and self._options == old.options:
             return self._previous.config
         problems = Problems(native.problems)
-        listeners = self._listeners(hosts, native, problems)
+        listeners = self._listeners(hosts, tls_hosts, native, problems)
         host_sets = dict(native.config.hosts)
         if hosts or any(one.host_set == HOST_SET for one in listeners.values()):
             host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
         all_upstreams = self._with_native_upstreams(upstreams, native, problems)
         self._set_problems((_NATIVE, "", ""), tuple(problems))
-        return Config(listeners, host_sets, all_upstreams)
+        return Config(listeners, host_sets, all_upstreams, {**certificates, **native.config.certificates})
 
     def _listeners(
-        self, hosts: Mapping[str, VirtualHost], native: NativePart, problems: Problems
+        self,
+        hosts: Mapping[str, VirtualHost],
+        tls_hosts: dict[str, TlsHost],
+        native: NativePart,
+        problems: Problems,
     ) -> dict[str, Listener]:
         """Ingresses bring their own listener, unless a native file defines one for them; alone, native files do not."""
         listeners = native.config.listeners
         if any(one.host_set == HOST_SET for one in listeners.values()) or (listeners and not hosts):
             return listeners
-        own = Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)
-        # Two listeners on one port would share its connections at random.
-        rival = next((one for one in listeners.values() if one.name == own.name or one.port == own.port), None)
-        if rival is not None:
-            problems.extend((_no_listener(own, rival),))
-            return listeners
-        return {own.name: own, **listeners}
+        wanted = [Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)]
+        if tls_hosts:
+            wanted.append(
+                Listener(
+                    TLS_LISTENER,
+                    self._options.https_port,
+                    protocol="https",
+                    host_set=HOST_SET,
+                    http=self._options.http,
+                    tls=ListenerTls(tls_hosts),
+                )
+            )
+        own = {}
+        for one in wanted:
+            # Two listeners on one port would share its connections at random.
+            rivals = (other for other in listeners.values() if other.name == one.name or other.port == one.port)
+            rival = next(rivals, None)
+            if rival is not None:
+                problems.extend((_no_listener(one, rival),))
+            else:
+                own[one.name] = one
+        return {**own, **listeners}
 
     def _with_native_hosts(
         self, hosts: dict[str, VirtualHost], native: NativePart, problems: Problems
@@ -494,7 +591,8 @@ def _keep_equal_parts(new: Config, old: Config) -> Config:
         for host_set, hosts in new.hosts.items()
     }
     upstreams = {name: _keep(upstream, old.upstreams.get(name)) for name, upstream in new.upstreams.items()}
-    return Config(new.listeners, hosts, upstreams)
+    certificates = {name: _keep(one, old.certificates.get(name)) for name, one in new.certificates.items()}
+    return Config(new.listeners, hosts, upstreams, certificates)
 
 
 def _keep(new: _ValueT, old: _ValueT | None) -> _ValueT:

@@ -41,7 +41,7 @@ def test_objects_give_the_expected_model(name: str, update_golden: bool, monkeyp
 def test_the_rendered_model_reads_back_to_itself(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(HERE)
     translation, _ = translate_file(name)
-    text = to_text(translation.config)
+    text = to_text(translation.config, show_secrets=True)
     read, problems = from_content(yaml.safe_load(text), Origin(file="rendered.yaml"))
     assert read == translation.config
     # A pod or a rule without an upstream is part of the model; nothing else may be wrong with what was rendered.

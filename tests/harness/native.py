@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tests.harness.backend import RawBackend
+from tests.harness.certificates import Pair
 
 Target = RawBackend | str | Mapping[str, object]
 """A scripted backend, `address:port`, or an endpoint written out."""
@@ -22,10 +23,26 @@ class Native:
     listeners: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, Any] = field(default_factory=dict)
     upstreams: dict[str, dict[str, Any]] = field(default_factory=dict)
+    certificates: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def listen(self, name: str, port: int, *, address: str = "127.0.0.1", **http: object) -> None:
         """A listener with these HTTP options, for example `head_timeout="300ms"`."""
         self.listeners[name] = {"address": address, "port": port, **({"http": http} if http else {})}
+
+    def listen_tls(
+        self, name: str, port: int, hosts: Mapping[str, object], *, http: object = None, **tls: object
+    ) -> None:
+        """A listener that speaks TLS; `hosts` maps names to certificates."""
+        self.listeners[name] = {
+            "address": "127.0.0.1",
+            "port": port,
+            "protocol": "https",
+            "tls": {"hosts": dict(hosts), **tls},
+            **({"http": http} if http else {}),
+        }
+
+    def certificate(self, name: str, pair: Pair) -> None:
+        self.certificates[name] = {"chain": pair.chain, "key": pair.key}
 
     def upstream(self, name: str, targets: Iterable[Target], **fields: object) -> None:
         self.upstreams[name] = {"endpoints": [_endpoint(target) for target in targets], **fields}
@@ -43,6 +60,8 @@ class Native:
     def text(self) -> str:
         content: dict[str, object] = {"apiVersion": "lb/v1", "kind": "Config", "listeners": self.listeners}
         content |= {"hosts": {"default": self.hosts}, "upstreams": self.upstreams}
+        if self.certificates:
+            content["certificates"] = self.certificates
         return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Certificates in the control plane: what PEM texts say, and the one lb makes for itself."""
