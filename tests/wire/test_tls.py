@@ -1,0 +1,484 @@
+"""TLS on both sides of a running lb: certificates by name, resumption, client certificates, endpoints, bad bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.harness.certificates import Authority, Pair
+from tests.harness.messages import Reader, Response, Truncated
+from tests.harness.native import Native, forward, respond
+from tests.harness.ports import free_port
+from tests.harness.serving import Serving, serving
+from tests.harness.tls_client import TlsClient, ask
+
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the headers it got, or with the digest of the body; `/bulk` with 4 MiB."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/bulk":
+            self._answer(BULK)
+        else:
+            self._answer("".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items()).encode())
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(hashlib.sha256(body).hexdigest().encode())
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+BULK = os.urandom(4 << 20)
+
+
+class TlsServer(ThreadingHTTPServer):
+    """An endpoint that speaks TLS; with `clients_of` only to whom that authority has signed."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path, pair: Pair, clients_of: Authority | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Echo)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        (directory / "server.pem").write_text(pair.chain + pair.key)
+        context.load_cert_chain(directory / "server.pem")
+        if clients_of is not None:
+            context.load_verify_locations(cadata=clients_of.pem)
+            context.verify_mode = ssl.CERT_REQUIRED
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def key(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Failed handshakes are what some tests want."""
+
+
+@dataclass
+class World:
+    """Everything the tests of this module share."""
+
+    serving: Serving
+    authority: Authority
+    clients: Authority
+    revoked: Pair
+    directory: Path
+
+    def client(self, name: str = "shop.example.com", **options: object) -> TlsClient:
+        return TlsClient(self.serving.address("https"), self.authority.pem, name, **options)  # type: ignore[arg-type]
+
+    def subject(self, name: str, version: ssl.TLSVersion | None = None) -> str:
+        """Common name of the certificate that lb shows for a name."""
+        client = self.client(name, version=version, check_name=False)
+        with client.connect() as connected:
+            shown = connected.getpeercert()
+            assert shown is not None
+            return dict(part[0] for part in shown["subject"])["commonName"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    directory = tmp_path_factory.mktemp("tls")
+    authority, clients = Authority(), Authority("Clients")
+    intermediate = Authority("Intermediate", authority)
+    native = Native()
+    native.certificate("shop", intermediate.issue("shop.example.com", subject="shop-ec"))
+    native.certificate("shop-rsa", authority.issue("shop.example.com", kind="RSA", subject="shop-rsa"))
+    native.certificate("wild", authority.issue("*.wild.example.com", subject="wild"))
+    native.certificate("default", authority.issue("default.example.com", subject="default"))
+    native.certificate("lb", clients.issue("lb.example.com"))
+    revoked = clients.issue("revoked.example.com")
+    asked = {
+        "required": {"mode": "required", "ca": clients.pem, "crl": clients.revoke(revoked)},
+        "optional": {"mode": "optional", "ca": clients.pem, "forward": ["xfcc", "ssl-client"]},
+        "unverified": {"mode": "unverified", "forward": ["ssl-client"]},
+    }
+    hosts: dict[str, object] = {"shop.example.com": ["shop", "shop-rsa"], "*.wild.example.com": "wild", "*": "default"}
+    for mode, clients_asked in asked.items():
+        hosts[f"{mode}.example.com"] = {"certificates": ["default"], "clients": clients_asked}
+    native.listen_tls("https", free_port(), hosts, hsts="max-age=60", http={"head_timeout": "2s"})
+    native.listen("http", free_port())
+    endpoint = TlsServer(directory, authority.issue("api.internal", "127.0.0.1"))
+    strict = TlsServer(directory, authority.issue("api.internal"), clients)
+    tls = {"ca": authority.pem, "server_name": "api.internal"}
+    native.upstream("api", [endpoint.key], tls=tls)
+    native.upstream("wrong-name", [endpoint.key], tls={**tls, "server_name": "other.internal"})
+    native.upstream("wrong-ca", [endpoint.key], tls={"ca": clients.pem, "server_name": "api.internal"})
+    native.upstream("any", [endpoint.key], tls={"verify": False})
+    native.upstream("by-address", [endpoint.key], tls={"ca": authority.pem, "names": ["127.0.0.1"]})
+    native.upstream("strict", [strict.key], tls={**tls, "certificate": "lb"})
+    native.upstream("strict-without", [strict.key], tls=tls)
+    routes = [forward(name, name, path=f"/{name}") for name in native.upstreams]
+    everything = [*routes, forward("bulk", "api", path="/bulk"), forward("rest", "api")]
+    native.host("*", *everything)
+    native.host("redirected.example.com", {**respond("redirected", 200, "secure\n"), "https_redirect": 308})
+    with serving(directory, native) as running:
+        yield World(running, authority, clients, revoked, directory)
+    endpoint.shutdown()
+    strict.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------------- certificates
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("shop.example.com", "shop-ec"),
+        ("SHOP.example.com", "shop-ec"),
+        ("a.wild.example.com", "wild"),
+        ("a.b.wild.example.com", "default"),
+        ("wild.example.com", "default"),
+        ("nobody.example.com", "default"),
+    ],
+)
+def test_name_chooses_certificate(world: World, version: ssl.TLSVersion, name: str, subject: str) -> None:
+    assert world.subject(name, version) == subject
+
+
+def test_client_without_elliptic_curves_gets_rsa(world: World) -> None:
+    client = world.client(version=ssl.TLSVersion.TLSv1_2)
+    context = client.context()
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    with client.connect(context) as connected:
+        assert dict(part[0] for part in connected.getpeercert()["subject"])["commonName"] == "shop-rsa"  # type: ignore[index]
+        assert ask(connected, "shop.example.com").status == 200
+
+
+def test_client_that_says_no_name_gets_the_default(world: World) -> None:
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{world.serving.address('https')[1]}", "-noservername"],
+        input=b"",
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert b"subject=CN = default" in done.stdout.replace(b"CN=", b"CN = ")
+
+
+def test_old_versions_and_renegotiation_are_refused(world: World) -> None:
+    port = world.serving.address("https")[1]
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}"]
+    old = subprocess.run([*command, "-tls1_1"], input=b"", capture_output=True, timeout=30, check=False)
+    assert b"Cipher is (NONE)" in old.stdout
+    again = subprocess.run([*command, "-tls1_2"], input=b"R\n", capture_output=True, timeout=30, check=False)
+    assert b"no renegotiation" in again.stderr or b"handshake failure" in again.stderr
+
+
+# --------------------------------------------------------------------------------------------------------- resumption
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sessions_are_resumed_with_the_same_policy_only(world: World, version: ssl.TLSVersion) -> None:
+    client = world.client(version=version)
+    context = client.context()
+    with client.connect(context) as first:
+        assert ask(first, "shop.example.com").status == 200
+        assert not first.session_reused
+        client.session = first.session
+    with client.connect(context) as second:
+        assert ask(second, "shop.example.com").status == 200
+        assert second.session_reused
+    # CVE-2025-23419: a session made where no certificate was asked for must not open a name that asks for one.
+    client.name = "required.example.com"
+    context.check_hostname = False
+    with pytest.raises((ssl.SSLError, ConnectionError)), client.connect(context) as crossing:
+        ask(crossing, "required.example.com")
+
+
+# ------------------------------------------------------------------------------------------------ client certificates
+
+
+def test_required_certificate(world: World) -> None:
+    good = world.clients.issue("someone.example.com")
+    client = world.client("required.example.com", certificate=good, check_name=False)
+    with client.connect(directory=world.directory) as connected:
+        assert ask(connected, "required.example.com").status == 200
+
+
+@pytest.mark.parametrize("which", ["none", "stranger", "revoked", "expired"])
+def test_required_certificate_that_is_not_good(world: World, which: str) -> None:
+    pairs = {
+        "none": None,
+        "stranger": Authority("Stranger").issue("someone.example.com"),
+        "revoked": world.revoked,
+        "expired": world.clients.issue("late.example.com", days=-1),
+    }
+    client = world.client("required.example.com", certificate=pairs[which], check_name=False)
+    with pytest.raises((ssl.SSLError, ConnectionError)), client.connect(directory=world.directory) as connected:
+        ask(connected, "required.example.com")
+
+
+def test_endpoint_is_told_of_the_certificate_and_never_by_the_client(world: World) -> None:
+    pair = world.clients.issue("me.example.com", subject='me, "you"', uris=("spiffe://shop/web",))
+    lies = "ssl-client-verify: SUCCESS\r\nX-Forwarded-Client-Cert: Hash=0\r\nssl_client_verify: SUCCESS\r\n"
+    client = world.client("optional.example.com", certificate=pair, check_name=False)
+    with client.connect(directory=world.directory) as connected:
+        told = ask(connected, "optional.example.com", headers=lies).body.decode()
+    assert told.count("ssl-client-verify: SUCCESS\n") == 1
+    assert 'ssl-client-subject-dn: CN=me\\, \\"you\\"\n' in told
+    assert "ssl-client-issuer-dn: CN=Clients\n" in told
+    assert "ssl-client-san: DNS:me.example.com,URI:spiffe://shop/web\n" in told
+    assert "ssl-client-cert: -----BEGIN%20CERTIFICATE-----%0A" in told
+    (xfcc,) = [line for line in told.splitlines() if line.startswith("x-forwarded-client-cert: ")]
+    assert ";DNS=me.example.com;URI=spiffe://shop/web" in xfcc
+    der = ssl.PEM_cert_to_DER_cert(pair.chain)
+    assert f"Hash={hashlib.sha256(der).hexdigest()};" in xfcc
+    anonymous = world.client("optional.example.com", check_name=False)
+    with anonymous.connect() as connected:
+        told = ask(connected, "optional.example.com", headers=lies).body.decode()
+    assert "ssl-client-verify: NONE\n" in told
+    assert "SUCCESS" not in told
+    assert "x-forwarded-client-cert" not in told
+
+
+def test_unverified_certificate_is_handed_on(world: World) -> None:
+    pair = Authority("Stranger").issue("someone.example.com")
+    client = world.client("unverified.example.com", certificate=pair, check_name=False)
+    with client.connect(directory=world.directory) as connected:
+        told = ask(connected, "unverified.example.com").body.decode()
+    assert "ssl-client-verify: FAILED:" in told
+    assert "ssl-client-subject-dn: CN=someone.example.com\n" in told
+
+
+def test_host_of_another_policy_is_misdirected(world: World) -> None:
+    with world.client().connect() as connected:
+        assert ask(connected, "required.example.com").status == 421
+        assert ask(connected, "other.example.com").status == 200
+
+
+# ------------------------------------------------------------------------------------------------------------ headers
+
+
+def test_hsts_forwarded_headers_and_redirect(world: World) -> None:
+    with world.client().connect() as connected:
+        answer = ask(connected, "shop.example.com")
+        assert answer.headers.get("Strict-Transport-Security") == b"max-age=60"
+        assert b"x-forwarded-proto: https\n" in answer.body
+        assert f"x-forwarded-port: {world.serving.address('https')[1]}\n".encode() in answer.body
+        assert ask(connected, "redirected.example.com").body == b"secure\n"
+    with world.serving.connect("http") as plain:
+        plain.send(b"GET /a?b=c HTTP/1.1\r\nHost: redirected.example.com:81\r\n\r\n")
+        answer = plain.response()
+    assert answer.status == 308
+    port = world.serving.address("https")[1]
+    assert answer.headers.get("Location") == f"https://redirected.example.com:{port}/a?b=c".encode()
+    assert answer.headers.get("Strict-Transport-Security") is None
+
+
+# ----------------------------------------------------------------------------------------------------------- endpoints
+
+
+@pytest.mark.parametrize("name", ["api", "any", "by-address", "strict"])
+def test_endpoint_over_tls(world: World, name: str) -> None:
+    with world.client().connect() as connected:
+        for _ in range(3):
+            assert ask(connected, "shop.example.com", f"/{name}").status == 200
+
+
+@pytest.mark.parametrize("name", ["wrong-name", "wrong-ca", "strict-without"])
+def test_endpoint_that_is_not_trusted(world: World, name: str) -> None:
+    with world.client().connect() as connected:
+        answer = ask(connected, "shop.example.com", f"/{name}")
+    assert answer.status == 502
+    expected = (b"upstream-tls-failed",) if name != "strict-without" else (b"upstream-tls-failed", b"upstream-")
+    assert any(one in answer.body for one in expected)
+
+
+def test_large_bodies_both_ways(world: World) -> None:
+    body = os.urandom(3 << 20)
+    with world.client().connect() as connected:
+        assert ask(connected, "shop.example.com", body=body).body == hashlib.sha256(body).hexdigest().encode()
+        assert ask(connected, "shop.example.com", "/bulk").body == BULK
+
+
+def test_slow_reader_gets_all_and_holds_nobody_up(world: World) -> None:
+    with world.client().connect() as slow, world.client().connect() as quick:
+        slow.sendall(b"GET /bulk HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+        for _ in range(20):
+            assert ask(quick, "shop.example.com").status == 200
+        received = b""
+        while len(received) < len(BULK):
+            piece = slow.recv(10_000)
+            assert piece
+            received += piece
+        assert received.endswith(BULK[-1000:])
+
+
+# ----------------------------------------------------------------------------------------------------------- bad bytes
+
+
+class Recorder:
+    """TLS without a socket, so that a test sees and changes the records."""
+
+    def __init__(self, world: World) -> None:
+        client = world.client()
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client.context().wrap_bio(self.incoming, self.outgoing, server_hostname=client.name)
+        self.socket = socket.create_connection(client.address, 20)
+
+    def flush(self, piece: int = 1 << 20) -> None:
+        data = self.outgoing.read()
+        for at in range(0, len(data), piece):
+            self.socket.sendall(data[at : at + piece])
+
+    def handshake(self, piece: int = 1 << 20) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self.flush(piece)
+                self.incoming.write(self.socket.recv(65_536))
+        self.flush(piece)
+
+    def read(self, size: int = 65_536) -> bytes:
+        while True:
+            try:
+                return self.tls.read(size)
+            except ssl.SSLWantReadError:
+                data = self.socket.recv(65_536)
+                if not data:
+                    return b""
+                self.incoming.write(data)
+
+    def ask(self, piece: int = 1 << 20) -> Response:
+        self.tls.write(b"GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+        self.flush(piece)
+        return self.response()
+
+    def response(self) -> Response:
+        return Reader(self.read).response()
+
+
+def test_records_byte_by_byte(world: World) -> None:
+    client = Recorder(world)
+    with client.socket:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.handshake(piece=1)
+        for _ in range(2):
+            assert client.ask(piece=1).status == 200
+
+
+def test_request_in_the_same_packet_as_the_handshakes_end(world: World) -> None:
+    client = Recorder(world)
+    while True:
+        try:
+            client.tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            client.flush()
+            client.incoming.write(client.socket.recv(65_536))
+    with client.socket:
+        assert client.ask().status == 200
+
+
+def test_damaged_record_ends_the_connection(world: World) -> None:
+    client = Recorder(world)
+    client.handshake()
+    client.tls.write(b"GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    record = bytearray(client.outgoing.read())
+    record[-1] ^= 1
+    client.socket.sendall(record)
+    with client.socket, pytest.raises((Truncated, ConnectionError, ssl.SSLError)):
+        client.response()
+
+
+@pytest.mark.parametrize("size", [1, 5, 6, 100])
+def test_garbage_instead_of_a_handshake(world: World, size: int) -> None:
+    with socket.create_connection(world.serving.address("https"), 20) as client:
+        client.sendall(b"\x16\x03\x01" + b"\xff" * size)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(1000):
+            pass
+
+
+def test_plain_http_is_told_so(world: World) -> None:
+    with socket.create_connection(world.serving.address("https"), 20) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+        received = b""
+        while piece := client.recv(1000):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"plain HTTP" in received
+
+
+def test_handshake_that_never_ends_is_ended(world: World) -> None:
+    with socket.create_connection(world.serving.address("https"), 20) as client:
+        client.sendall(b"\x16\x03\x01\x02\x00")
+        assert client.recv(1000) == b""
+
+
+# -------------------------------------------------------------------------------------------------------------- changes
+
+
+def test_certificate_changes_under_load_without_a_failed_handshake(world: World) -> None:
+    """New handshakes get the new certificate, connections that are there go on, nobody is refused."""
+    stop = threading.Event()
+    failures: list[str] = []
+    seen: set[str] = set()
+
+    def handshake_again_and_again() -> None:
+        while not stop.is_set():
+            try:
+                seen.add(world.subject("swap.wild.example.com"))
+            except (OSError, AssertionError) as error:
+                failures.append(repr(error))
+
+    with world.client().connect() as kept:
+        workers = [threading.Thread(target=handshake_again_and_again) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for number in range(5):
+            pair = world.authority.issue("*.wild.example.com", subject=f"wild-{number}")
+            world.serving.native.certificate("wild", pair)
+            world.serving.apply()
+            assert world.subject("swap.wild.example.com") == f"wild-{number}"
+            assert ask(kept, "shop.example.com").status == 200
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert not failures
+    assert len(seen) >= 3
+
+
+def test_hundred_handshakes_at_once(world: World) -> None:
+    client = world.client()
+    context = client.context()
+    plain = [socket.create_connection(client.address, 20) for _ in range(100)]
+    done: list[int] = []
+
+    def one(connected: socket.socket) -> None:
+        with context.wrap_socket(connected, server_hostname=client.name) as wrapped:
+            done.append(ask(wrapped, "shop.example.com").status)
+
+    workers = [threading.Thread(target=one, args=(connected,)) for connected in plain]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert done == [200] * 100
