@@ -24,6 +24,7 @@ import uvloop
 
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
 from lb.admin.server import AdminServer
+from lb.certs.pem import expiry_of
 from lb.certs.tickets import TicketKeys
 from lb.compile.table import Compiler
 from lb.demo import EchoProcess, hints
@@ -45,6 +46,7 @@ TICK_SECONDS = 1.0
 # A reactor turns at least every 500 ms; one that has not for so long hangs.
 STUCK_MS = 5_000
 DRAIN_POLL_SECONDS = 0.05
+EXPIRY_WARNING_DAYS = 14
 # For what comes after draining: flushing the log, closing the admin API.
 CLOSE_SECONDS = 5.0
 
@@ -197,6 +199,8 @@ class Application:
         build = await self.pipeline.apply(take_in)
         for name, error in self.pipeline.compiler.refused_certificates.items():
             log.error("certificate refused", certificate=name, error=error)
+        if build.outcome == "published":
+            self._tell_expiry()
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
@@ -214,6 +218,16 @@ class Application:
             **build.problems,
         )
         return build
+
+    def _tell_expiry(self) -> None:
+        """A certificate that has expired is served all the same, but not in silence; one that will is told ahead."""
+        now = time.time()
+        for name, certificate in self.pipeline.config.certificates.items():
+            days = (expiry_of(certificate.chain) - now) / 86_400
+            if days < 0:
+                log.error("certificate has expired; it is still served", certificate=name, days_ago=round(-days))
+            elif days < EXPIRY_WARNING_DAYS:
+                log.warning("certificate expires soon", certificate=name, in_days=round(days))
 
     async def _drain(self) -> None:
         """Take nothing new, finish what is under way, but no longer than the drain time."""

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 from cryptography import x509
@@ -75,6 +76,12 @@ def read_certificates(text: str) -> list[x509.Certificate]:
                 f"certificate {len(found) + 1} of it cannot be parsed", "copy the PEM again, whole"
             ) from None
     return found
+
+
+@lru_cache(maxsize=16_384)
+def expiry_of(chain: str) -> float:
+    """When the leaf of a chain that has been read before expires, in seconds since the epoch."""
+    return read_certificates(chain)[0].not_valid_after_utc.timestamp()
 
 
 def covers(names: Iterable[str], host: str) -> bool:

@@ -22,11 +22,13 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from lb import __version__
+from lb.certs.pem import expiry_of
 from lb.pipeline import OUTCOMES, Build, Outcome
 from lb.settings import Metrics as MetricsSettings
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
+    from lb.model.tls import Certificate
     from lb.pipeline import Pipeline
     from lb.sockets import Listeners
 
@@ -60,6 +62,12 @@ METRICS = _metrics(
     Metric("lb_config_stage_seconds", "gauge", ("stage",), "How long each stage of the newest build took."),
     Metric("lb_config_problems", "gauge", ("severity",), "Problems of the newest input."),
     Metric("lb_objects", "gauge", ("kind",), "Objects in the input."),
+    Metric(
+        "lb_certificate_expiry_timestamp_seconds",
+        "gauge",
+        ("certificate",),
+        "When the certificate expires, in seconds since the epoch.",
+    ),
     # Listeners
     Metric("lb_listener_up", "gauge", ("listener",), "1 when the listener is open, 0 when it cannot be opened."),
     Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted."),
@@ -111,6 +119,9 @@ METRICS = _metrics(
     Metric(
         "lb_upstream_connections_taken_over", "counter", (), "Kept connections that a thread took from another one."
     ),
+    Metric("lb_tls_handshakes", "counter", (), "TLS handshakes with clients that succeeded."),
+    Metric("lb_tls_handshakes_resumed", "counter", (), "Those of them that resumed a session."),
+    Metric("lb_tls_handshakes_failed", "counter", (), "TLS handshakes with clients that failed; the reasons say why."),
     Metric("lb_access_log_records", "counter", (), "Access log records written."),
     Metric("lb_access_log_dropped", "counter", (), "Access log records lost because the writer could not follow."),
     Metric("lb_access_log_failed", "counter", (), "Access log records lost because they could not be written."),
@@ -126,6 +137,9 @@ ENGINE_COUNTERS = {
     "accept_pauses": "lb_accept_pauses",
     "idle_closed_by_pressure": "lb_connections_shed",
     "upstream_stolen": "lb_upstream_connections_taken_over",
+    "tls_handshakes": "lb_tls_handshakes",
+    "tls_resumed": "lb_tls_handshakes_resumed",
+    "tls_failed": "lb_tls_handshakes_failed",
     "log_written": "lb_access_log_records",
     "log_dropped": "lb_access_log_dropped",
     "log_failed": "lb_access_log_failed",
@@ -152,6 +166,7 @@ class Scrape(msgspec.Struct, frozen=True):
     reasons: Mapping[str, int]
     counters: Mapping[str, int]
     heartbeat_ages_ms: Sequence[int]
+    certificates: Mapping[str, Certificate]
 
 
 class Names:
@@ -182,6 +197,7 @@ class Exposition(Collector):
         self._families = {name: _family(metric) for name, metric in METRICS.items()}
         self._add_process()
         self._add_config()
+        self._add_certificates()
         self._add_listeners()
         for route, traffic in self._scrape.routes.items():
             self._add_traffic("lb_route", "request_duration_seconds", (route,), traffic)
@@ -218,6 +234,10 @@ class Exposition(Collector):
                 self._add("lb_config_problems", count, severity)
             for kind, count in newest.objects.items():
                 self._add("lb_objects", count, kind)
+
+    def _add_certificates(self) -> None:
+        for name, certificate in self._scrape.certificates.items():
+            self._add("lb_certificate_expiry_timestamp_seconds", expiry_of(certificate.chain), name)
 
     def _add_listeners(self) -> None:
         for name, up in self._scrape.listeners_up.items():
@@ -345,6 +365,7 @@ class Metrics:
             reasons=engine.reasons(),
             counters=engine.counters(),
             heartbeat_ages_ms=engine.heartbeat_ages_ms(),
+            certificates=self._pipeline.config.certificates,
         )
 
     def _endpoints(self, upstreams: Iterable[str]) -> dict[str, list[EndpointStats]]:

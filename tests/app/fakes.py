@@ -8,12 +8,16 @@ from typing import Any
 from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost, WeightedUpstream
+from lb.model.tls import Certificate
 from lb.model.upstream import Endpoint, Upstream
 from lb.objects.view import Changes
 from lb.observe.metrics import ENGINE_COUNTERS
 from lb.problems import Origin, Problem
+from tests.harness.certificates import Authority
 
 BOUNDS = (0.01, 0.1, 1.0)
+
+PAIR = Authority().issue("shop.example.com")
 
 
 def traffic(ok: int = 0, failed: int = 0) -> dict[str, Any]:
@@ -136,4 +140,5 @@ def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> 
         listeners={"http": Listener("http", port, address, origin=origin)},
         hosts={"default": {"shop.example.com": host}},
         upstreams={"shop/web:http": Upstream("shop/web:http", endpoints=endpoints, origin=origin)},
+        certificates={"shop/web-tls": Certificate("shop/web-tls", PAIR.chain, PAIR.key, origin)},
     )
