@@ -98,7 +98,7 @@ def test_secret_that_turns_bad_keeps_its_certificate() -> None:
     ("pair", "words"),
     [
         (Pair("", ""), "has no tls.crt"),
-        (Pair("x", "y"), "no certificate in it"),
+        (Pair("x", "y"), "is no PEM"),
         (AUTHORITY.issue("web.example.com", key=None, kind="RSA"), ""),
         (Pair(AUTHORITY.issue("a").chain, pem(make_key(), "secret")), "encrypted"),
         (Pair(AUTHORITY.issue("a").chain, pem(make_key(), "secret", "TraditionalOpenSSL")), "encrypted"),

@@ -1,0 +1,1 @@
+"""Certificates in the control plane."""
