@@ -79,7 +79,7 @@ def read_pair(chain: str, key: str) -> Pair:
 
 @lru_cache(maxsize=16_384)
 def read_chain(chain: str) -> Pair:
-    """What a chain (the leaf first) says, whatever its key. Remembered: metrics ask again and again. CertificateError."""
+    """What a chain (the leaf first) says, whatever its key. Remembered: metrics ask often. CertificateError."""
     return _describe(_leaf_first(chain))
 
 
