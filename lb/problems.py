@@ -78,6 +78,7 @@ CODES: dict[str, Code] = {
     "LB1005": Code("note", "nothing in the input is of a kind lb serves"),
     "LB1006": Code("error", "file ends in the middle; the last good content stays in use"),
     "LB1007": Code("error", "apiVersion has been superseded"),
+    "LB1008": Code("error", "certificate file cannot be used"),
     # Which objects are ours
     "LB2001": Code("note", "no object names lb: every Ingress is served"),
     "LB2002": Code("note", "Ingress belongs to another controller"),

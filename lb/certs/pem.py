@@ -117,6 +117,11 @@ def read_bundle(text: str) -> Bundle:
     return Bundle(read_certificates(text), lists)
 
 
+def only_key(text: str) -> str:
+    """The first private key of a PEM text, without all else; empty when there is none."""
+    return next((block.text for block in _blocks(text) if _is_key(block)), "")
+
+
 def has_key(text: str) -> bool:
     """Whether a private key stands in a PEM text."""
     return any(_is_key(block) for block in _blocks(text))

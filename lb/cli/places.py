@@ -56,12 +56,15 @@ class _Document(NamedTuple):
 class _File:
     def __init__(self, data: bytes) -> None:
         self._lines = data.decode("utf-8", "replace").splitlines()
+        self._holds_a_key = b"PRIVATE KEY" in data
         self._documents = list(_compose(data))
         self._objects = [(document, node) for document in self._documents for node in _objects(document.root)]
 
     def find(self, problem: Problem) -> Place | None:
         place = self._find(problem)
-        if place is not None and _may_hold_a_secret(problem, place.text):
+        # Where the file makes no sense any line may be one of a key.
+        unclear = self._holds_a_key and not problem.field
+        if place is not None and (unclear or _may_hold_a_secret(problem, place.text)):
             return Place(place.line, place.column, "")
         return place
 

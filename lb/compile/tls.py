@@ -6,6 +6,7 @@ lb's self-made one, never another name's.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
@@ -55,7 +56,7 @@ class TlsParts:
                 made[name] = known
                 continue
             try:
-                made[name] = credentials.Certificate(one.chain.encode(), one.key.encode())
+                made[name] = credentials.Certificate(one.chain.encode(), one.key.encode(), base64.b64decode(one.ocsp))
             except ValueError as error:
                 self.refused[name] = str(error)
                 if known is not None:
@@ -132,4 +133,4 @@ class TlsParts:
 
 
 def _same(one: Certificate | None, other: Certificate) -> bool:
-    return one is other or (one is not None and one.chain == other.chain and one.key == other.key)
+    return one is other or (one is not None and (one.chain, one.key, one.ocsp) == (other.chain, other.key, other.ocsp))

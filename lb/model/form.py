@@ -23,7 +23,10 @@ ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name
 UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "resolve", "unavailable", "tls", "origin")
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 
-CERTIFICATE_KEYS = ("chain", "key", "origin")
+CERTIFICATE_KEYS = ("chain", "key", "ocsp", "cert_file", "key_file", "ocsp_file", "directory", "origin")
+TLS_KEYS = ("certificates", "hosts", "policy", "hsts")
+BUNDLES = ("ca", "crl")
+"""Keys whose text may stand in a file: `ca_file`, `crl_file`. Whoever reads the native file puts it in their place."""
 
 HIDDEN = "hidden"
 """What stands for a private key where it is not shown."""

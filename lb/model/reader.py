@@ -10,6 +10,8 @@ An element without `origin:` comes from its place in the file; an endpoint witho
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,10 +19,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from lb.certs.pem import CertificateError, read_certificates, read_pair
+from lb.certs.pem import CertificateError, only_certificates, read_bundle, read_certificates, read_chain, read_pair
 from lb.model.address import UNIX_PREFIX, address_mistake, is_network
 from lb.model.config import Config
 from lb.model.form import (
+    BUNDLES,
     CERTIFICATE_KEYS,
     ENDPOINT_KEYS,
     HIDDEN,
@@ -28,6 +31,7 @@ from lb.model.form import (
     LISTENER_KEYS,
     PATH_KINDS,
     ROUTE_KEYS,
+    TLS_KEYS,
     TOP_KEYS,
     UPSTREAM_KEYS,
     OptionField,
@@ -73,13 +77,15 @@ def from_content(
     origin: Origin,
     lines: Mapping[str, int] | None = None,
     is_elsewhere: Callable[[str], bool] | None = None,
+    last_good: Mapping[str, Certificate] | None = None,
 ) -> tuple[Config, list[Problem]]:
     """The Config of a decoded native file, and what is wrong with it (LB5003, LB5004).
 
     `origin` is the file's own; `lines` maps paths inside the document (`upstreams.web.endpoints[0]`) to lines.
-    `is_elsewhere` tells whether something else than this file defines an upstream of a name.
+    `is_elsewhere` tells whether something else than this file defines an upstream of a name. A certificate that cannot
+    be used keeps its `last_good` form.
     """
-    reader = _Reader(origin, lines or {}, is_elsewhere or _is_nowhere)
+    reader = _Reader(origin, lines or {}, is_elsewhere or _is_nowhere, last_good or {})
     config = reader.read_config(content)
     return config, list(reader.problems)
 
@@ -88,6 +94,10 @@ def names_of_upstreams(content: Mapping[str, Any]) -> Collection[str]:
     """The names that a decoded native file gives to upstreams, also to those that cannot be read."""
     declared = content.get("upstreams")
     return dict.fromkeys(declared) if isinstance(declared, Mapping) else ()
+
+
+_UNREAD = Certificate("", "", "")
+"""Stands for a certificate whose files could not be used."""
 
 
 class _MistakeError(Exception):
@@ -103,12 +113,21 @@ class _MistakeError(Exception):
 class _Reader:
     """Holds what every step needs: where we are in the file, and the problems found so far."""
 
-    def __init__(self, origin: Origin, lines: Mapping[str, int], is_elsewhere: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        lines: Mapping[str, int],
+        is_elsewhere: Callable[[str], bool],
+        last_good: Mapping[str, Certificate],
+    ) -> None:
         self.problems = Problems()
         self._origin = origin
         self._lines = lines
         self._upstream_names: Collection[str] = ()
-        self._certificate_names: Collection[str] = ()
+        self._certificates: Mapping[str, Certificate] = {}
+        self._named_certificates: Collection[str] = ()
+        """Also those that cannot be used."""
+        self._last_good = last_good
         self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
 
@@ -117,16 +136,33 @@ class _Reader:
     def read_config(self, content: Mapping[str, Any]) -> Config:
         self._report_unknown_keys("", content, TOP_KEYS)
         self._upstream_names = names_of_upstreams(content)
-        certificates = dict(self._read_each("certificates", content.get("certificates"), self._read_certificate))
-        self._certificate_names = certificates
+        certificates = self._read_certificates(content.get("certificates"))
+        self._certificates = certificates
         upstreams = dict(self._read_each("upstreams", content.get("upstreams"), self._read_upstream))
         hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
         listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
         return Config(listeners, hosts, upstreams, certificates)
 
+    def _read_certificates(self, value: object) -> dict[str, Certificate]:
+        self._named_certificates = dict.fromkeys(value) if isinstance(value, Mapping) else ()
+        read = self._read_each("certificates", value, self._read_certificate)
+        return {name: one for name, one in read if one is not _UNREAD}
+
     def _read_certificate(self, path: str, name: str, value: object) -> Certificate:
-        content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, CERTIFICATE_KEYS)
+        try:
+            content = self._mapping(path, value)
+            self._report_unknown_keys(path, content, CERTIFICATE_KEYS)
+            if "chain" not in content and content.keys() & {"cert_file", "directory"}:
+                return _UNREAD  # whoever reads the files has said why, or has put what is in the directory beside it
+            return self._make_certificate(path, name, content)
+        except _MistakeError as mistake:
+            last = self._last_good.get(name)
+            if last is None:
+                raise
+            self._report(mistake.path, mistake.what, mistake.fix, "the certificate it had before stays in use")
+            return last
+
+    def _make_certificate(self, path: str, name: str, content: Mapping[str, Any]) -> Certificate:
         chain = self._text(f"{path}.chain", content.get("chain"))
         key = self._text(f"{path}.key", content.get("key"))
         if key == HIDDEN:
@@ -135,17 +171,50 @@ class _Reader:
             read_pair(chain, key)
         except CertificateError as error:
             raise _MistakeError(path, error.what, error.fix) from None
-        return Certificate(name, chain, key, self._read_origin(path, content))
+        origin = self._read_origin(path, content)
+        return Certificate(name, only_certificates(chain), key, self._read_response(path, content), origin)
+
+    def _read_response(self, path: str, content: Mapping[str, Any]) -> str:
+        text = self._text(f"{path}.ocsp", content.get("ocsp", ""))
+        try:
+            base64.b64decode(text, validate=True)
+        except binascii.Error:
+            raise _MistakeError(f"{path}.ocsp", "is not base64", "write the DER response with `base64 -w0`") from None
+        return text
 
     def _read_listener_tls(self, path: str, value: object) -> ListenerTls:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, ("hosts", "policy", "hsts"))
+        self._report_unknown_keys(path, content, TLS_KEYS)
         hosts = self._mapping(f"{path}.hosts", content.get("hosts") or {})
+        said = {name: self._read_tls_host(f"{path}.hosts.{name}", name, host) for name, host in hosts.items()}
         return ListenerTls(
-            {name: self._read_tls_host(f"{path}.hosts.{name}", name, host) for name, host in hosts.items()},
+            {**self._hosts_of_certificates(f"{path}.certificates", content.get("certificates")), **said},
             self._choice(f"{path}.policy", content.get("policy", "intermediate"), get_args(TlsPolicy)),
             self._field_value(f"{path}.hsts", content.get("hsts", "")),
         )
+
+    def _hosts_of_certificates(self, path: str, value: object) -> dict[str, TlsHost]:
+        """The names that certificates are for, each with the newest certificate of each kind of key."""
+        found: dict[str, dict[str, tuple[float, str]]] = {}
+        for wanted in self._list(path, [value] if isinstance(value, str) else value):
+            for certificate in self._certificates_called(path, self._text(path, wanted)):
+                pair = read_chain(certificate.chain)
+                for host in map(str.lower, pair.names):
+                    if _is_hostname(host):
+                        newest = found.setdefault(host, {})
+                        mine = (pair.not_before.timestamp(), certificate.name)
+                        newest[pair.kind] = max(newest.get(pair.kind, mine), mine)
+        return {host: TlsHost(tuple(name for _, name in kinds.values())) for host, kinds in sorted(found.items())}
+
+    def _certificates_called(self, path: str, wanted: str) -> list[Certificate]:
+        """The certificate of a name, or all that were read from the directory of that name."""
+        self._check_certificate_exists(path, wanted)
+        return [one for name, one in self._certificates.items() if name == wanted or name.startswith(f"{wanted}/")]
+
+    def _check_certificate_exists(self, path: str, name: str) -> None:
+        """One that is there and cannot be used has its own problem."""
+        if name not in self._certificates and name not in self._named_certificates:
+            self._report(path, f"there is no certificate `{name}`", _suggest(name, self._named_certificates))
 
     def _read_tls_host(self, path: str, name: str, value: object) -> TlsHost:
         self._check_hostname(path, name)
@@ -154,30 +223,44 @@ class _Reader:
         content, names_path = self._mapping_or_list(path, value, "certificates")
         self._report_unknown_keys(path, content, ("certificates", "clients"))
         names = tuple(self._text(names_path, one) for one in self._list(names_path, content.get("certificates")))
-        known = tuple(one for one in names if one in self._certificate_names)
         for one in names:
-            if one not in known:
-                self._report(names_path, f"there is no certificate `{one}`", _suggest(one, self._certificate_names))
+            self._check_certificate_exists(names_path, one)
         clients = self._mapping(f"{path}.clients", content.get("clients", {}))
         problems_before = len(self.problems)
+        clients = self._without_files(f"{path}.clients", clients)
         asked = self._read_options(f"{path}.clients", clients, ClientCertificates(), only_options=True)
         if len(self.problems) > problems_before:
             # Half understood, it might let in whom it should not: the listener is not opened.
             raise _MistakeError(f"{path}.clients", "what is asked of clients is not understood", "mend it")
         if asked.mode in ("optional", "required"):
             self._check_bundle(f"{path}.clients.ca", asked.ca)
-        return TlsHost(known, asked)
+        if asked.crl:
+            self._check_lists(f"{path}.clients.crl", asked.crl)
+        return TlsHost(tuple(one for one in names if one in self._certificates), asked)
+
+    def _without_files(self, path: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without the names of files whose text has been put in their place. A file that could not be used must not
+        read as none at all: without authorities of its own everybody's would do.
+        """
+        for key in BUNDLES:
+            if f"{key}_file" in content and key not in content:
+                raise _MistakeError(f"{path}.{key}_file", "the file cannot be used, and nothing stands in for it")
+        return {
+            key: value for key, value in content.items() if key.removesuffix("_file") not in BUNDLES or key in BUNDLES
+        }
 
     def _read_upstream_tls(self, path: str, value: object) -> UpstreamTls:
-        content = self._mapping(path, value)
+        content = self._without_files(path, self._mapping(path, value))
         tls = self._read_options(path, content, UpstreamTls(), only_options=True)
         if tls.ca:
             self._check_bundle(f"{path}.ca", tls.ca)
-        if tls.certificate and tls.certificate not in self._certificate_names:
+        if tls.crl:
+            self._check_lists(f"{path}.crl", tls.crl)
+        if tls.certificate and tls.certificate not in self._certificates:
             raise _MistakeError(
                 f"{path}.certificate",
-                f"there is no certificate `{tls.certificate}`",
-                _suggest(tls.certificate, self._certificate_names),
+                f"there is no certificate `{tls.certificate}` that can be used",
+                _suggest(tls.certificate, self._certificates),
             )
         if tls.verify and not tls.server_name and not tls.names:
             raise _MistakeError(path, "there is no name to verify", "add `server_name`, or `verify: false`")
@@ -188,6 +271,14 @@ class _Reader:
             if read_certificates(bundle):
                 return
             raise CertificateError("there is no certificate in it", "put the PEM of the authorities there")
+        except CertificateError as error:
+            raise _MistakeError(path, error.what, error.fix) from None
+
+    def _check_lists(self, path: str, lists: str) -> None:
+        try:
+            if read_bundle(lists).lists:
+                return
+            raise CertificateError("there is no revocation list in it", "put PEM (X509 CRL) there")
         except CertificateError as error:
             raise _MistakeError(path, error.what, error.fix) from None
 
@@ -539,8 +630,8 @@ class _Reader:
             self._report(mistake.path, mistake.what, mistake.fix)
             return None
 
-    def _report(self, path: str, what: str, fix: str) -> None:
-        self.problems.add("LB5003", self._place(path), what, fix=fix, field=path)
+    def _report(self, path: str, what: str, fix: str, why: str = "") -> None:
+        self.problems.add("LB5003", self._place(path), what, why=why, fix=fix, field=path)
 
     def _report_unknown_keys(self, path: str, content: Mapping[str, Any], known: Collection[str]) -> None:
         for key in content:
@@ -562,6 +653,13 @@ class _Reader:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         line = self._lines.get(path, 0)
         return msgspec.structs.replace(self._origin, line=line, column=0) if line else self._origin
+
+
+def _is_hostname(name: str) -> bool:
+    """Whether clients may ask for it (SNI); a certificate may also be for addresses and for stranger things."""
+    plain = name.removeprefix("*.")
+    normal = normalize_host(plain.encode())
+    return not isinstance(normal, Rejected) and bool(plain) and normal.decode() == plain and not is_network(plain)
 
 
 def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, get_args
 
 import msgspec
 
-from lb.model.form import API_VERSION, KIND, PATH_KINDS, OptionField, option_fields
+from lb.model.form import API_VERSION, BUNDLES, KIND, PATH_KINDS, OptionField, option_fields
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import (
     Forward,
@@ -111,6 +111,10 @@ def _listener() -> Schema:
             "tls": _object(
                 {
                     "hosts": _map_of("tls_host", field_texts(ListenerTls)["hosts"]),
+                    "certificates": {
+                        "description": "Certificates, or directories of them, that serve the names they are for.",
+                        "anyOf": [_TEXT, {"type": "array", "items": _TEXT}],
+                    },
                     "policy": {
                         "enum": list(get_args(TlsPolicy)),
                         "default": "intermediate",
@@ -133,16 +137,26 @@ def _certificate() -> Schema:
     fields = {
         "chain": {**_TEXT, "description": texts["chain"]},
         "key": {**_TEXT, "description": "The leaf's private key, not encrypted."},
+        "ocsp": {**_TEXT, "description": texts["ocsp"]},
+        "cert_file": {**_TEXT, "description": "File with the chain, and with the key when no other file is named."},
+        "key_file": {**_TEXT, "description": "File with the private key."},
+        "ocsp_file": {**_TEXT, "description": "File with an OCSP response (DER)."},
+        "directory": {**_TEXT, "description": "Directory with certificates and their keys; each is NAME/FILE."},
         "origin": _reference("origin"),
     }
-    return _object(fields, required=("chain", "key"), text=_class_text(Certificate))
+    ways = [{"required": [key]} for key in ("chain", "cert_file", "directory")]
+    return {**_object(fields, text=_class_text(Certificate)), "oneOf": ways}
 
 
 def _tls_host() -> Schema:
     names = {"type": "array", "items": _TEXT, "description": field_texts(TlsHost)["certificates"]}
-    clients = _object(_options(ClientCertificates), text=_class_text(ClientCertificates))
+    clients = _object(_options(ClientCertificates) | _bundle_files(), text=_class_text(ClientCertificates))
     full = _object({"certificates": names, "clients": clients})
     return {"description": _class_text(TlsHost), "anyOf": [_TEXT, names, full]}
+
+
+def _bundle_files() -> Schema:
+    return {f"{key}_file": {**_TEXT, "description": f"File with the text of `{key}`."} for key in BUNDLES}
 
 
 def _host_sets() -> Schema:
@@ -210,7 +224,7 @@ def _upstream() -> Schema:
         "affinity": {"enum": ["none", "client-ip"], "default": "none", "description": texts["affinity"]},
         "resolve": {**_TEXT, "description": texts["resolve"]},
         "unavailable": {**_TEXT, "description": texts["unavailable"]},
-        "tls": _object(_options(UpstreamTls), text=_class_text(UpstreamTls)),
+        "tls": _object(_options(UpstreamTls) | _bundle_files(), text=_class_text(UpstreamTls)),
         "origin": _reference("origin"),
     }
     full = _object(fields | _options(UpstreamOptions))

@@ -24,6 +24,8 @@ class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):
     chain: str
     """The leaf first, then its issuers."""
     key: str
+    ocsp: str = ""
+    """What its authority says of it (OCSP, DER in base64), stapled to handshakes."""
     origin: Origin = Origin()
 
     def __repr__(self) -> str:

@@ -68,6 +68,7 @@ def to_content(config: Config, *, show_secrets: bool = False) -> Content:
             name: {
                 "chain": one.chain,
                 "key": one.key if show_secrets else HIDDEN,
+                **({"ocsp": one.ocsp} if one.ocsp else {}),
                 "origin": write_origin(one.origin),
             }
             for name, one in config.certificates.items()

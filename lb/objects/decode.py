@@ -49,7 +49,8 @@ _EXCERPT_LENGTH = 80
 _MAX_SECOND_TRY_BYTES = 4 << 20
 """Longer texts in braces are exports: reading one as YAML takes minutes, only to fail."""
 _BEGINS_AS_JSON = re.compile(rb"""\s*(?:\{\s*["}]|\[\s*[{\]])""")
-_NAMES_A_SECRET = re.compile(rb"""kind["']?\s*:\s*["']?Secret""")
+_NAMES_A_SECRET = re.compile(rb"""kind["']?\s*:\s*["']?Secret|PRIVATE KEY""")
+"""Texts of which no line is ever quoted."""
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):

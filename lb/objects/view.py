@@ -55,3 +55,6 @@ class NativeConfig(Object, frozen=True, omit_defaults=True, gc=False):
     content: dict[str, object] = msgspec.field(default_factory=dict)
     lines: dict[str, int] = msgspec.field(default_factory=dict)
     """Path inside the document (`listeners.http`, `upstreams.web.endpoints[0]`) -> line, for YAML."""
+
+    def __repr__(self) -> str:  # private keys may stand in it
+        return f"NativeConfig({self.metadata.name})"

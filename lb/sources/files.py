@@ -9,13 +9,12 @@ about 1 ms per megabyte; the data plane needs no GIL); `apply` is short and runs
 """
 
 # Paths stay texts, as the user wrote them, and links must not be resolved on the way.
-# ruff: noqa: PTH100, PTH112, PTH114, PTH115, PTH116, PTH118, PTH120, PTH123, PTH208
+# ruff: noqa: PTH100, PTH114, PTH116, PTH118, PTH123, PTH208
 from __future__ import annotations
 
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,28 +26,14 @@ from lb.objects.layout import find_change
 from lb.objects.meta import Key
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem
+from lb.sources.certificates import Inlined, inline
+from lb.sources.paths import Places, Signature, is_settled, make_places, note_way, os_problem, signature
 from lb.sources.store import Store, key_of
 
 STDIN = "-"
 SUFFIXES = (".yaml", ".yml", ".json")
 _READ_ATTEMPTS = 3
 """How often a file that changes while it is read is read again at once."""
-
-_CLOCK_TICK_NS = 20_000_000
-"""File dates are this coarse: the kernel's tick, 10 ms at most, and some more."""
-
-_CHECK_PATH = "check the path"
-
-
-class Signature(NamedTuple):
-    """Says whether a file may have changed."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    modified_ns: int
-    changed_ns: int
-
 
 _READ_ONCE = Signature(0, 0, 0, 0, 0)
 """Of standard input and pipes."""
@@ -67,21 +52,8 @@ class _Content(msgspec.Struct, frozen=True):
     ends_with_newline: bool
     settled: bool = True
     """Whether a file with this signature must have this content."""
-
-
-class Places(NamedTuple):
-    """Where to watch for changes, and which of them matter. All paths absolute."""
-
-    walked: frozenset[str]
-    """Directories of which every entry matters."""
-    ways: frozenset[str]
-    """Files, links and directories on the way to what was named."""
-    directories: frozenset[str]
-    """The existing directories that hold all these."""
-
-    def concerns(self, path: str) -> bool:
-        """Whether an event at `path` may have changed what is read."""
-        return path in self.ways or os.path.dirname(path) in self.walked
+    inlined: Inlined | None = None
+    """Of native files that name certificate files: with what those hold."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -101,9 +73,7 @@ class Found(msgspec.Struct):
     ways: set[str]
 
     def places(self) -> Places:
-        holders = self.walked | {os.path.dirname(way) for way in self.ways}
-        directories = frozenset(path for path in holders if os.path.isdir(path))
-        return Places(frozenset(self.walked), frozenset(self.ways), directories)
+        return make_places(self.walked, self.ways)
 
 
 def read_paths(paths: Sequence[str | Path]) -> Store:
@@ -132,7 +102,10 @@ class FileSource:
     @property
     def is_settled(self) -> bool:
         """Whether no file was still being written when it was read last. If one was, look again soon."""
-        return all(content.settled for content in self._contents.values())
+        return all(
+            content.settled and (content.inlined is None or content.inlined.settled)
+            for content in self._contents.values()
+        )
 
     def load(self, force: bool = False) -> Reading:
         """Find all files and read those that changed, or all with `force`. Any thread, one call at a time."""
@@ -146,6 +119,7 @@ class FileSource:
             content = _unreadable(problem, before, None)
             if before is None or before.problems != content.problems or before.signature is not None:
                 changed[path] = content
+        self._read_named_files(found, changed, force)
         present = found.files.keys() | found.problems.keys()
         # What is below a directory that cannot be read now has not gone, nor what is below one that was named and is
         # away.
@@ -171,7 +145,7 @@ class FileSource:
                 continue
             content = _read(file, status, before)
             if not content.problems:
-                changed[file] = content
+                changed[file] = _with_named_files(content, before)
         return Reading(changed, ())
 
     def apply(self, reading: Reading) -> None:
@@ -181,11 +155,36 @@ class FileSource:
                 self._store.remove_file(file)
         for file, content in reading.changed.items():
             self._contents[file] = content
-            self._store.replace_file(file, content.stored, content.problems, content.unknown)
+            stored, problems = content.stored, content.problems
+            if content.inlined is not None:
+                stored, problems = content.inlined.stored, [*problems, *content.inlined.problems]
+            self._store.replace_file(file, stored, problems, content.unknown)
+
+    def _read_named_files(self, found: Found, changed: dict[str, _Content], force: bool) -> None:
+        """What native files name is read with them, and again when it changes."""
+        for file in found.files:
+            before = self._contents.get(file)
+            content = changed.get(file, before)
+            if content is None:
+                continue
+            if file not in changed and (content.inlined is None or not (force or content.inlined.is_stale())):
+                continue
+            new = _with_named_files(content, before, force)
+            if file in changed or new.inlined != content.inlined:
+                changed[file] = new
+        self.places = self._all_places(found, changed)
+
+    def _all_places(self, found: Found, changed: Mapping[str, _Content]) -> Places:
+        walked, ways = set(found.walked), set(found.ways)
+        for content in {**self._contents, **changed}.values():
+            if content.inlined is not None:
+                walked |= content.inlined.walked
+                ways |= content.inlined.ways
+        return make_places(walked, ways)
 
     def _find(self) -> Found:
         found = find(self._paths)
-        self.places = found.places()
+        self.places = self._all_places(found, {})
         return found
 
     def _is_news(self, file: str, status: os.stat_result, force: bool) -> bool:
@@ -194,7 +193,12 @@ class FileSource:
             return True
         if not stat.S_ISREG(status.st_mode):
             return False  # standard input or a pipe: it can be read only once
-        return force or not before.settled or before.signature != _signature(status)
+        return force or not before.settled or before.signature != signature(status)
+
+
+def _with_named_files(content: _Content, before: _Content | None, force: bool = False) -> _Content:
+    known = before.inlined if before is not None else None
+    return msgspec.structs.replace(content, inlined=inline(content.stored, known, force))
 
 
 # Finding
@@ -214,11 +218,11 @@ def _find(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     if path == STDIN:
         found.files[STDIN] = os.stat_result((0,) * 10)
         return
-    _note_way(path, found.ways)
+    note_way(path, found.ways)
     try:
         status = os.stat(path)
     except OSError as error:
-        found.problems[path] = _os_problem(path, error)
+        found.problems[path] = os_problem(path, error)
         return
     if stat.S_ISDIR(status.st_mode):
         _walk(path, status, found, seen)
@@ -236,7 +240,7 @@ def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        found.problems[directory] = _os_problem(directory, error)
+        found.problems[directory] = os_problem(directory, error)
         return
     for name in names:
         if not name.startswith("."):
@@ -246,12 +250,12 @@ def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[
 def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     try:
         if os.path.islink(path):
-            _note_way(path, found.ways)
+            note_way(path, found.ways)
         status = os.stat(path)
     except FileNotFoundError:
         return  # a link that leads nowhere, or a file that has just gone
     except OSError as error:
-        found.problems[path] = _os_problem(path, error)
+        found.problems[path] = os_problem(path, error)
         return
     if stat.S_ISDIR(status.st_mode):
         _walk(path, status, found, seen)
@@ -260,34 +264,7 @@ def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
         found.files[path] = status
 
 
-def _note_way(path: str, ways: set[str]) -> None:
-    """Add every directory, link and file on the way to `path`: whichever is replaced, `path` is something else."""
-    waiting = [os.path.abspath(path)]
-    while waiting:
-        whole = part = waiting.pop()
-        while part not in ways and part != "/":
-            ways.add(part)
-            if os.path.islink(part):
-                target = os.path.join(os.path.dirname(part), os.readlink(part))
-                waiting.append(os.path.normpath(target + whole[len(part) :]))
-            part = os.path.dirname(part)
-
-
-def _os_problem(path: str, error: OSError) -> Problem:
-    reason = error.strerror or str(error)
-    return Problem(
-        "LB1001",
-        Origin(file=path),
-        f"{path} cannot be read: {reason}",
-        fix=_CHECK_PATH if isinstance(error, FileNotFoundError | NotADirectoryError) else "check its permissions",
-    )
-
-
 # Reading
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class _Read(NamedTuple):
@@ -305,7 +282,7 @@ def _read(file: str, status: os.stat_result, before: _Content | None) -> _Conten
         read = _read_part(file, before) if before is not None else None
         read = read or _read_whole(file, before.decoded if before else None)
     except OSError as error:
-        return _unreadable(_os_problem(file, error), before, _signature(status))
+        return _unreadable(os_problem(file, error), before, signature(status))
     return _judge(file, read, before)
 
 
@@ -327,12 +304,12 @@ def _read_part(file: str, before: _Content) -> _Read | None:
             lambda offset, room: _read_into(handle, offset, room),
         )
         at_end = os.fstat(handle)
-    if change is None or _signature(at_start) != _signature(at_end):
+    if change is None or signature(at_start) != signature(at_end):
         return None
     decoded = decode_change(change, file, before.decoded)
     if decoded is None:
         return None
-    return _Read(decoded, _signature(at_end), False, before.ends_with_newline)
+    return _Read(decoded, signature(at_end), False, before.ends_with_newline)
 
 
 def _read_into(handle: int, offset: int, room: memoryview) -> None:
@@ -361,8 +338,8 @@ def _read_bytes(file: str) -> tuple[bytes, Signature | None]:
             at_end = os.fstat(stream.fileno())
         if not stat.S_ISREG(at_start.st_mode):
             return data, _READ_ONCE
-        if _signature(at_start) == _signature(at_end) and len(data) == at_end.st_size:
-            return data, _signature(at_end)
+        if signature(at_start) == signature(at_end) and len(data) == at_end.st_size:
+            return data, signature(at_end)
     return data, None
 
 
@@ -391,13 +368,8 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
         problems,
         parts.unknown,
         read.ends_with_newline,
-        _is_settled(read.signature),
+        is_settled(read.signature),
     )
-
-
-def _is_settled(signature: Signature | None) -> bool:
-    """A file written within the last tick of its clock may change once more and keep its date."""
-    return signature is not None and abs(time.time_ns() - signature.modified_ns) > _CLOCK_TICK_NS
 
 
 def _why_cut(read: _Read, good: _Content) -> str:
@@ -426,7 +398,7 @@ def _keep_all(file: str, signature: Signature | None, good: _Content, decoded: D
         why=f"the {len(good.stored)} objects of its last good version stay in use",
         fix="write the file whole, best under another name and then renamed over it",
     )
-    settled = _is_settled(signature)
+    settled = is_settled(signature)
     return msgspec.structs.replace(good, signature=signature, problems=[problem], settled=settled)
 
 

@@ -44,8 +44,8 @@ class NativePart(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
 
 
-def translate_native(view: View, directory: Directory) -> NativePart:
-    """All native files, in the order of their names."""
+def translate_native(view: View, directory: Directory, last_good: Mapping[str, Certificate]) -> NativePart:
+    """All native files, in the order of their names. A certificate that has turned bad keeps its `last_good` form."""
     stored = view.all("NativeConfig")
     if not stored:
         return NativePart()
@@ -58,7 +58,7 @@ def translate_native(view: View, directory: Directory) -> NativePart:
 
     for key in sorted(stored):
         native = cast(NativeConfig, stored[key].object)
-        config, problems = from_content(native.content, stored[key].origin, native.lines, is_elsewhere)
+        config, problems = from_content(native.content, stored[key].origin, native.lines, is_elsewhere, last_good)
         merge.problems.extend(problems)
         merge.add(config)
     for hosts in merge.hosts.values():

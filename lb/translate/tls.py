@@ -70,7 +70,7 @@ def read_secret(stored: Stored | None, name: SecretName, before: SecretPart | No
     except CertificateError as error:
         why = "the certificate it had before stays in use" if last else "its hosts get the default certificate"
         return SecretPart(last, names, Problem("LB3011", stored.origin, error.what, why, error.fix, "data"))
-    return SecretPart(Certificate("/".join(name), chain, key, stored.origin), pair.names)
+    return SecretPart(Certificate("/".join(name), chain, key, origin=stored.origin), pair.names)
 
 
 def _parse(secret: Secret) -> tuple[str, str, Pair]:

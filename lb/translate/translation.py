@@ -195,7 +195,7 @@ class _Build:
             or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
         ):
             return old
-        native = translate_native(self._view, self._directory)
+        native = translate_native(self._view, self._directory, old.config.certificates)
         if native == old:
             return old
         self._rewanted.update(_services(native.references))
