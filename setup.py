@@ -47,9 +47,13 @@ FASTPATH = Path("lb/_fastpath")
 
 # What an extension is linked with, besides libc.
 LIBRARIES = {
-    "tls": ["ssl", "crypto"],
     "credentials": ["ssl", "crypto"],
-    "http2": ["nghttp2", "crypto"],
+    "http2": ["nghttp2"],
+    "http2_client": ["nghttp2"],
+    "http2_fields": ["crypto"],
+    "http2_meter": ["nghttp2"],
+    "http2_server": ["nghttp2"],
+    "tls": ["ssl", "crypto"],
 }
 
 extensions = [

@@ -46,8 +46,10 @@ from lb._fastpath.c.sys cimport (
     sockaddr_storage,
     socklen_t,
 )
+from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
-from lb._fastpath.http1 cimport server_close, server_drain_idle, server_open
+from lb._fastpath.http1 cimport server_close, server_open
+from lb._fastpath.http2_server cimport http2_server_open
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_READABLE,
@@ -236,7 +238,7 @@ cdef int64_t listener_active(reactor* r, uint32_t slot) noexcept nogil:
 cdef void relieve(reactor* r) noexcept nogil:
     """Make room: idle clients are the cheapest to lose, they only have to connect again."""
     cdef int before = r.idle_client_count
-    server_drain_idle(r, LB_R_PRESSURE, PRESSURE_BATCH)
+    clients_drain_idle(r, LB_R_PRESSURE, PRESSURE_BATCH)
     r.counts.idle_closed_by_pressure += <unsigned long long>(before - r.idle_client_count)
 
 
@@ -338,7 +340,10 @@ cdef void handshake_ready(io* source) noexcept nogil:
     if tls_resumed(c.tls):
         bump(&r.counts.tls_resumed)
     timer_rest(&c.timer)
-    server_open(c)
+    if c.tls.h2:
+        http2_server_open(c)
+    else:
+        server_open(c)
     if c.parked != NULL or source.flags & IO_READABLE:
         io_enqueue(source)
 

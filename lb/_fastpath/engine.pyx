@@ -87,7 +87,9 @@ from lb._fastpath.endpoint cimport (
     upstream_live,
 )
 from lb._fastpath.exchange cimport exchange, exchange_install
-from lb._fastpath.http1 cimport server_drain_idle
+from lb._fastpath.clients cimport clients_drain_idle
+from lb._fastpath.http2 cimport stream
+from lb._fastpath.http2_server cimport http2_server_drain
 from lb._fastpath.memory cimport slab_init
 from lb._fastpath.message cimport MAX_FIELDS, head
 from lb._fastpath.reactor cimport (
@@ -593,7 +595,8 @@ cdef class Table:
 # ------------------------------------------------------------------------------------------------------------ commands
 
 cdef void run_drain(reactor* r, command* c) noexcept nogil:
-    server_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
+    clients_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
+    http2_server_drain(r)
 
 
 cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
@@ -643,6 +646,7 @@ cdef class Engine:
                 raise OSError(errno.EMFILE, "cannot make a reactor: out of descriptors or memory")
             slab_init(&self.s.reactors[i].conn_slab, sizeof(conn))
             slab_init(&self.s.reactors[i].exchange_slab, sizeof(exchange))
+            slab_init(&self.s.reactors[i].stream_slab, sizeof(stream))
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []

@@ -64,6 +64,8 @@ from lb._fastpath.grpc_web cimport (
     bridge_response_body,
     bridge_trailers,
 )
+from lb._fastpath.http2 cimport http2_set_calls
+from lb._fastpath.http2_server cimport http2_server_cut, http2_server_install
 from lb._fastpath.http1 cimport (
     build_request,
     http1_set_calls,
@@ -1063,6 +1065,8 @@ cdef void cut_off(reactor* r) noexcept nogil:
             exchange = c.leg.exchange
             c.leg.exchange = NULL
             on_request_failed(exchange, LB_R_SHUTDOWN)
+        elif c.ep == NULL and c.session != NULL:
+            http2_server_cut(c, LB_R_SHUTDOWN)
         c = c.next_all
 
 
@@ -1086,6 +1090,8 @@ cdef void exchange_install(shared* s) noexcept nogil:
     codec.client_full = on_client_full
     codec.client_gone = client_gone
     http1_set_calls(&codec)
+    http2_set_calls(&codec)
+    http2_server_install()
     connecting.connected = on_connected
     connecting.connect_failed = on_connect_failed
     upstream_set_calls(&connecting)

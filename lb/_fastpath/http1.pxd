@@ -38,7 +38,7 @@ cdef enum:  # conn.flags
     H1_PAUSED = 16  # stop reading: the other side is full or not there yet
     H1_UNTIL_CLOSE = 32  # the body ends with the connection
     H1_UPGRADE = 128  # the request asked for an upgrade
-    H1_LISTED = 512  # in the list of idle clients
+    # 512: CLIENT_LISTED
     H1_KEEP_ALIVE_10 = 1024  # an HTTP/1.0 client that asked for keep-alive
 
 cdef void http1_set_calls(exchange_calls* calls) noexcept nogil
@@ -51,7 +51,6 @@ cdef size_t leg_waiting(leg* l) noexcept nogil
 # The client's side
 cdef void server_open(conn* c) noexcept nogil
 cdef void server_close(conn* c, int reason) noexcept nogil
-cdef void server_drain_idle(reactor* r, int reason, int most) noexcept nogil
 
 # The upstream's side
 cdef size_t request_size(const head* h) noexcept nogil

@@ -19,6 +19,7 @@ from lb._fastpath.c.sys cimport (
     lb_peek_int,
     ssize_t,
 )
+from lb._fastpath.clients cimport idle_link, idle_unlink, view_of
 from lb._fastpath.counters cimport bump
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
@@ -29,6 +30,8 @@ from lb._fastpath.http1_parse cimport (
     parse_response,
     parse_trailers,
 )
+from lb._fastpath.http2 cimport PREFACE_SIZE, http2_begins
+from lb._fastpath.http2_server cimport http2_server_preface
 from lb._fastpath.memory cimport page, page_data, page_free
 from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase, unpack_head
 from lb._fastpath.reactor cimport (
@@ -39,10 +42,9 @@ from lb._fastpath.reactor cimport (
     IO_READABLE,
     IO_WRITABLE,
     SCRATCH_BYTES,
-    current_table,
     io_enqueue,
 )
-from lb._fastpath.table cimport listener_view, table
+from lb._fastpath.table cimport listener_view
 from lb._fastpath.timers cimport timer, timer_rest, timer_set
 from lb._fastpath.transport cimport (
     IO_FULL,
@@ -89,50 +91,6 @@ cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
 
 
 # --------------------------------------------------------------------------------------------- the client's side: life
-
-cdef listener_view* view_of(conn* c) noexcept nogil:
-    """The listener as the current table has it; NULL when a change has removed it.
-
-    An exchange that begins with this view pins the same table (`serving`): a second look at the current one could find
-    another.
-    """
-    cdef table* t = current_table(c.base.r)
-    c.base.r.serving = t
-    if t == NULL or c.slot >= t.listener_count:
-        return NULL
-    return t.listeners[c.slot]
-
-
-cdef void idle_link(conn* c) noexcept nogil:
-    cdef reactor* r = c.base.r
-    c.flags |= H1_LISTED
-    c.older = <conn*>r.idle_clients_newest
-    c.newer = NULL
-    if c.older != NULL:
-        c.older.newer = c
-    else:
-        r.idle_clients_oldest = c
-    r.idle_clients_newest = c
-    r.idle_client_count += 1
-
-
-cdef void idle_unlink(conn* c) noexcept nogil:
-    cdef reactor* r = c.base.r
-    if not c.flags & H1_LISTED:
-        return
-    c.flags &= ~<uint16_t>H1_LISTED
-    if c.newer != NULL:
-        c.newer.older = c.older
-    else:
-        r.idle_clients_newest = c.older
-    if c.older != NULL:
-        c.older.newer = c.newer
-    else:
-        r.idle_clients_oldest = c.newer
-    c.newer = NULL
-    c.older = NULL
-    r.idle_client_count -= 1
-
 
 cdef void server_open(conn* c) noexcept nogil:
     """A client has connected; everything but the codec's part is set."""
@@ -239,6 +197,9 @@ cdef void server_read(conn* c) noexcept nogil:
     cdef ssize_t n
     cdef int64_t budget = TURN_BYTES
     while c.base.flags & IO_READABLE and not c.base.flags & IO_DEAD:
+        if c.session != NULL:  # it turned out to speak HTTP/2
+            io_enqueue(&c.base)
+            return
         if c.state == SERVER_WAIT:
             if c.base.flags & IO_HALF_CLOSED and c.leg.exchange != NULL:
                 calls.client_half_closed(c.leg.exchange)
@@ -363,13 +324,17 @@ cdef size_t server_head(conn* c, const char* p, size_t n) noexcept nogil:
     if view == NULL:
         server_refuse(c, LB_R_NO_HOST, NULL)
         return n
+    if view.http2 and c.requests == 0 and c.tls == NULL and p[0] == c"P" and http2_begins(p, n):
+        if n < PREFACE_SIZE:
+            server_head_begun(c, view)
+            return 0
+        idle_unlink(c)
+        http2_server_preface(c, p, n)
+        return n
     batch_flush(r)  # scratch_text and scratch_out are about to be written
     used = parse_request(p, n, h, view, r.scratch_text)
     if used == 0:
-        if c.state == SERVER_IDLE:
-            c.state = SERVER_HEAD
-            idle_unlink(c)
-            timer_set(&r.timers, &c.timer, r.now_ms + view.head_timeout_ms)
+        server_head_begun(c, view)
         return 0
     idle_unlink(c)
     timer_rest(&c.timer)
@@ -400,6 +365,13 @@ cdef size_t server_head(conn* c, const char* p, size_t n) noexcept nogil:
         c.state = SERVER_WAIT
     calls.request_head(&c.leg, h, view)
     return <size_t>used
+
+
+cdef void server_head_begun(conn* c, listener_view* view) noexcept nogil:
+    if c.state == SERVER_IDLE:
+        c.state = SERVER_HEAD
+        idle_unlink(c)
+        timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
 
 
 cdef void server_refuse(conn* c, int reason, listener_view* view) noexcept nogil:
@@ -684,19 +656,6 @@ cdef void server_linger(conn* c) noexcept nogil:
     timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + (view.linger_timeout_ms if view != NULL else 1000))
     if c.base.flags & IO_READABLE or c.parked != NULL:
         io_enqueue(&c.base)
-
-
-cdef void server_drain_idle(reactor* r, int reason, int most) noexcept nogil:
-    """Close idle clients, the longest idle first."""
-    cdef conn* c = <conn*>r.idle_clients_oldest
-    cdef conn* newer
-    while c != NULL and most > 0:
-        newer = c.newer
-        # A client whose next request has arrived already is not idle.
-        if not c.base.flags & IO_READABLE and c.parked == NULL:
-            server_close(c, reason)
-            most -= 1
-        c = newer
 
 
 # ------------------------------------------------------------------------------------------------- the upstream's side

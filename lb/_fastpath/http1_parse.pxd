@@ -5,10 +5,10 @@ on. Heads are parsed without state: on a short read the bytes are kept and parse
 nothing in practice (one read carries a whole head) and leaves no state to get wrong. Only chunks, which have no
 bound, have a state.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport ssize_t
-from lb._fastpath.message cimport head
+from lb._fastpath.message cimport field, head
 from lb._fastpath.table cimport listener_view
 from lb._fastpath.transport cimport chunk_state
 
@@ -18,6 +18,7 @@ cdef enum:
     MAX_CHUNK_LINE = 1024
     MAX_CHUNK_OVERHEAD = 16384  # extension bytes beyond the data they came with
     MAX_CONNECTION_TOKENS = 16
+    MAX_METHOD = 32
 
 cdef enum:  # results of chunk_next
     CHUNK_MORE = 0  # all bytes are used
@@ -35,3 +36,11 @@ cdef int chunk_next(chunk_state* c, const char* p, size_t n, size_t* used, const
 cdef bint normalize_target(const char* target, size_t size, char* out, bint merge_slashes, bint keep_escaped_slashes,
                            uint32_t* path_size, uint32_t* out_size) noexcept nogil
 cdef bint normalize_host(const char* value, size_t size, char* out, uint32_t* out_size) noexcept nogil
+
+# What HTTP/2 needs, too.
+cdef int known_field(const char* p, size_t n) noexcept nogil
+cdef bint imitates_known(const char* p, size_t n) noexcept nogil
+cdef int known_method(const char* p, size_t n) noexcept nogil
+cdef bint parse_length(const char* p, size_t n, int64_t* result) noexcept nogil
+cdef bint trailer_allowed(const field* f) noexcept nogil
+cdef int resolve_target(head* h, const listener_view* view, char* work) noexcept nogil

@@ -75,7 +75,6 @@ from lb._fastpath.message cimport (
 )
 
 cdef enum:
-    MAX_METHOD = 32
     MAX_EMPTY_LINES = 4  # before a request line (RFC 9112 2.2)
     MAX_HOST_BYTES = 253  # RFC 1035 2.3.4
 

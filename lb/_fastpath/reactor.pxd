@@ -120,6 +120,7 @@ cdef struct reactor:
     memory pages
     slab conn_slab
     slab exchange_slab
+    slab stream_slab
     io* queue_first
     io* queue_last
     io* dead

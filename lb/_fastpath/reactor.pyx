@@ -82,6 +82,7 @@ cdef void reactor_release(reactor* r) noexcept nogil:
     memory_release(&r.pages)
     slab_release(&r.conn_slab)
     slab_release(&r.exchange_slab)
+    slab_release(&r.stream_slab)
     free(r.scratch_in)
     free(r.scratch_out)
     free(r.scratch_text)

@@ -110,7 +110,7 @@ class TlsParts:
                 ciphers=CIPHERS,
                 ciphersuites=CIPHERSUITES,
                 groups=GROUPS,
-                alpn=(b"http/1.1",),
+                alpn=(b"h2", b"http/1.1"),
                 client_mode=_CLIENT_MODES[clients.mode],
                 ca=clients.ca.encode(),
                 crl=clients.crl.encode(),

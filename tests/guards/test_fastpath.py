@@ -32,7 +32,10 @@ LAYERS = (
     ("reactor",),
     ("balance", "tls"),
     ("transport",),
-    ("http1_parse",),
+    ("http1_parse", "clients", "http2_meter"),
+    ("http2_fields",),
+    ("http2",),
+    ("http2_server", "http2_client"),
     ("http1",),
     ("accept", "upstream"),
     # All of them read the exchange, and the exchange calls them.

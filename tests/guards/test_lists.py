@@ -70,7 +70,7 @@ def test_explain_ends_as_the_data_plane_does() -> None:
 
 def test_every_reason_is_documented() -> None:
     """With the status that lb answers; `-` where it closes without an answer, or the endpoint's own is sent."""
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\d+|-) \| \S.*\|$", _section("operations.md", "Reasons"), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\d+|-) \| \S.*\|$", _section("operations.md", "Reasons"), re.MULTILINE)
     assert rows == [(reason, status if status != "0" else "-") for reason, status in _reasons()]
 
 
@@ -104,7 +104,7 @@ def _texts() -> Iterator[tuple[Path, str]]:
 
 def _reasons() -> list[tuple[str, str]]:
     """(reason, status) as the data plane has them."""
-    return re.findall(r'LB_REASON\(\w+, "([a-z-]+)", (\d+)\)', (FASTPATH / "c/reasons.h").read_text())
+    return re.findall(r'LB_REASON\(\w+, "([a-z0-9-]+)", (\d+)\)', (FASTPATH / "c/reasons.h").read_text())
 
 
 def _section(page: str, heading: str) -> str:

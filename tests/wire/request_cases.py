@@ -350,7 +350,9 @@ REQUEST_LINES = [
         (NO_ANSWER, 400),
     ),
     rejected(
-        "the HTTP/2 preface ends the connection", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 9, (NO_ANSWER, 400, 505)
+        "what only resembles the HTTP/2 preface ends the connection",
+        b"PRI * HTTP/2.0\r\n\r\n" + b"\0" * 9,
+        (NO_ANSWER, 400, 505),
     ),
     rejected(
         "a PROXY header nobody asked for ends the connection",

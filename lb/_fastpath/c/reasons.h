@@ -32,6 +32,14 @@
     LB_REASON(HEAD_TOO_LARGE, "head-too-large", 431)                     \
     LB_REASON(TOO_MANY_HEADERS, "too-many-headers", 431)                 \
     LB_REASON(TARGET_TOO_LONG, "target-too-long", 414)                   \
+    LB_REASON(BAD_PROTOCOL, "bad-protocol", 501)                         \
+    LB_REASON(H2_PROTOCOL_ERROR, "h2-protocol-error", 0)                 \
+    LB_REASON(H2_RAPID_RESET, "h2-rapid-reset", 0)                       \
+    LB_REASON(H2_MADE_YOU_RESET, "h2-made-you-reset", 0)                 \
+    LB_REASON(H2_CONTROL_FLOOD, "h2-control-flood", 0)                   \
+    LB_REASON(H2_CONTINUATION_FLOOD, "h2-continuation-flood", 0)         \
+    LB_REASON(H2_HEADER_BOMB, "h2-header-bomb", 0)                       \
+    LB_REASON(H2_WINDOW_STALL, "h2-window-stall", 0)                     \
     LB_REASON(BAD_GRPC_WEB, "bad-grpc-web", 400)                         \
     LB_REASON(BODY_TOO_LARGE, "body-too-large", 413)                     \
     /* routing */                                                        \
@@ -50,6 +58,7 @@
     LB_REASON(UPSTREAM_CLOSED, "upstream-closed", 502)                   \
     LB_REASON(UPSTREAM_RESET, "upstream-reset", 502)                     \
     LB_REASON(UPSTREAM_REFUSED, "upstream-refused", 502)                 \
+    LB_REASON(UPSTREAM_NO_WEBSOCKET, "upstream-no-websocket", 502)       \
     LB_REASON(UPSTREAM_TRUNCATED, "upstream-truncated", 502)             \
     LB_REASON(BAD_RESPONSE, "bad-response", 502)                         \
     LB_REASON(RESPONSE_TOO_LARGE, "response-too-large", 502)             \

@@ -1,0 +1,222 @@
+"""The buckets of http2_meter.pxd."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memset
+
+from lb._fastpath.c.nghttp2 cimport (
+    NGHTTP2_CONTINUATION,
+    NGHTTP2_DATA,
+    NGHTTP2_ENHANCE_YOUR_CALM,
+    NGHTTP2_FLAG_END_HEADERS,
+    NGHTTP2_FLAG_END_STREAM,
+    NGHTTP2_HEADERS,
+    NGHTTP2_PING,
+    NGHTTP2_PRIORITY,
+    NGHTTP2_PRIORITY_UPDATE,
+    NGHTTP2_PROTOCOL_ERROR,
+    NGHTTP2_RST_STREAM,
+    NGHTTP2_SETTINGS,
+    NGHTTP2_STREAM_CLOSED,
+    NGHTTP2_WINDOW_UPDATE,
+    nghttp2_session_get_last_proc_stream_id,
+    nghttp2_session_get_stream_user_data,
+)
+from lb._fastpath.c.sys cimport (
+    LB_R_H2_CONTINUATION_FLOOD,
+    LB_R_H2_CONTROL_FLOOD,
+    LB_R_H2_MADE_YOU_RESET,
+    LB_R_H2_PROTOCOL_ERROR,
+    LB_R_H2_RAPID_RESET,
+)
+
+cdef enum:
+    UNIT = 1000
+    WINDOW_BURST = 4000  # and two for each DATA frame that goes out
+
+
+cdef int burst_of(int kind) noexcept nogil:
+    if kind == METER_SETTINGS:
+        return 50
+    if kind == METER_RESET:
+        return 200
+    if kind == METER_PRIORITY:
+        return 500
+    if kind == METER_WINDOW:
+        return WINDOW_BURST
+    return 100
+
+
+cdef int rate_of(int kind) noexcept nogil:
+    """A second."""
+    if kind == METER_SETTINGS:
+        return 5
+    if kind == METER_RESET:
+        return 20
+    if kind == METER_PRIORITY or kind == METER_WINDOW:
+        return 100
+    return 10
+
+
+cdef void meter_init(meter* m, nghttp2_session* ng, size_t preface, int64_t now_ms) noexcept nogil:
+    """`preface`: bytes that come before the first frame."""
+    cdef int kind
+    memset(m, 0, sizeof(meter))
+    m.ng = ng
+    m.left = <uint32_t>preface
+    for kind in range(METER_COUNT):
+        m.tokens[kind] = <int64_t>burst_of(kind) * UNIT
+        m.refilled_ms[kind] = now_ms
+
+
+cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil:
+    """Take a token. False: there is none left."""
+    cdef int64_t most = <int64_t>burst_of(kind) * UNIT
+    if m.tokens[kind] < most:
+        m.tokens[kind] += (now_ms - m.refilled_ms[kind]) * rate_of(kind) * UNIT // 1000
+        if m.tokens[kind] > most:
+            m.tokens[kind] = most
+    m.refilled_ms[kind] = now_ms
+    m.tokens[kind] -= UNIT
+    return m.tokens[kind] >= 0
+
+
+cdef void meter_data_sent(meter* m) noexcept nogil:
+    """Who takes data gives window back, for the stream and for the connection."""
+    if m.tokens[METER_WINDOW] < <int64_t>WINDOW_BURST * UNIT:
+        m.tokens[METER_WINDOW] += 2 * UNIT
+
+
+cdef int reason_of(int kind) noexcept nogil:
+    if kind == METER_RESET:
+        return LB_R_H2_RAPID_RESET
+    if kind == METER_FAULT:
+        return LB_R_H2_MADE_YOU_RESET
+    return LB_R_H2_CONTROL_FLOOD
+
+
+cdef int kind_of(uint8_t type, uint8_t flags, uint32_t length) noexcept nogil:
+    """What a frame is charged as; METER_COUNT: nothing."""
+    if type == NGHTTP2_DATA:
+        return METER_EMPTY if length == 0 and not flags & NGHTTP2_FLAG_END_STREAM else METER_COUNT
+    if type == NGHTTP2_HEADERS or type == NGHTTP2_CONTINUATION:
+        return METER_COUNT
+    if type == NGHTTP2_WINDOW_UPDATE:
+        return METER_WINDOW
+    if type == NGHTTP2_RST_STREAM:
+        return METER_RESET
+    if type == NGHTTP2_SETTINGS:
+        return METER_SETTINGS
+    if type == NGHTTP2_PING:
+        return METER_PING
+    if type == NGHTTP2_PRIORITY or type == NGHTTP2_PRIORITY_UPDATE:
+        return METER_PRIORITY
+    return METER_OTHER
+
+
+cdef void meter_note_reset(meter* m, int32_t stream_id) noexcept nogil:
+    m.reset_ids[m.reset_count % RESET_IDS] = stream_id
+    m.reset_count += 1
+
+
+cdef int32_t stream_of(const uint8_t* h) noexcept nogil:
+    return <int32_t>((<uint32_t>(h[5] & 127) << 24) | (<uint32_t>h[6] << 16) | (<uint32_t>h[7] << 8) | h[8])
+
+
+cdef bint on_closed(const meter* m, int32_t stream_id) noexcept nogil:
+    """Whether the stream is over, and not by our will: whoever we have reset may not know yet. When there were more
+    such than we remember, nobody is accused.
+    """
+    cdef uint32_t i
+    if m.ng == NULL or m.reset_count > RESET_IDS or stream_id == 0 or (
+        stream_id > nghttp2_session_get_last_proc_stream_id(m.ng)
+        or nghttp2_session_get_stream_user_data(m.ng, stream_id) != NULL
+    ):
+        return False
+    for i in range(m.reset_count):
+        if m.reset_ids[i] == stream_id:
+            return False
+    return True
+
+
+cdef int begin_frame(meter* m, const uint8_t* h, int64_t now_ms, int* heads_left, uint32_t* code) noexcept nogil:
+    """A frame's head is complete. 0, or the reason why this is a flood."""
+    cdef uint32_t length = (<uint32_t>h[0] << 16) | (<uint32_t>h[1] << 8) | h[2]
+    cdef int kind = kind_of(h[3], h[4], length)
+    cdef int32_t stream_id = stream_of(h)
+    m.left = length
+    if h[3] == NGHTTP2_PRIORITY and stream_id == 0:
+        code[0] = <uint32_t>NGHTTP2_PROTOCOL_ERROR
+        return LB_R_H2_PROTOCOL_ERROR  # RFC 9113 6.3; nghttp2 looks at none of them
+    if (h[3] == NGHTTP2_DATA or h[3] == NGHTTP2_HEADERS) and on_closed(m, stream_id):
+        code[0] = <uint32_t>NGHTTP2_STREAM_CLOSED
+        return LB_R_H2_PROTOCOL_ERROR
+    if h[3] == NGHTTP2_RST_STREAM:
+        m.reset_seen = True
+    if h[3] == NGHTTP2_HEADERS:
+        heads_left[0] -= 1
+        if stream_id > m.newest_id:
+            m.newest_id = stream_id
+        m.continuations = 0
+        m.block_bytes = length
+        m.in_block = not h[4] & NGHTTP2_FLAG_END_HEADERS
+    elif h[3] == NGHTTP2_CONTINUATION:
+        m.continuations += 1
+        m.block_bytes += length
+        m.in_block = not h[4] & NGHTTP2_FLAG_END_HEADERS
+        if m.continuations > MAX_CONTINUATIONS or m.block_bytes > MAX_HEADER_BLOCK:
+            return LB_R_H2_CONTINUATION_FLOOD
+    if kind != METER_COUNT and not meter_charge(m, kind, now_ms):
+        return reason_of(kind)
+    return 0
+
+
+cdef bint to_be_looked_at(const meter* m, const uint8_t* h) noexcept nogil:
+    """Whether nghttp2 has to have all frames before this one, for us to know if its stream is closed."""
+    cdef int32_t id = stream_of(h)
+    if m.ng == NULL or (h[3] != NGHTTP2_DATA and h[3] != NGHTTP2_HEADERS):
+        return False
+    if m.reset_seen:
+        return h[3] == NGHTTP2_DATA or id <= m.newest_id
+    if h[3] == NGHTTP2_DATA and nghttp2_session_get_last_proc_stream_id(m.ng) < id <= m.newest_id:
+        return False  # begun right before
+    return id <= m.newest_id and nghttp2_session_get_stream_user_data(m.ng, id) == NULL
+
+
+cdef size_t meter_frames(meter* m, const char* p, size_t n, int64_t now_ms, int* heads_left,
+        int* reason, uint32_t* code) noexcept nogil:
+    """How many of these bytes nghttp2 may have before it is asked again: all of them, mostly. When `heads_left` is used
+    up it is others' turn. With a `reason` the connection is to be ended instead, with this error code.
+    """
+    cdef size_t at = 0
+    cdef const uint8_t* head_at
+    reason[0] = 0
+    code[0] = <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM
+    m.reset_seen = False
+    while at < n:
+        if m.left:
+            if m.left > n - at:
+                m.left -= <uint32_t>(n - at)
+                return n
+            at += m.left
+            m.left = 0
+            continue
+        if m.begun_size == 0:
+            if heads_left[0] <= 0 and not m.in_block:
+                return at
+            if n - at >= 9:
+                head_at = <const uint8_t*>p + at
+                if at and to_be_looked_at(m, head_at):
+                    return at
+                at += 9
+                reason[0] = begin_frame(m, head_at, now_ms, heads_left, code)
+                if reason[0]:
+                    return at
+                continue
+        m.begun[m.begun_size] = <uint8_t>p[at]
+        m.begun_size += 1
+        at += 1
+        if m.begun_size == 9:
+            m.begun_size = 0
+            reason[0] = begin_frame(m, m.begun, now_ms, heads_left, code)
+            if reason[0]:
+                return at
+    return n
