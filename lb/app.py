@@ -7,6 +7,7 @@ the reactors is in pipeline.py; here is when: at start, when files change, on si
 from __future__ import annotations
 
 import asyncio
+import base64
 import ctypes
 import gc
 import os
@@ -24,16 +25,19 @@ import uvloop
 
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
 from lb.admin.server import AdminServer
-from lb.certs.pem import expiry_of
-from lb.certs.tickets import TicketKeys
+from lb.certs.expiry import Expiry
+from lb.certs.tickets import KEY_BYTES, TicketKeys, read_keys
 from lb.compile.table import Compiler
 from lb.demo import EchoProcess, hints
 from lb.inbox import Files, Inbox, Names
+from lb.objects.core import Secret
 from lb.observe.access import compile_format
 from lb.observe.metrics import Metrics
 from lb.pipeline import Build, Pipeline
+from lb.problems import Problem
 from lb.settings import Settings, SettingsError, load_settings, parse_publish
 from lb.sockets import Listeners
+from lb.sources.paths import read_regular
 from lb.sources.resolve import Resolver
 from lb.sources.store import Store
 from lb.sources.watch import Watcher
@@ -46,7 +50,8 @@ TICK_SECONDS = 1.0
 # A reactor turns at least every 500 ms; one that has not for so long hangs.
 STUCK_MS = 5_000
 DRAIN_POLL_SECONDS = 0.05
-EXPIRY_WARNING_DAYS = 14
+# How often certificates and ticket keys are looked at when no build gives reason to.
+LOOK_SECONDS = 60.0
 # For what comes after draining: flushing the log, closing the admin API.
 CLOSE_SECONDS = 5.0
 
@@ -77,6 +82,11 @@ def prepare_process(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _tell_problem(problem: Problem) -> None:
+    tell = log.error if problem.severity == "error" else log.warning
+    tell(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
+
+
 class Application:
     """The components and their common life. Implements lb.admin.daemon.Daemon."""
 
@@ -96,7 +106,9 @@ class Application:
         )
         for answer in settings.error_answers:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
-        self._tickets = TicketKeys(self.engine)
+        self._tickets = TicketKeys(self.engine, settings.session_tickets.rotate_ms / 1000)
+        self._ticket_error = ""
+        self.expiry = Expiry(settings.certificates.expiry_warning_ms / 1000, _tell_problem)
         self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
         self._paths = paths
         store = Store()
@@ -153,6 +165,7 @@ class Application:
         """From start to end."""
         self._handle_signals()
         self._open_access_log()
+        self._tickets.rotate(time.monotonic())
         self.engine.start()
         await self._admin.start()
         try:
@@ -197,10 +210,8 @@ class Application:
 
         before = self.pipeline.newest
         build = await self.pipeline.apply(take_in)
-        for name, error in self.pipeline.compiler.refused_certificates.items():
-            log.error("certificate refused", certificate=name, error=error)
-        if build.outcome == "published":
-            self._tell_expiry()
+        self._look_at_certificates()
+        self._follow_ticket_keys()
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
@@ -219,15 +230,35 @@ class Application:
         )
         return build
 
-    def _tell_expiry(self) -> None:
-        """A certificate that has expired is served all the same, but not in silence; one that will is told ahead."""
-        now = time.time()
-        for name, certificate in self.pipeline.config.certificates.items():
-            days = (expiry_of(certificate.chain) - now) / 86_400
-            if days < 0:
-                log.error("certificate has expired; it is still served", certificate=name, days_ago=round(-days))
-            elif days < EXPIRY_WARNING_DAYS:
-                log.warning("certificate expires soon", certificate=name, in_days=round(days))
+    def _look_at_certificates(self) -> None:
+        self.expiry.look(self.pipeline.config.certificates, self.pipeline.compiler.refused_certificates, time.time())
+
+    def _follow_ticket_keys(self) -> None:
+        """Session ticket keys from outside, when the settings name some; those in use stay while these are no good."""
+        wanted = self.settings.session_tickets
+        try:
+            if wanted.files:
+                keys = read_keys((path, read_regular(path, KEY_BYTES + 1)) for path in wanted.files)
+            elif wanted.secret:
+                keys = read_keys(self._keys_of_secret(wanted.secret))
+            else:
+                return
+        except (OSError, ValueError) as error:
+            if self._ticket_error != str(error):
+                log.error("session ticket keys cannot be read; those in use stay", error=str(error))
+            self._ticket_error = str(error)
+            return
+        self._ticket_error = ""
+        if self._tickets.share(keys):
+            log.info("session ticket keys taken over", count=len(keys))
+
+    def _keys_of_secret(self, name: str) -> list[tuple[str, bytes]]:
+        """ValueError when there is none."""
+        stored = self.pipeline.store.get("Secret", *name.split("/"))
+        secret = stored.object if stored is not None else None
+        if not isinstance(secret, Secret) or not secret.data:
+            raise ValueError(f"Secret {name} does not exist, or is empty")
+        return [(f"{key} of Secret {name}", base64.b64decode(value)) for key, value in sorted(secret.data.items())]
 
     async def _drain(self) -> None:
         """Take nothing new, finish what is under way, but no longer than the drain time."""
@@ -269,13 +300,18 @@ class Application:
                 await asyncio.sleep(TICK_SECONDS)
 
     async def _tick(self) -> None:
-        """Free old tables; tell systemd that every reactor turns."""
+        """Free old tables; see to certificates and ticket keys; tell systemd that every reactor turns."""
         patience = self._notifier.watchdog_seconds / 2 or TICK_SECONDS
         stuck: set[int] = set()
+        looked_at = time.monotonic()
         while True:
             if not self.pipeline.lock.locked():  # a build may be about to use what nobody uses now
                 self.engine.collect()
             self._tickets.rotate(time.monotonic())
+            if time.monotonic() - looked_at >= LOOK_SECONDS:
+                looked_at = time.monotonic()
+                self._look_at_certificates()
+                self._follow_ticket_keys()
             ages = self.engine.heartbeat_ages_ms()
             late = {thread for thread, age_ms in enumerate(ages) if age_ms > STUCK_MS}
             for thread in late - stuck:

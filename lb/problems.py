@@ -115,6 +115,12 @@ CODES: dict[str, Code] = {
     "LB5007": Code("warning", "annotations of another controller have no effect"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
+    "LB6002": Code("warning", "certificate expires soon"),
+    "LB6003": Code("error", "certificate has expired"),
+    "LB6004": Code("warning", "certificate is not valid yet"),
+    "LB6005": Code("warning", "certificate chain may not lead to its root"),
+    "LB6006": Code("warning", "stapled OCSP response is out of date"),
+    "LB6007": Code("error", "certificate is refused by OpenSSL"),
 }
 
 

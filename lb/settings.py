@@ -101,6 +101,8 @@ class Metrics(Section, frozen=True):
     """Upstreams with series of their own."""
     max_endpoints: Count = 1_000
     """Endpoints with series of their own."""
+    max_certificates: Count = 1_000
+    """Certificates with a series of their own: those that expire first."""
 
 
 class Defaults(Section, frozen=True):
@@ -132,6 +134,25 @@ class Kubernetes(Section, frozen=True):
     """Port of the listener that serves Ingresses by TLS, when one of them asks for it."""
 
 
+class Certificates(Section, frozen=True):
+    """What is watched of certificates."""
+
+    expiry_warning_ms: Milliseconds = 14 * 24 * 3_600_000
+    """How long before its end a certificate is a problem."""
+
+
+class SessionTickets(Section, frozen=True):
+    """Keys of the tickets by which TLS sessions are resumed."""
+
+    rotate_ms: Annotated[int, Meta(ge=60_000)] = 12 * 3_600_000
+    """How often lb makes a new key. The two before it are kept, so a ticket is good for two to three times as long."""
+    files: tuple[str, ...] = ()
+    """Files with a key each, for hosts that share their sessions: 80 or 48 random bytes, as nginx takes them. The first
+    one makes tickets, all are read; lb makes none itself, and reads them again every minute."""
+    secret: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    """NAMESPACE/NAME of a Secret with such keys as its values, in the order of their names."""
+
+
 class Settings(Section, frozen=True):
     """Settings of the daemon."""
 
@@ -150,6 +171,8 @@ class Settings(Section, frozen=True):
     error_answers: tuple[ErrorAnswer, ...] = ()
     """Bodies of lb's own answers: a list of `status` (0 for all others), `body` and `content_type`."""
     metrics: Metrics = Metrics()
+    certificates: Certificates = Certificates()
+    session_tickets: SessionTickets = SessionTickets()
     defaults: Defaults = Defaults()
     kubernetes: Kubernetes = Kubernetes()
 

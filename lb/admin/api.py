@@ -111,6 +111,10 @@ async def listeners(daemon: Daemon, arguments: Arguments) -> tuple[schema.Listen
     return views.listeners(daemon)
 
 
+async def certificates(daemon: Daemon, arguments: Arguments) -> schema.Page[schema.CertificateInfo]:
+    return views.certificates(daemon, arguments.query["offset"], arguments.query["limit"])
+
+
 async def routes(daemon: Daemon, arguments: Arguments) -> schema.Page[schema.RouteInfo]:
     query = arguments.query
     return views.routes(daemon, query["host"], query["upstream"], query["offset"], query["limit"])
@@ -190,6 +194,14 @@ OPERATIONS = (
         (Parameter("severity", "", "error, warning or note; empty for all."), *PAGING),
     ),
     Operation("GET", "/v1/listeners", "Listeners and where they are", listeners, tuple[schema.ListenerInfo, ...]),
+    Operation(
+        "GET",
+        "/v1/certificates",
+        "Certificates, those that expire first before the others",
+        certificates,
+        schema.Page[schema.CertificateInfo],
+        PAGING,
+    ),
     Operation(
         "GET",
         "/v1/routes",

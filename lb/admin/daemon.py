@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import Engine
+    from lb.certs.expiry import Expiry
     from lb.observe.metrics import Metrics
     from lb.pipeline import Build, Pipeline
     from lb.sockets import Listeners
@@ -17,6 +18,7 @@ class Daemon(Protocol):
     engine: Engine
     pipeline: Pipeline
     listeners: Listeners
+    expiry: Expiry
     metrics: Metrics
     threads: int
     started_at: float

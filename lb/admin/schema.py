@@ -132,6 +132,31 @@ class ListenerInfo(msgspec.Struct, frozen=True):
     requests: int
 
 
+class CertificateInfo(msgspec.Struct, frozen=True):
+    """A certificate that is served, or shown to endpoints. All of it is public."""
+
+    name: str
+    kind: str
+    """EC, RSA or Ed25519."""
+    names: tuple[str, ...]
+    """DNS names and addresses it is for."""
+    hosts: tuple[str, ...]
+    """`LISTENER NAME` of what is served with it."""
+    upstreams: tuple[str, ...]
+    """Whose endpoints it is shown to."""
+    subject: str
+    issuer: str
+    serial: str
+    fingerprint: str
+    """SHA-256, hexadecimal."""
+    not_before: float
+    """Seconds since the epoch."""
+    not_after: float
+    stapled: bool
+    """Whether an OCSP response goes with it."""
+    source: str
+
+
 class RouteInfo(msgspec.Struct, frozen=True):
     """A route with the host it belongs to."""
 

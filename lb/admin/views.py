@@ -16,10 +16,12 @@ import msgspec
 from lb import __version__
 from lb.admin import schema
 from lb.admin.daemon import Daemon
+from lb.certs.pem import expiry_of, read_chain
 from lb.model.config import Config
 from lb.model.explain import Explanation, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.route import Forward, Route
+from lb.model.tls import Certificate
 from lb.model.upstream import Upstream, split_key
 from lb.observe import logs
 from lb.observe.metrics import requests_of
@@ -76,7 +78,7 @@ def config_status(daemon: Daemon) -> schema.ConfigStatus:
 
 
 def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.Page[schema.ProblemInfo]:
-    """Of the newest input and of the listeners. An empty severity takes all."""
+    """Of the newest input, of the listeners and of certificates in time. An empty severity takes all."""
     pipeline = daemon.pipeline
     found = [
         (problem, place)
@@ -84,6 +86,7 @@ def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.P
             (pipeline.read_problems, None),
             (pipeline.translated_problems, pipeline.place),
             (daemon.listeners.problems, None),
+            (daemon.expiry.problems, pipeline.place),
         )
         for problem in group
         if not severity or problem.severity == severity
@@ -100,7 +103,7 @@ def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.P
 def _count_problems(daemon: Daemon) -> dict[Severity, int]:
     newest = daemon.pipeline.newest
     counted = newest.problems if newest is not None else {}
-    here = [problem.severity for problem in daemon.listeners.problems]
+    here = [problem.severity for problem in (*daemon.listeners.problems, *daemon.expiry.problems)]
     return {severity: counted.get(severity, 0) + here.count(severity) for severity in SEVERITIES}
 
 
@@ -128,6 +131,47 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
             )
         )
     return tuple(infos)
+
+
+def certificates(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.CertificateInfo]:
+    """Those that expire first come first."""
+    config = daemon.pipeline.config
+    hosts: dict[str, list[str]] = {}
+    for listener in config.listeners.values():
+        for name, host in listener.tls.hosts.items() if listener.tls is not None else ():
+            for certificate in host.certificates:
+                hosts.setdefault(certificate, []).append(f"{listener.name} {name}")
+    upstreams: dict[str, list[str]] = {}
+    for upstream in config.upstreams.values():
+        if upstream.tls is not None and upstream.tls.certificate:
+            upstreams.setdefault(upstream.tls.certificate, []).append(upstream.name)
+    found = sorted(config.certificates.values(), key=lambda one: (expiry_of(one.chain), one.name))
+    infos = [
+        _certificate_info(daemon, one, tuple(hosts.get(one.name, ())), tuple(upstreams.get(one.name, ())))
+        for one in _slice(found, offset, limit)
+    ]
+    return schema.Page(tuple(infos), len(found), offset)
+
+
+def _certificate_info(
+    daemon: Daemon, one: Certificate, hosts: tuple[str, ...], upstreams: tuple[str, ...]
+) -> schema.CertificateInfo:
+    pair = read_chain(one.chain)
+    return schema.CertificateInfo(
+        name=one.name,
+        kind=pair.kind,
+        names=pair.names,
+        hosts=hosts,
+        upstreams=upstreams,
+        subject=pair.subject,
+        issuer=pair.issuer,
+        serial=pair.serial,
+        fingerprint=pair.fingerprint,
+        not_before=pair.not_before.timestamp(),
+        not_after=pair.not_after.timestamp(),
+        stapled=bool(one.ocsp),
+        source=_source(daemon, one.origin),
+    )
 
 
 def routes(daemon: Daemon, host: str, upstream: str, offset: int, limit: int) -> schema.Page[schema.RouteInfo]:

@@ -53,6 +53,8 @@ class Pair(msgspec.Struct, frozen=True):
     """Hexadecimal, as `openssl x509 -serial` prints it."""
     fingerprint: str = ""
     """SHA-256 of the certificate, hexadecimal."""
+    ends: tuple[datetime, ...] = ()
+    """When each certificate of the chain expires."""
     disorder: str = ""
     """Why some clients will not find the way from the leaf to its root; empty when the chain is in order."""
 
@@ -177,7 +179,8 @@ def _leaf_first(chain: str) -> list[x509.Certificate]:
 
 def _describe(certificates: Sequence[x509.Certificate]) -> Pair:
     try:
-        return _describe_leaf(certificates[0], _disorder(certificates))
+        ends = tuple(one.not_valid_after_utc for one in certificates)
+        return _describe_leaf(certificates[0], ends, _disorder(certificates))
     except CertificateError:
         raise
     except ValueError:  # fields are parsed when they are asked for
@@ -186,7 +189,7 @@ def _describe(certificates: Sequence[x509.Certificate]) -> Pair:
         ) from None
 
 
-def _describe_leaf(leaf: x509.Certificate, disorder: str) -> Pair:
+def _describe_leaf(leaf: x509.Certificate, ends: tuple[datetime, ...], disorder: str) -> Pair:
     return Pair(
         tuple(_names(leaf)),
         leaf.not_valid_before_utc,
@@ -196,6 +199,7 @@ def _describe_leaf(leaf: x509.Certificate, disorder: str) -> Pair:
         leaf.issuer.rfc4514_string(),
         f"{leaf.serial_number:X}",
         leaf.fingerprint(hashes.SHA256()).hex(),
+        ends,
         disorder,
     )
 

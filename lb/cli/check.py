@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -12,6 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from lb.certs.expiry import judge
 from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
 from lb.cli.places import Place, Places
 from lb.model.config import Config
@@ -51,7 +53,7 @@ def command(
     Every problem is told with its object, file, line and column, why it matters and how to fix it. Exits with 0 when
     there is no error, with 1 when there are some, with 2 for wrong usage.
     """
-    read = read_input(paths, config_file, flags)
+    read = _with_expiry(read_input(paths, config_file, flags))
     findings = _locate(read.problems)
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
@@ -63,6 +65,13 @@ def command(
     failing = ("error", "warning") if strict else ("error",)
     if any(problem.severity in failing for problem in read.problems):
         raise SystemExit(1)
+
+
+def _with_expiry(read: Input) -> Input:
+    """Certificates that have expired, or will soon, are told here only: what else is asked of the input stays true."""
+    ahead_seconds = read.settings.certificates.expiry_warning_ms / 1000
+    found = judge(read.config.certificates.values(), time.time(), ahead_seconds)
+    return msgspec.structs.replace(read, problems=(*read.problems, *found))
 
 
 def _locate(problems: Sequence[Problem]) -> list[_Finding]:

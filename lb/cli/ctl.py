@@ -8,7 +8,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
@@ -122,6 +124,14 @@ def problems(client: Client, severity: str | None, offset: int) -> None:
 def listeners(client: Client) -> None:
     """Listeners, and where they are."""
     client.show(client.get("/v1/listeners"), _show_listeners)
+
+
+@command.command()
+@click.option("--offset", default=0, help="Skip so many.")
+@click.pass_obj
+def certificates(client: Client, offset: int) -> None:
+    """Certificates, and what is served with them; those that expire first come first."""
+    client.show(client.get("/v1/certificates", offset=offset, limit=PAGE), _show_certificates)
 
 
 @command.command()
@@ -271,6 +281,27 @@ def _show_listeners(console: Console, answer: Json) -> None:
         for one in answer
     ]
     _table(console, ("LISTENER", "ADDRESS", "STATE", "HOST SET", "CONNECTIONS#", "REQUESTS#"), rows)
+
+
+def _show_certificates(console: Console, answer: Json) -> None:
+    rows = [
+        (
+            one["name"],
+            one["kind"],
+            datetime.fromtimestamp(one["not_after"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            _left(one["not_after"] - time.time()),
+            ", ".join(one["hosts"] + [f"to {upstream}" for upstream in one["upstreams"]]) or "nothing",
+            one["fingerprint"],
+            one["source"],
+        )
+        for one in answer["items"]
+    ]
+    _table(console, ("CERTIFICATE", "KEY", "EXPIRES", "LEFT#", "SERVES", "SHA-256", "SOURCE"), rows)
+    _show_rest(console, answer, "certificates")
+
+
+def _left(seconds: float) -> str:
+    return _duration(seconds) if seconds > 0 else "EXPIRED"
 
 
 def _show_routes(console: Console, answer: Json) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import msgspec
@@ -28,7 +29,6 @@ from lb.settings import Metrics as MetricsSettings
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
-    from lb.model.tls import Certificate
     from lb.pipeline import Pipeline
     from lb.sockets import Listeners
 
@@ -166,7 +166,8 @@ class Scrape(msgspec.Struct, frozen=True):
     reasons: Mapping[str, int]
     counters: Mapping[str, int]
     heartbeat_ages_ms: Sequence[int]
-    certificates: Mapping[str, Certificate]
+    certificates: Mapping[str, float]
+    """When they expire."""
 
 
 class Names:
@@ -236,8 +237,8 @@ class Exposition(Collector):
                 self._add("lb_objects", count, kind)
 
     def _add_certificates(self) -> None:
-        for name, certificate in self._scrape.certificates.items():
-            self._add("lb_certificate_expiry_timestamp_seconds", expiry_of(certificate.chain), name)
+        for name, expiry in self._scrape.certificates.items():
+            self._add("lb_certificate_expiry_timestamp_seconds", expiry, name)
 
     def _add_listeners(self) -> None:
         for name, up in self._scrape.listeners_up.items():
@@ -335,6 +336,7 @@ class Metrics:
         self._routes = Names(settings.max_routes)
         self._upstreams = Names(settings.max_upstreams)
         self._max_endpoints = settings.max_endpoints
+        self._max_certificates = settings.max_certificates
         self._process = ProcessCollector(registry=CollectorRegistry())
 
     async def render(self, accept: str, *, ready: bool) -> tuple[bytes, str]:
@@ -365,8 +367,13 @@ class Metrics:
             reasons=engine.reasons(),
             counters=engine.counters(),
             heartbeat_ages_ms=engine.heartbeat_ages_ms(),
-            certificates=self._pipeline.config.certificates,
+            certificates=self._certificates(),
         )
+
+    def _certificates(self) -> dict[str, float]:
+        """Those that expire first, as many as the limit allows."""
+        ends = {name: expiry_of(one.chain) for name, one in self._pipeline.config.certificates.items()}
+        return dict(nsmallest(self._max_certificates, ends.items(), key=itemgetter(1)))
 
     def _endpoints(self, upstreams: Iterable[str]) -> dict[str, list[EndpointStats]]:
         """By upstream, as many as the limit allows. A sum of the rest would only repeat its upstreams."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +22,7 @@ from lb.certs.pem import CertificateError, has_key, only_certificates, only_key,
 from lb.objects.meta import ObjectMeta
 from lb.objects.view import NativeConfig, Stored
 from lb.problems import Origin, Problem
-from lb.sources.paths import Signature, is_settled, note_way, os_problem, signature_at
+from lb.sources.paths import Signature, is_settled, note_way, os_problem, read_regular, signature_at
 
 Content = Mapping[str, Any]
 _Changes = dict[str, Any]
@@ -375,18 +374,10 @@ def _read_text(path: str) -> str:
 
 
 def _read_bytes(path: str) -> bytes:
-    """A regular file of moderate size: a pipe or a device would keep the reader waiting for ever."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise CertificateError("it is no regular file", "name a file that holds PEM")
-        if status.st_size > MAX_FILE_BYTES:
-            raise CertificateError("it is too large for a certificate file", "name a file that holds PEM")
-        with open(handle, "rb", closefd=False) as stream:
-            return stream.read(MAX_FILE_BYTES)
-    finally:
-        os.close(handle)
+        return read_regular(path, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise CertificateError(str(error), "name a file that holds PEM") from None
 
 
 def _each(entries: Content, change: Callable[[str, Content], Content]) -> Content:

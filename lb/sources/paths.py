@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import NamedTuple
 
@@ -75,6 +76,21 @@ def note_way(path: str, ways: set[str]) -> None:
                 target = os.path.join(os.path.dirname(part), os.readlink(part))
                 waiting.append(os.path.normpath(target + whole[len(part) :]))
             part = os.path.dirname(part)
+
+
+def read_regular(path: str, most_bytes: int) -> bytes:
+    """A regular file of moderate size: a pipe or a device would keep us waiting for ever. OSError, ValueError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > most_bytes:
+            raise ValueError(f"it is larger than {most_bytes} bytes")
+        with open(handle, "rb", closefd=False) as stream:
+            return stream.read(most_bytes)
+    finally:
+        os.close(handle)
 
 
 def os_problem(path: str, error: OSError) -> Problem:

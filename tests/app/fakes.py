@@ -140,5 +140,5 @@ def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> 
         listeners={"http": Listener("http", port, address, origin=origin)},
         hosts={"default": {"shop.example.com": host}},
         upstreams={"shop/web:http": Upstream("shop/web:http", endpoints=endpoints, origin=origin)},
-        certificates={"shop/web-tls": Certificate("shop/web-tls", PAIR.chain, PAIR.key, origin)},
+        certificates={"shop/web-tls": Certificate("shop/web-tls", PAIR.chain, PAIR.key, origin=origin)},
     )

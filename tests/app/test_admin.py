@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from lb.admin.api import OPERATIONS
 from lb.admin.server import AdminServer
+from lb.certs.expiry import Expiry
 from lb.cli.ctl import command
 from lb.observe import logs
 from lb.observe.metrics import Metrics
@@ -73,6 +74,8 @@ class FakeDaemon:
         self.engine.endpoints = {UPSTREAM: [endpoint_state("127.0.0.11:9001"), endpoint_state("127.0.0.12:9001")]}
         self.pipeline: Any = FakePipeline()
         self.listeners: Any = FakeListeners()
+        self.told: list[Problem] = []
+        self.expiry = Expiry(0, self.told.append)
         self.metrics = Metrics(self.engine, BOUNDS, self.pipeline, self.listeners, MetricsSettings())  # type: ignore[arg-type]
         self.threads = 2
         self.started_at = 1.7e9

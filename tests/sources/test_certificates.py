@@ -12,9 +12,6 @@ from typing import Any, cast
 import msgspec
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509 import ocsp
 
 from lb.objects.view import Changes, NativeConfig
 from lb.problems import Problem
@@ -22,6 +19,7 @@ from lb.sources.files import FileSource, read_paths
 from lb.sources.store import Store
 from lb.translate.translation import Options, Translation, translate
 from tests.harness.certificates import Authority, Pair, make_key, pem
+from tests.harness.ocsp import response_for
 from tests.harness.waiting import wait_until
 from tests.sources.test_watch import watching
 
@@ -305,20 +303,9 @@ def test_authorities_that_never_could_be_read_let_nobody_in(tmp_path: Path) -> N
 # OCSP
 
 
-def response_for(pair: Pair) -> bytes:
-    """What AUTHORITY would answer about a leaf."""
-    leaf = x509.load_pem_x509_certificate(pair.chain.encode())
-    issuer = x509.load_pem_x509_certificate(AUTHORITY.pem.encode())
-    builder = ocsp.OCSPResponseBuilder().add_response(
-        leaf, issuer, hashes.SHA256(), ocsp.OCSPCertStatus.GOOD, leaf.not_valid_before_utc, None, None, None
-    )
-    made = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, issuer).sign(AUTHORITY._key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.DER)
-
-
 def test_ocsp_response_of_this_certificate_only(tmp_path: Path) -> None:
     write_pair(FIRST, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
-    first, second = response_for(FIRST), response_for(SECOND)
+    first, second = response_for(AUTHORITY, FIRST), response_for(AUTHORITY, SECOND)
     (tmp_path / "shop.ocsp").write_bytes(first)
     source = Source(write_native(tmp_path, certificates={"shop": {**SHOP["shop"], "ocsp_file": "shop.ocsp"}}))
 

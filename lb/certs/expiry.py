@@ -1,0 +1,140 @@
+"""What time does to certificates: problems ahead of their end and after it, told again every day.
+
+No clock: the time is handed in. An expired certificate is served all the same: its clients decide, and those that do
+not look go on working.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Protocol
+
+from lb.certs.ocsp import check_response
+from lb.certs.pem import CertificateError, Pair, read_chain
+from lb.problems import Origin, Problem
+
+DAY_SECONDS = 86_400
+
+
+class Served(Protocol):
+    """A certificate as the model has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chain(self) -> str: ...
+    @property
+    def ocsp(self) -> str: ...
+    @property
+    def origin(self) -> Origin: ...
+
+
+def judge(certificates: Iterable[Served], now: float, ahead_seconds: float) -> Iterator[Problem]:
+    """What is wrong with certificates that serve. `now` in seconds since the epoch.
+
+    The texts hold dates, never how long it is until then: a problem stays the same from day to day.
+    """
+    for one in certificates:
+        try:
+            pair = read_chain(one.chain)
+        except CertificateError:  # what cannot be read never came to serve
+            continue
+        yield from _judge_leaf(one, pair, now, ahead_seconds)
+        yield from _judge_chain(one, pair, now, ahead_seconds)
+        until = _response_until(one.ocsp, one.chain) if one.ocsp else None
+        if until is not None and until.timestamp() <= now:
+            yield Problem(
+                "LB6006",
+                one.origin,
+                f"the OCSP response stapled to certificate {one.name} was good until {_date(until)}",
+                "clients that look at it refuse the certificate",
+                "fetch a new one regularly, or take the file away",
+            )
+
+
+def _judge_leaf(one: Served, pair: Pair, now: float, ahead_seconds: float) -> Iterator[Problem]:
+    names = ", ".join(pair.names[:3]) + (", …" if len(pair.names) > 3 else "")
+    about = f"certificate {one.name} ({names or pair.subject})"
+    renew = "renew it; a new one is served as soon as it is there"
+    if pair.not_after.timestamp() <= now:
+        why = "it is served all the same; most clients refuse it"
+        yield Problem("LB6003", one.origin, f"{about} expired on {_date(pair.not_after)}", why, renew)
+    elif pair.not_after.timestamp() - now <= ahead_seconds:
+        yield Problem("LB6002", one.origin, f"{about} expires on {_date(pair.not_after)}", "", renew)
+    if pair.not_before.timestamp() > now:
+        what = f"{about} is not valid before {_date(pair.not_before)}"
+        why = "it is served all the same; most clients refuse it until then"
+        yield Problem(
+            "LB6004", one.origin, what, why, "check this host's clock, and whether it is the right certificate"
+        )
+
+
+def _judge_chain(one: Served, pair: Pair, now: float, ahead_seconds: float) -> Iterator[Problem]:
+    if pair.disorder:
+        yield Problem(
+            "LB6005",
+            one.origin,
+            f"certificate {one.name}: {pair.disorder}",
+            "some clients will not find the way to its root",
+            "put the leaf first, then the certificate that signed it, and so on",
+        )
+    for number, end in enumerate(pair.ends[1:], 2):
+        # One that ends after the leaf is told with the leaf, if it comes to that.
+        if end < pair.not_after and end.timestamp() - now <= ahead_seconds:
+            tense = "expired" if end.timestamp() <= now else "expires"
+            yield Problem(
+                "LB6005",
+                one.origin,
+                f"certificate {number} in the chain of {one.name} {tense} on {_date(end)}, before the leaf",
+                "clients that know no other way to its root refuse it",
+                "ask the authority for its present chain",
+            )
+
+
+@lru_cache(maxsize=4_096)
+def _response_until(ocsp: str, chain: str) -> datetime | None:
+    try:
+        return check_response(base64.b64decode(ocsp), chain)
+    except (CertificateError, binascii.Error):
+        return None
+
+
+def _date(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+class Expiry:
+    """Looks at the certificates that serve, and tells what is wrong: at once, and again every day."""
+
+    def __init__(self, ahead_seconds: float, tell: Callable[[Problem], None]) -> None:
+        self.problems: tuple[Problem, ...] = ()
+        """As of the last look."""
+        self._ahead_seconds = ahead_seconds
+        self._tell = tell
+        self._told_at: dict[Problem, float] = {}
+
+    def look(self, certificates: Mapping[str, Served], refused: Mapping[str, str], now: float) -> None:
+        """`refused` are those of them that OpenSSL would not take, and why."""
+        found = [_refusal(certificates[name], why) for name, why in refused.items() if name in certificates]
+        found.extend(judge(certificates.values(), now, self._ahead_seconds))
+        self.problems = tuple(dict.fromkeys(found))
+        told = {problem: self._told_at.get(problem) for problem in self.problems}
+        self._told_at = {problem: at for problem, at in told.items() if at is not None and now - at < DAY_SECONDS}
+        for problem in self.problems:
+            if problem not in self._told_at:
+                self._told_at[problem] = now
+                self._tell(problem)
+
+
+def _refusal(one: Served, why: str) -> Problem:
+    return Problem(
+        "LB6007",
+        one.origin,
+        f"certificate {one.name} is refused by OpenSSL: {why}",
+        "the one of this name that served before stays in use; without one its hosts get lb's self-made certificate",
+        "have a certificate made that OpenSSL takes: RSA from 2048 bits, signed with SHA-256 or better",
+    )
