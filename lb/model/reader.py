@@ -19,7 +19,15 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from lb.certs.pem import CertificateError, only_certificates, read_bundle, read_certificates, read_chain, read_pair
+from lb.certs.pem import (
+    CertificateError,
+    only_certificates,
+    only_key,
+    read_bundle,
+    read_certificates,
+    read_chain,
+    read_pair,
+)
 from lb.model.address import UNIX_PREFIX, address_mistake, is_network
 from lb.model.config import Config
 from lb.model.form import (
@@ -172,7 +180,7 @@ class _Reader:
         except CertificateError as error:
             raise _MistakeError(path, error.what, error.fix) from None
         origin = self._read_origin(path, content)
-        return Certificate(name, only_certificates(chain), key, self._read_response(path, content), origin)
+        return Certificate(name, only_certificates(chain), only_key(key), self._read_response(path, content), origin)
 
     def _read_response(self, path: str, content: Mapping[str, Any]) -> str:
         text = self._text(f"{path}.ocsp", content.get("ocsp", ""))

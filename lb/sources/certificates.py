@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from lb.certs.ocsp import check_response
-from lb.certs.pem import CertificateError, has_key, only_certificates, only_key, read_bundle, read_pair
+from lb.certs.pem import CertificateError, has_key, read_bundle, read_pair
 from lb.objects.meta import ObjectMeta
 from lb.objects.view import NativeConfig, Stored
 from lb.problems import Origin, Problem
@@ -353,9 +353,9 @@ def _different(*paths: str) -> tuple[str, ...]:
 
 
 def _fitting(chain: str, key: str) -> _Changes:
-    """A chain and its key, if they fit, without what else the files hold. CertificateError."""
+    """A chain and its key, if they fit. CertificateError."""
     read_pair(chain, key)
-    return {"chain": only_certificates(chain), "key": only_key(key)}
+    return {"chain": chain, "key": key}
 
 
 def _check_authorities(text: str) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 
 import msgspec
 
-from lb.certs.pem import CertificateError, Pair, covers, only_certificates, read_pair
+from lb.certs.pem import CertificateError, Pair, covers, only_certificates, only_key, read_pair
 from lb.model.tls import Certificate, TlsHost
 from lb.objects.core import Secret
 from lb.objects.networking import Ingress
@@ -76,7 +76,7 @@ def read_secret(stored: Stored | None, name: SecretName, before: SecretPart | No
 def _parse(secret: Secret) -> tuple[str, str, Pair]:
     chain, key = _value(secret, "tls.crt"), _value(secret, "tls.key")
     pair = read_pair(chain, key)
-    return only_certificates(chain), key, pair
+    return only_certificates(chain), only_key(key), pair
 
 
 def _value(secret: Secret, key: str) -> str:

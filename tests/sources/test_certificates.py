@@ -99,6 +99,8 @@ def test_a_file_with_both_and_a_key_beside_an_inline_chain(tmp_path: Path) -> No
     source = Source(write_native(tmp_path, certificates=certificates))
     assert source.problems() == []
     assert source.served() == {"shop": FIRST.chain, "api": API.chain}, "what may be shown holds no key"
+    assert source.translation is not None
+    assert {one.key for one in source.translation.config.certificates.values()} == {FIRST.key, API.key}
 
 
 def test_a_pair_is_changed_when_both_files_are_there(tmp_path: Path) -> None:

@@ -133,6 +133,15 @@ def test_plain_http_is_redirected_for_hosts_with_tls_only() -> None:
     assert [route.options.https_redirect for route in hosts["plain.example.com"].routes] == [None]
 
 
+def test_key_and_certificate_in_one_value_are_taken_apart() -> None:
+    """A chain may be shown."""
+    pair = AUTHORITY.issue("web.example.com")
+    cluster = Cluster()
+    cluster.put(Pair(pair.key + pair.chain, pair.chain + pair.key))
+    served = cluster.translation.config.certificates["shop/web-tls"]
+    assert (served.chain, served.key) == (pair.chain, pair.key)
+
+
 def test_keys_are_hidden_in_dumps() -> None:
     pair = AUTHORITY.issue("web.example.com")
     cluster = Cluster()
