@@ -22,7 +22,8 @@ cdef struct idle_pool:
     int count
     void* newest
     void* oldest
-    char padding[40]
+    void* shared  # conn*: those that speak HTTP/2 and take more streams; its reactor's only
+    char padding[32]
 
 cdef struct upstream_live:
     # control plane

@@ -56,7 +56,7 @@ from lb._fastpath.counters cimport (
     upstream_traffic,
 )
 from lb._fastpath.forwarded cimport add_forwarded, is_secure, put_address
-from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, note_grpc, note_grpc_status
+from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, keep_metadata, note_grpc, note_grpc_status
 from lb._fastpath.grpc_web cimport (
     bridge_request,
     bridge_request_body,
@@ -447,6 +447,7 @@ cdef void attempt(exchange* x) noexcept nogil:
 
 cdef void on_connected(void* exchange_pointer, leg* u) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
+    x.u = u  # ALPN may have made a stream of what was a connection
     x.flags &= ~<uint32_t>X_CONNECTING
     x.connect_ns = monotonic_ns() - x.mark_ns
     send_request(x)
@@ -627,6 +628,8 @@ cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
         pass_tunnel_ends(x)
         return
     x.flags |= X_REQUEST_DONE
+    if trailers != NULL and x.flags & X_GRPC:
+        keep_metadata(trailers)
     if x.u != NULL:
         x.u.calls.send_end(x.u, trailers)
     if not x.flags & X_RESPONSE_STARTED:
@@ -748,6 +751,7 @@ cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil
         return
     x.flags |= X_RESPONSE_DONE
     if trailers != NULL and x.flags & X_GRPC:
+        keep_metadata(trailers)
         note_grpc_status(x, trailers)
     if trailers != NULL and x.d != NULL and x.flags & X_GRPC_WEB:
         x.bytes_out += bridge_trailers(x, trailers)

@@ -12,3 +12,4 @@ cdef enum:
 cdef void note_grpc(exchange* x, head* h, const field* content_type) noexcept nogil
 cdef void note_grpc_status(exchange* x, const head* h) noexcept nogil
 cdef int grpc_status_of(int status, int reason) noexcept nogil
+cdef void keep_metadata(head* trailers) noexcept nogil

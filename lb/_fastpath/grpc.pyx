@@ -11,6 +11,8 @@ from lb._fastpath.c.sys cimport (
     lb_equal_nocase,
 )
 from lb._fastpath.exchange cimport X_GRPC, X_GRPC_DEADLINE
+from lb._fastpath.http1_parse cimport imitates_known
+from lb._fastpath.message cimport FIELD_OTHER
 
 cdef enum:  # codes of statuscodes.md
     UNKNOWN = 2
@@ -105,3 +107,15 @@ cdef int grpc_status_of(int status, int reason) noexcept nogil:
     if status == 429 or status == 502 or status == 503 or status == 504:
         return UNAVAILABLE
     return UNKNOWN
+
+
+cdef void keep_metadata(head* trailers) noexcept nogil:
+    """gRPC's trailers are metadata of any name (PROTOCOL-HTTP2.md, Responses); only what lb itself reads, or could be
+    taken for that, is not among them.
+    """
+    cdef int i
+    cdef field* f
+    for i in range(trailers.field_count):
+        f = &trailers.fields[i]
+        if f.id == FIELD_OTHER and not imitates_known(f.name, f.name_size):
+            f.drop = False

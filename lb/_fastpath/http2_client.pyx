@@ -543,5 +543,6 @@ cdef void abort(leg* l) noexcept nogil:
     """The exchange gives up: the endpoint may stop."""
     cdef stream* st = <stream*>l
     let_go(st)
-    stream_reset(st, <uint32_t>NGHTTP2_CANCEL)
+    if not (st.flags & ST_IN_ENDED and st.flags & ST_OUT_ENDED):
+        stream_reset(st, <uint32_t>NGHTTP2_CANCEL)
     stream_release(st)

@@ -4,6 +4,9 @@ An unused connection lies in the pool of its endpoint and its reactor, the last 
 looks into its siblings' pools before it connects anew, because a connection that exists is the cheapest one. Pools
 have locks that are only tried on the way of a request: whoever finds one taken goes on without, so no request ever
 waits for another reactor.
+
+Connections that speak HTTP/2 are never in a pool: they are shared by the exchanges of their reactor, each of which has
+a stream, and a new one is made when all are full. Whether an endpoint speaks it is configured, or found out by ALPN.
 """
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor

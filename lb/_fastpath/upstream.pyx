@@ -17,6 +17,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_CONNECT_FAILED,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
+    LB_R_UPSTREAM_PROTOCOL,
     LB_R_UPSTREAM_TLS_FAILED,
     SO_ERROR,
     SOCK_CLOEXEC,
@@ -57,6 +58,18 @@ from lb._fastpath.http1 cimport (
     leg_shut,
     leg_waiting,
 )
+from lb._fastpath.http2_client cimport (
+    http2_client_close,
+    http2_client_connected,
+    http2_client_each,
+    http2_client_leave,
+    http2_client_open,
+    http2_client_room,
+    http2_client_stream,
+    http2_client_streams,
+    http2_set_pool_calls,
+    pool_calls,
+)
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CONNECTING,
@@ -68,6 +81,7 @@ from lb._fastpath.reactor cimport (
     io_enqueue,
     io_watch,
 )
+from lb._fastpath.table cimport PROTOCOL_HTTP1, PROTOCOL_HTTP2
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
 from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_new_client
 from lb._fastpath.transport cimport (
@@ -83,10 +97,12 @@ from lb._fastpath.transport cimport (
 )
 
 cdef connect_calls calls
+cdef leg_calls no_calls  # of a connection that goes on without the exchange it was made for
 cdef leg_calls http1_calls  # how an exchange drives an HTTP/1 connection to an endpoint
 
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
+    cdef pool_calls sharing
     memcpy(&calls, given, sizeof(connect_calls))
     http1_calls.start = client_start
     http1_calls.send_body = client_send_body
@@ -97,6 +113,11 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     http1_calls.waiting = leg_waiting
     http1_calls.done = release_leg
     http1_calls.abort = close_leg
+    no_calls.abort = keep_leg
+    sharing.stream_ended = shared_rests
+    sharing.going_away = shared_unlink
+    sharing.connection_ended = shared_ended
+    http2_set_pool_calls(&sharing)
 
 
 # --------------------------------------------------------------------------------------------------------------- leases
@@ -111,6 +132,10 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     """
     cdef conn* c = NULL
     connecting[0] = False
+    if view.protocol != PROTOCOL_HTTP1:
+        c = shared_with_room(r, view, ep) if not fresh else NULL
+        if c != NULL or view.protocol == PROTOCOL_HTTP2:
+            return shared_lease(r, view, ep, c, exchange, connecting, reason)
     if not fresh:
         c = pool_take(r, ep)
         # One that was made before its upstream's TLS changed is as good as closed.
@@ -127,8 +152,102 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     return &c.leg
 
 
+# -------------------------------------------------------------------------------------------------- shared connections
+
+cdef conn* shared_with_room(reactor* r, const upstream_view* view, endpoint* ep) noexcept nogil:
+    cdef conn* c = <conn*>ep.pools[r.index].shared
+    while c != NULL and (
+        c.wire != view.wire or c.base.flags & IO_HALF_CLOSED or http2_client_room(c) == 0
+    ):
+        c = c.older
+    return c
+
+
+cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn* c, void* exchange, bint* connecting,
+        int* reason) noexcept nogil:
+    """A stream of this connection, or of a new one."""
+    cdef leg* l
+    if c == NULL:
+        c = upstream_connect(r, view, ep, NULL, reason)
+        if c == NULL:
+            return NULL
+        c.idle_timeout_ms = view.idle_timeout_ms
+        if not shared_begin(c):
+            reason[0] = LB_R_NO_MEMORY
+            upstream_close(c)
+            return NULL
+    timer_rest(&c.timer)
+    # With TLS it is connected only after the handshake.
+    connecting[0] = c.base.ready == connect_ready or c.base.ready == handshake_ready
+    l = http2_client_stream(c, exchange)
+    if l == NULL:
+        reason[0] = LB_R_NO_MEMORY
+    return l
+
+
+cdef bint shared_begin(conn* c) noexcept nogil:
+    cdef idle_pool* pool = &c.ep.pools[c.base.r.index]
+    if not http2_client_open(c):
+        return False
+    c.timer.fire = shared_timeout
+    c.newer = NULL
+    c.older = <conn*>pool.shared
+    if c.older != NULL:
+        c.older.newer = c
+    pool.shared = c
+    return True
+
+
+cdef void shared_unlink(conn* c) noexcept nogil:
+    """No exchange is to get a stream of it any more."""
+    cdef idle_pool* pool = &c.ep.pools[c.base.r.index]
+    if c.newer != NULL:
+        c.newer.older = c.older
+    else:
+        pool.shared = c.older
+    if c.older != NULL:
+        c.older.newer = c.newer
+    c.newer = NULL
+    c.older = NULL
+
+
+cdef void shared_ended(conn* c) noexcept nogil:
+    upstream_close(c)
+
+
+cdef void shared_rests(conn* c) noexcept nogil:
+    """A stream has ended: keep the connection when it can be used again."""
+    cdef endpoint* ep = c.ep
+    if lb_peek_int(&c.base.r.s.draining) or lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or (
+        c.idle_timeout_ms <= 0
+    ):
+        http2_client_leave(c)
+    elif http2_client_streams(c) == 0:
+        timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + c.idle_timeout_ms)
+
+
+cdef void shared_timeout(timer* t) noexcept nogil:
+    cdef conn* c = <conn*>t.owner
+    if http2_client_streams(c) == 0:
+        http2_client_leave(c)
+
+
+cdef void tell_connected(leg* l, int reason) noexcept nogil:
+    calls.connected(l.exchange, l)
+
+
+cdef void tell_failed(leg* l, int reason) noexcept nogil:
+    calls.connect_failed(l.exchange, reason)
+
+
+# ------------------------------------------------------------------------------------------------------- legs of HTTP/1
+
 cdef void release_leg(leg* l) noexcept nogil:
     upstream_release(l.c)
+
+
+cdef void keep_leg(leg* l) noexcept nogil:
+    pass
 
 
 cdef void close_leg(leg* l) noexcept nogil:
@@ -318,9 +437,18 @@ cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil:
             pool_unlink(pool, c)
         lb_unlock(&pool.lock)
         if c == NULL:
-            return
+            break
         upstream_close(c)
         most -= 1
+    pool_leave_shared(r, ep)
+
+
+cdef void pool_leave_shared(reactor* r, endpoint* ep) noexcept nogil:
+    """Shared connections end with their last stream."""
+    cdef conn* c = <conn*>ep.pools[r.index].shared
+    while c != NULL:
+        http2_client_leave(c)
+        c = c.older
 
 
 # ---------------------------------------------------------------------------------------------------------- connecting
@@ -364,7 +492,7 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
     lb_add_int(&ep.connections, 1)
     bump(&r.counts.upstream_opened)
     if view.tls != NULL:
-        c.tls = tls_new_client(r, <tls_context*>view.tls, True)
+        c.tls = tls_new_client(r, <tls_context*>view.tls, view.protocol == PROTOCOL_HTTP1)
         if c.tls == NULL:
             reason[0] = LB_R_NO_MEMORY
             upstream_close(c)
@@ -379,6 +507,9 @@ cdef void connect_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
+    if c.session != NULL and http2_client_streams(c) == 0:
+        http2_client_close(c)  # those who waited for it have given up
+        return
     if not source.flags & (IO_WRITABLE | IO_BROKEN):
         return
     if source.flags & IO_BROKEN:
@@ -386,8 +517,7 @@ cdef void connect_ready(io* source) noexcept nogil:
         # Connected and closed again by the peer is no connect failure; the exchange will read what there is.
         if error != 0 or not source.flags & IO_HALF_CLOSED:
             endpoint_connect_failed(c.ep, source.r)
-            calls.connect_failed(c.leg.exchange, LB_R_CONNECT_FAILED)
-            batch_flush(source.r)
+            not_connected(c, LB_R_CONNECT_FAILED)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING
     if c.tls != NULL:
@@ -400,6 +530,9 @@ cdef void connect_ready(io* source) noexcept nogil:
 cdef void handshake_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef int result
+    if c.session != NULL and http2_client_streams(c) == 0:
+        http2_client_close(c)
+        return
     if c.out_bytes and source.flags & IO_WRITABLE:
         conn_drain(c)
     result = conn_handshake(c, NULL)
@@ -409,15 +542,54 @@ cdef void handshake_ready(io* source) noexcept nogil:
         established(c)
         return
     endpoint_connect_failed(c.ep, source.r)
-    calls.connect_failed(c.leg.exchange, LB_R_UPSTREAM_TLS_FAILED)
-    batch_flush(source.r)
+    not_connected(c, LB_R_UPSTREAM_TLS_FAILED)
+
+
+cdef void not_connected(conn* c, int reason) noexcept nogil:
+    """Tell those who wait for the connection, and let it go."""
+    cdef reactor* r = c.base.r
+    if c.session != NULL:
+        http2_client_leave(c)  # none of them shall try it again
+        http2_client_each(c, tell_failed, reason)
+        http2_client_close(c)
+    else:
+        calls.connect_failed(c.leg.exchange, reason)
+    batch_flush(r)
+
+
+cdef void share(conn* c, void* exchange) noexcept nogil:
+    """ALPN has chosen HTTP/2: whom the connection was made for gets its first stream."""
+    c.leg.exchange = NULL
+    if not shared_begin(c):
+        calls.connect_failed(exchange, LB_R_NO_MEMORY)
+        return
+    http2_client_connected(c)
+    if http2_client_stream(c, exchange) == NULL:
+        http2_client_leave(c)
+        c.leg.calls = &no_calls
+        calls.connect_failed(exchange, LB_R_NO_MEMORY)
+    else:
+        http2_client_each(c, tell_connected, 0)
 
 
 cdef void established(conn* c) noexcept nogil:
-    if c.parked != NULL:  # an answer before there was a question
-        calls.connect_failed(c.leg.exchange, LB_R_BAD_RESPONSE)
-        batch_flush(c.base.r)
+    """The connection is there, and it is known what it speaks."""
+    cdef reactor* r = c.base.r
+    cdef bint h2 = c.tls != NULL and c.tls.h2
+    cdef void* exchange = c.leg.exchange
+    cdef leg* l = &c.leg
+    if c.session != NULL and c.tls != NULL and not h2:
+        not_connected(c, LB_R_UPSTREAM_PROTOCOL)  # HTTP/2 is what was asked for
+        return
+    if c.session == NULL and not h2 and c.parked != NULL:
+        not_connected(c, LB_R_BAD_RESPONSE)  # an answer before there was a question
         return
     endpoint_connected(c.ep)
-    calls.connected(c.leg.exchange, &c.leg)
-    batch_flush(c.base.r)
+    if c.session != NULL:
+        http2_client_connected(c)
+        http2_client_each(c, tell_connected, 0)
+    elif h2:
+        share(c, exchange)
+    else:
+        calls.connected(exchange, l)
+    batch_flush(r)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lb._fastpath.engine import RouteSpec
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
+PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
 
 
 class Compiler:
@@ -89,7 +90,9 @@ class Compiler:
         made = self._upstreams.get(upstream.name)
         if made is not None and self._config.upstreams.get(upstream.name) is upstream and made.tls is tls:
             return made
-        return self._engine.make_upstream(upstream.name, _endpoint_specs(upstream.endpoints), _policy(upstream), 0, tls)
+        protocol = PROTOCOLS[upstream.protocol] if tls is not None or upstream.protocol != "auto" else 0
+        endpoints = _endpoint_specs(upstream.endpoints)
+        return self._engine.make_upstream(upstream.name, endpoints, _policy(upstream), protocol, tls)
 
     def _compile_listener(self, listener: Listener, index: HostIndex | None, https_port: int) -> ListenerView:
         made = self._listeners.get(listener.name)

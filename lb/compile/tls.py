@@ -79,7 +79,7 @@ class TlsParts:
                 max_version=TLS_1_3,
                 ciphers=CIPHERS,
                 ciphersuites=CIPHERSUITES,
-                alpn=(b"http/1.1",),
+                alpn=(b"h2", b"http/1.1"),
                 verify=tls.verify,
                 ca=tls.ca.encode(),
                 crl=tls.crl.encode(),

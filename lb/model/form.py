@@ -20,7 +20,7 @@ TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", 
 LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "origin")
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
-UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "resolve", "unavailable", "tls", "origin")
+UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "origin")
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 
 CERTIFICATE_KEYS = ("chain", "key", "ocsp", "cert_file", "key_file", "ocsp_file", "directory", "origin")

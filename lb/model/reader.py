@@ -379,6 +379,7 @@ class _Reader:
             self._text(f"{path}.resolve", content.get("resolve", "")),
             self._place(path) if inherited is None else inherited,
             self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
+            self._choice(f"{path}.protocol", content.get("protocol", "http1"), ("http1", "http2", "auto")),
         )
 
     def _read_endpoint(self, path: str, inherited: Origin | None, value: object) -> Endpoint:

@@ -10,6 +10,7 @@ from lb.model.tls import UpstreamTls
 from lb.problems import Origin
 
 Balance = Literal["round-robin", "least-connections"]
+Protocol = Literal["http1", "http2", "auto"]
 
 
 class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,3 +81,5 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: Origin = Origin()
     tls: UpstreamTls | None = None
     """None: plain."""
+    protocol: Protocol = "http1"
+    """What its endpoints speak; auto: what TLS agrees on (ALPN), and HTTP/1 where there is no TLS."""

@@ -129,6 +129,7 @@ _upstreams = st.builds(
     balance=st.sampled_from(["round-robin", "least-connections"]),
     endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
     affinity=st.sampled_from(["none", "client-ip"]),
+    protocol=st.sampled_from(["http1", "http2", "auto"]),
     options=upstream_options,
     unavailable=st.just("") | texts,
     resolve=st.sampled_from(["", "db.example.com"]),
