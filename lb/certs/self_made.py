@@ -4,7 +4,7 @@ another name's.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,11 +14,10 @@ from cryptography.x509.oid import NameOID
 COMMON_NAME = "lb default certificate"
 
 
-def self_made() -> tuple[bytes, bytes]:
-    """(chain, key) as PEM: P-256, valid for a year, for no name that anybody would ask for."""
+def self_made(now: datetime) -> tuple[bytes, bytes]:
+    """(chain, key) as PEM: P-256, valid for a year from `now`, for no name that anybody would ask for."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, COMMON_NAME)])
-    now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

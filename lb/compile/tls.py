@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TypeVar
 
@@ -121,7 +122,7 @@ class TlsParts:
 
     @cached_property
     def _self_made(self) -> credentials.Certificate:
-        return credentials.Certificate(*self_made())
+        return credentials.Certificate(*self_made(datetime.now(UTC)))
 
     def _once(self, key: Hashable, make: Callable[[], MadeT]) -> MadeT:
         """What was made of the same key for this Config or for the one before."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -49,10 +49,8 @@ class _Made(msgspec.Struct, frozen=True):
     """The newest that could be used; None while nothing could."""
     mistake: tuple[str, str, str] | None
     """(code, what, fix) of the newest reading."""
-
-    @property
-    def settled(self) -> bool:
-        return all(one is None or is_settled(one) for one in self.signatures)
+    settled: bool
+    """Whether files with these signatures must have had this content."""
 
 
 class Inlined(msgspec.Struct, frozen=True):
@@ -104,7 +102,7 @@ class _Reader:
         """The document that is read now."""
 
     def finish(self, stored: Sequence[Stored]) -> Inlined:
-        settled = all(one is None or is_settled(one) for one in self.signatures.values())
+        settled = all(made.settled for made in self._made.values()) and _all_settled(self.signatures.values())
         return Inlined(
             stored,
             tuple(self._problems),
@@ -284,6 +282,7 @@ class _Reader:
         else:
             changes = known.changes if known is not None else None
             mistake = None
+            settled = _all_settled(signatures)
             try:
                 changes = read()
             except OSError as error:
@@ -291,7 +290,7 @@ class _Reader:
                 mistake = (problem.code, problem.what, problem.fix)
             except CertificateError as error:
                 mistake = ("LB1008", f"{error.what} ({', '.join(files)})", error.fix)
-            made = _Made(signatures, changes, mistake)
+            made = _Made(signatures, changes, mistake, settled)
         self._made[key] = made
         if made.mistake is not None:
             self._tell(place, made.mistake, _KEPT if made.changes else "")
@@ -346,6 +345,10 @@ def _pair_of(path: str, stem: str, names: set[str]) -> _Pair:
         return os.path.join(directory, found) if found else ""
 
     return _Pair(stem, path, beside(".key"), beside(".ocsp"))
+
+
+def _all_settled(signatures: Iterable[Signature | None]) -> bool:
+    return all(one is None or is_settled(one) for one in signatures)
 
 
 def _different(*paths: str) -> tuple[str, ...]:

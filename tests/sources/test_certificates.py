@@ -15,7 +15,9 @@ import yaml
 
 from lb.objects.view import Changes, NativeConfig
 from lb.problems import Problem
+from lb.sources import certificates
 from lb.sources.files import FileSource, read_paths
+from lb.sources.paths import signature_at
 from lb.sources.store import Store
 from lb.translate.translation import Options, Translation, translate
 from tests.harness.certificates import Authority, Pair, make_key, pem
@@ -398,11 +400,31 @@ def test_a_native_file_that_is_renamed_over_keeps_its_files(tmp_path: Path) -> N
     assert chains(store) == {"shop": FIRST.chain}
 
 
+def test_what_was_written_within_a_tick_of_the_clock_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its date may be that of the content before."""
+    write_pair(FIRST, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
+    same = signature_at(str(tmp_path))
+    monkeypatch.setattr(certificates, "signature_at", lambda path: same)
+    monkeypatch.setattr(certificates, "is_settled", lambda signature: False)
+    source = Source(write_native(tmp_path, certificates=SHOP))
+    monkeypatch.setattr(certificates, "is_settled", lambda signature: True)
+    write_pair(SECOND, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
+    assert not source.files.is_settled
+    source.read()
+    assert source.served() == {"shop": SECOND.chain}
+    write_pair(FIRST, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
+    source.read()
+    assert source.served() == {"shop": SECOND.chain}, "what is settled and has its date is not read"
+
+
 def test_a_forced_reading_takes_in_what_kept_its_dates(tmp_path: Path) -> None:
     write_pair(FIRST, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
     source = Source(write_native(tmp_path, certificates=SHOP))
+    write_pair(SECOND, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
     assert source.read(force=True)
-    assert source.served() == {"shop": FIRST.chain}
+    assert source.served() == {"shop": SECOND.chain}
 
 
 def test_keys_stay_out_of_representations_and_quotes(tmp_path: Path) -> None:
