@@ -6,22 +6,25 @@ take the same request, because only then the order decides who wins.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Literal, TypeVar
 
 import msgspec
 
+from lb.certs.pem import read_chain
 from lb.model.config import Config
 from lb.model.explain import describe_forward, describe_match
 from lb.model.form import option_fields
 from lb.model.listener import Listener
 from lb.model.match import path_holds
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost
+from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Endpoint, Upstream
 from lb.problems import Origin
 
-Kind = Literal["listener", "host", "route", "order", "upstream", "endpoint"]
+Kind = Literal["listener", "certificate", "host", "route", "order", "upstream", "endpoint"]
 What = Literal["added", "removed", "changed"]
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
@@ -46,9 +49,10 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def diff(before: Config, after: Config) -> list[Change]:
-    """The changes from `before` to `after`: listeners, hosts and routes, then upstreams and endpoints."""
+    """The changes from `before` to `after`: listeners, certificates, hosts and routes, then upstreams and endpoints."""
     return [
         *_diff_listeners(before, after),
+        *_diff_certificates(before, after),
         *_diff_hosts(before, after),
         *_diff_upstreams(before, after),
     ]
@@ -76,6 +80,52 @@ def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
         yield f"speaks {new.protocol} instead of {old.protocol}"
     for option in _changed_options(old.http, new.http):
         yield f"listener {old.name}: {option}"
+    yield from _tls_effects(old.name, old.tls or ListenerTls(), new.tls or ListenerTls())
+
+
+def _tls_effects(listener: str, old: ListenerTls, new: ListenerTls) -> Iterator[str]:
+    for field in ("policy", "hsts"):
+        was, now = getattr(old, field), getattr(new, field)
+        if was != now:
+            yield f"listener {listener}: {field} {was or 'none'} -> {now or 'none'}"
+    for name, before, after in _pairs(old.hosts, new.hosts):
+        was, now = before or TlsHost(), after or TlsHost()
+        if was.certificates != now.certificates or (before is None) != (after is None):
+            yield f"{name} is served on {listener} with {_served_with(after)} instead of {_served_with(before)}"
+        if was.clients.mode != now.clients.mode:
+            yield f"client certificates of {name} on {listener}: {was.clients.mode} -> {now.clients.mode}"
+        elif was.clients != now.clients:
+            yield f"{name} on {listener} asks something else of client certificates"
+
+
+def _served_with(host: TlsHost | None) -> str:
+    if host is None:
+        return "what other names get"
+    return ", ".join(host.certificates) or "lb's self-made certificate"
+
+
+def _diff_certificates(before: Config, after: Config) -> Iterator[Change]:
+    """What is said of a certificate is public; of its key only that it is another one."""
+    for name, old, new in _pairs(before.certificates, after.certificates):
+        if new is None and old is not None:
+            yield Change(
+                "certificate", "removed", name, f"removes certificate {name} ({_told(old)})", _place(old.origin)
+            )
+        elif old is None and new is not None:
+            yield Change(
+                "certificate", "added", name, f"adds certificate {name} ({_told(new)})", "", _place(new.origin)
+            )
+        elif old is not None and new is not None and (old.chain, old.key, old.ocsp) != (new.chain, new.key, new.ocsp):
+            effect = f"certificate {name}: {_told(old)} -> {_told(new)}"
+            if _told(old) == _told(new):
+                effect = f"certificate {name} ({_told(new)}) has another chain, key or OCSP response"
+            yield Change("certificate", "changed", name, effect, _place(old.origin), _place(new.origin))
+
+
+def _told(certificate: Certificate) -> str:
+    pair = read_chain(certificate.chain)
+    names = ", ".join(pair.names[:3]) + (", …" if len(pair.names) > 3 else "")
+    return f"{names or pair.subject}, {pair.kind}, serial {pair.serial}, until {pair.not_after:%Y-%m-%d}"
 
 
 def _diff_hosts(before: Config, after: Config) -> Iterator[Change]:
@@ -204,6 +254,20 @@ def _upstream_effects(old: Upstream, new: Upstream) -> Iterator[str]:
             yield f"upstream {new.name}: {field} {was or 'none'} -> {now or 'none'}"
     for option in _changed_options(old.options, new.options):
         yield f"upstream {new.name}: {option}"
+    if old.tls != new.tls:
+        yield f"upstream {new.name}: {_spoken(new)} instead of {_spoken(old)}"
+
+
+def _spoken(upstream: Upstream) -> str:
+    """How its endpoints are spoken to."""
+    tls = upstream.tls
+    if tls is None:
+        return "without TLS"
+    if not tls.verify:
+        return "TLS that is not verified"
+    names = ", ".join(tls.names) or tls.server_name
+    whom = f"authorities {hashlib.sha256((tls.ca + tls.crl).encode()).hexdigest()[:12]}" if tls.ca else "the system's"
+    return f"TLS for {names} (trusting {whom}{f', showing {tls.certificate}' if tls.certificate else ''})"
 
 
 def _diff_endpoints(old: Upstream, new: Upstream) -> Iterator[Change]:
