@@ -5,6 +5,7 @@ Pure: no files, no clock. No text here, nor any error, ever holds key material, 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -25,6 +26,10 @@ _LISTS = frozenset(("X509 CRL",))
 
 _LEAST_RSA_BITS = 2048
 """OpenSSL's security level 1 lets 1024 through, level 2 (Debian's default) does not."""
+
+_MOST_REMEMBERED = 65_536
+_fitting: dict[bytes, Pair] = {}
+"""Digest of a chain and a key that fit -> what was said of them."""
 
 _COPY = "copy the PEM again, whole"
 
@@ -72,10 +77,20 @@ class _Block(NamedTuple):
 
 
 def read_pair(chain: str, key: str) -> Pair:
-    """What a chain (the leaf first) and its private key say. CertificateError."""
-    certificates = _leaf_first(chain)
-    pair = _describe(certificates)
-    _check_key(certificates, key)
+    """What a chain (the leaf first) and its private key say. CertificateError.
+
+    To parse a key takes half a millisecond, and one changed certificate among thousands has all of them looked at: what
+    was found to fit is remembered, by its digest.
+    """
+    digest = hashlib.sha256(f"{len(chain)}:{chain}{key}".encode("utf-8", "replace")).digest()
+    pair = _fitting.get(digest)
+    if pair is None:
+        certificates = _leaf_first(chain)
+        pair = _describe(certificates)
+        _check_key(certificates, key)
+        if len(_fitting) >= _MOST_REMEMBERED:
+            _fitting.clear()
+        _fitting[digest] = pair
     return pair
 
 

@@ -223,6 +223,7 @@ class _Reader:
             yield whole
             return
         names = self._names(directory)
+        known = frozenset(names)
         for name in names:
             path = os.path.join(directory, name)
             if os.path.isdir(path):
@@ -230,7 +231,7 @@ class _Reader:
                 if below is not None:
                     yield below
             elif name.endswith(_CERTIFICATE_FILES):
-                yield _pair_of(path, os.path.splitext(name)[0], set(names))
+                yield _pair_of(path, os.path.splitext(name)[0], known)
 
     def _whole(self, directory: str) -> _Pair | None:
         """The certificate that a directory is, as Kubernetes or certbot make it."""
@@ -336,7 +337,7 @@ class _Pair(NamedTuple):
         }
 
 
-def _pair_of(path: str, stem: str, names: set[str]) -> _Pair:
+def _pair_of(path: str, stem: str, names: frozenset[str]) -> _Pair:
     """What belongs to a certificate file of a directory: shop.key or shop.pem.key, shop.ocsp or shop.pem.ocsp."""
     directory, name = os.path.split(path)
 
