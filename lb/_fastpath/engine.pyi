@@ -215,7 +215,8 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """Process-wide counts: connections_opened, connections_closed, upstream_opened, upstream_closed,
         upstream_stolen, exchanges_started, exchanges_ended, log_dropped, log_written, log_failed, accept_pauses,
-        idle_closed_by_pressure, turns, events; and at this moment: connections, descriptors, tables_pinned."""
+        idle_closed_by_pressure, turns, events; and at this moment: connections, descriptors, tables_pinned,
+        buffer_bytes."""
     def reasons(self) -> dict[str, int]:
         """How many exchanges and connections ended for each reason."""
     def listener_stats(self) -> dict[str, ListenerStats]: ...

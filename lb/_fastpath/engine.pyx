@@ -90,7 +90,7 @@ from lb._fastpath.exchange cimport exchange, exchange_install
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
-from lb._fastpath.memory cimport slab_init
+from lb._fastpath.memory cimport PAGE_CLASSES, slab_init
 from lb._fastpath.message cimport MAX_FIELDS, head
 from lb._fastpath.reactor cimport (
     command,
@@ -622,6 +622,7 @@ cdef class Engine:
     cdef dict overrides
     cdef Table current
     cdef int log_ring_bytes
+    cdef int64_t buffer_budget
     cdef dict doomed
 
     def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20):
@@ -634,7 +635,8 @@ cdef class Engine:
         self.s.reactor_count = threads
         self.s.running = 1
         self.s.max_connections = max_connections
-        self.s.budget_left = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
+        self.buffer_budget = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
+        self.s.budget_left = self.buffer_budget
         self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 64
         self.s.secret = int.from_bytes(os.urandom(8), "little")
         self.s.reactors = <reactor*>lb_line_alloc(threads * sizeof(reactor))
@@ -1240,10 +1242,21 @@ cdef class Engine:
             sums["tls_failed"] += lb_peek_u64(&c.tls_failed)
         sums["connections"] = lb_peek_int(&self.s.connections)
         sums["descriptors"] = lb_peek_int(&self.s.descriptors)
+        sums["buffer_bytes"] = self.buffer_bytes()
         sums["tables_pinned"] = len(self.retired_tables)
         sums["log_written"] = lb_peek_u64(&self.log.written)
         sums["log_failed"] = lb_peek_u64(&self.log.failed)
         return sums
+
+    cdef int64_t buffer_bytes(self):
+        """In pages that hold bytes. Those that wait for their next use are left out, as of the moment they are read."""
+        cdef int64_t used = self.buffer_budget - lb_peek_i64(&self.s.budget_left)
+        cdef int i, page_class
+        for i in range(self.s.reactor_count):
+            for page_class in range(PAGE_CLASSES):
+                used -= <int64_t>lb_peek_int(&self.s.reactors[i].pages.free_counts[page_class]) << (
+                    10 + 2 * page_class)
+        return used if used > 0 else 0
 
     def reasons(self):
         """How many exchanges and connections ended for each reason."""

@@ -45,6 +45,7 @@ cdef enum:  # exchange.flags
     X_GRPC_WEB = 4194304
     X_GRPC_WEB_TEXT = 8388608  # in base64
     X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
+    X_KEEPS_BODY = 16777216  # all that has come of the body is kept (replay.pxd)
 
 cdef struct exchange:
     reactor* r
@@ -65,6 +66,9 @@ cdef struct exchange:
     uint32_t request_size
     uint32_t text_at
     uint32_t text_sizes[TEXT_COUNT]
+    # its body, while it may have to be sent again
+    page* replay_first
+    page* replay_last
     uint64_t tried
     uint64_t client_hash
     uint16_t attempts

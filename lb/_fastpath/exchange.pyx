@@ -102,6 +102,7 @@ from lb._fastpath.reactor cimport (
     table_pin_one,
     table_unpin_one,
 )
+from lb._fastpath.replay cimport between_attempts, replay_begin, replay_drop, replay_note, replay_send
 from lb._fastpath.ring cimport (
     TEXT_HOST,
     TEXT_METHOD,
@@ -472,8 +473,9 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     cdef leg* u = x.u
     cdef bint connecting = (x.flags & X_CONNECTING) != 0 or u == NULL
     cdef bint reused = u != NULL and (u.flags & LEG_REUSED) != 0
-    # Refused means: not looked at (RFC 9113 8.7), so that anything may be repeated.
-    cdef bint untouched = connecting or reason == LB_R_UPSTREAM_REFUSED
+    # Refused means: not looked at (RFC 9113 8.7), so that anything may be repeated that is still there.
+    cdef bint whole = not x.flags & X_BODY_SENT or (x.flags & X_KEEPS_BODY) != 0
+    cdef bint refused = reason == LB_R_UPSTREAM_REFUSED and whole
     x.u = NULL
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
@@ -481,13 +483,13 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     if connecting and stats != NULL:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
-    if reused and repeatable(x) and not x.flags & X_FRESH:
+    if ((reused and repeatable(x)) or refused) and not x.flags & X_FRESH and x.d != NULL:
         x.flags |= X_FRESH
         attempt(x)
         return
     release_place(x)
     x.flags &= ~<uint32_t>X_FRESH
-    if x.retries_left and (untouched or repeatable(x)) and not x.flags & X_BODY_SENT and x.d != NULL:
+    if x.retries_left and (refused or (connecting and whole) or repeatable(x)) and x.d != NULL:
         x.retries_left -= 1
         dispatch(x)
         return
@@ -512,13 +514,18 @@ cdef void send_request(exchange* x) noexcept nogil:
     request.no_body_expected = (x.flags & X_HEAD) != 0
     request.upgrade = (x.flags & X_UPGRADE) != 0
     request.chunked = (x.flags & X_CHUNKED) != 0
-    request.ended = (x.flags & X_REQUEST_DONE) != 0
+    request.ended = x.flags & X_REQUEST_DONE and x.replay_first == NULL
     u.c.idle_timeout_ms = x.up.idle_timeout_ms
     x.upstream_bytes_out += x.request_size
     x.mark_ns = monotonic_ns()
     x.progress_ms = x.r.now_ms
     stats_prefetch(&x.r.route_stats, x.route_id)  # while the endpoint thinks
     u.calls.start(u, x, &request)
+    replay_begin(x)
+    if x.replay_first != NULL:
+        replay_send(x)
+        if x.flags & X_REQUEST_DONE:
+            u.calls.send_end(u, NULL)
     if x.flags & X_REQUEST_DONE:
         wait_until(x, x.rt.response_timeout_ms)
     else:
@@ -603,9 +610,9 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
     cdef exchange* x = <exchange*>exchange_pointer
     x.bytes_in += size
     x.progress_ms = x.r.now_ms
-    x.upstream_bytes_out += size
     if x.flags & X_TUNNEL:
         if x.u != NULL:
+            x.upstream_bytes_out += size
             x.u.calls.send_body(x.u, data, size)
         return
     x.body_seen += <int64_t>size
@@ -613,8 +620,13 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
         fail(x, LB_R_BODY_TOO_LARGE)
         return
     x.flags |= X_BODY_SENT
-    if x.u == NULL:
+    if x.flags & X_KEEPS_BODY:
+        replay_note(x, data, size)
+    if between_attempts(x):
+        if not x.flags & X_KEEPS_BODY:
+            fail(x, LB_R_NO_MEMORY)
         return
+    x.upstream_bytes_out += size
     if not x.flags & X_GRPC_WEB_TEXT:
         x.u.calls.send_body(x.u, data, size)
     elif not bridge_request_body(x, data, size):
@@ -627,11 +639,15 @@ cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:
         x.flags |= X_CLIENT_ENDED | X_CLIENT_SHUT
         pass_tunnel_ends(x)
         return
+    if x.base64_count:
+        fail(x, LB_R_BAD_GRPC_WEB)  # cut off inside a quartet
+        return
     x.flags |= X_REQUEST_DONE
+    if between_attempts(x):
+        return  # what was kept goes without trailers: they may be left out (RFC 9110 6.5.1)
     if trailers != NULL and x.flags & X_GRPC:
         keep_metadata(trailers)
-    if x.u != NULL:
-        x.u.calls.send_end(x.u, trailers)
+    x.u.calls.send_end(x.u, trailers)
     if not x.flags & X_RESPONSE_STARTED:
         wait_until(x, x.rt.response_timeout_ms)
 
@@ -665,7 +681,7 @@ cdef void on_client_half_closed(void* exchange_pointer) noexcept nogil:
 
 cdef bint on_upstream_full(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    return x != NULL and x.u != NULL and x.u.calls.full(x.u)
+    return x != NULL and (between_attempts(x) or x.u.calls.full(x.u))
 
 
 cdef void on_upstream_drained(void* exchange_pointer) noexcept nogil:
@@ -698,6 +714,7 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     x.reason = LB_R_OK
     x.flags |= X_RESPONSE_STARTED
     x.wait_deadline_ms = INT64_MAX
+    replay_drop(x)
     if not x.flags & X_REQUEST_DONE:
         # An early answer: the rest of the body will not be relayed, so the client is told that this is the end.
         d.flags |= LEG_CLOSE
@@ -1011,6 +1028,7 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
         else:
             u.calls.abort(u)
     release_place(x)
+    replay_drop(x)
     if x.request != NULL:
         page_free(&r.pages, x.request)
     if x.t != NULL:

@@ -32,6 +32,9 @@ cdef enum:
     STREAM_HIGH_WATER = 65536  # of one stream waits to be written: whoever feeds it stops
     STREAM_LOW_WATER = 16384  # go on
     DIRECT_BYTES = 8192  # bodies from here on are sent from where they are
+    # Header blocks that go out, as nghttp2 estimates them: any head that may come in. Over it, nghttp2 drops the block
+    # in silence, and its stream would wait for ever.
+    MAX_SENT_BLOCK = 262144
     CONTROL_QUEUE = 64  # frames that wait to be written: nothing is read before they are out
 
 cdef enum:  # conn.state

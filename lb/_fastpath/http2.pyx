@@ -53,7 +53,7 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.http2_fields cimport block_add, block_end, pairs, trailer_pairs
 from lb._fastpath.http2_meter cimport METER_FAULT, meter_charge, meter_data_sent, meter_frames, meter_note_reset
-from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
+from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
 from lb._fastpath.message cimport pack_head, packed_size, unpack_head
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
@@ -270,7 +270,7 @@ cdef int on_data(nghttp2_session* ng, uint8_t flags, int32_t stream_id, const ui
         nghttp2_session_consume_stream(ng, stream_id, size)  # nobody wants it; the stream is about to be reset
         return 0
     if st.flags & ST_PAUSED or st.in_first != NULL:
-        if not append(s, &st.in_first, &st.in_last, <const char*>data, size):
+        if not pages_append(&s.c.base.r.pages, &st.in_first, &st.in_last, <const char*>data, size):
             lose(st, LB_R_NO_MEMORY)
             return 0
         st.in_bytes += size
@@ -287,31 +287,6 @@ cdef void lose(stream* st, int reason) noexcept nogil:
     st.reason = reason
     stream_reset(st, <uint32_t>NGHTTP2_INTERNAL_ERROR)
     stream_mark(st, ST_LOST)
-
-
-cdef bint append(session* s, page** first, page** last, const char* data, size_t size) noexcept nogil:
-    """Let bytes wait. False: no memory."""
-    cdef page* p = last[0]
-    cdef size_t room
-    while size:
-        room = p.capacity - sizeof(page) - p.end if p != NULL else 0
-        if room == 0:
-            p = page_alloc(&s.c.base.r.pages, size if size < 16000 else 16000)
-            if p == NULL:
-                return False
-            if last[0] != NULL:
-                last[0].next = p
-            else:
-                first[0] = p
-            last[0] = p
-            room = p.capacity - sizeof(page)
-        if room > size:
-            room = size
-        memcpy(page_data(p) + p.end, data, room)
-        p.end += <uint32_t>room
-        data += room
-        size -= room
-    return True
 
 
 cdef void stream_ended_in(stream* st, head* trailers) noexcept nogil:
@@ -402,10 +377,7 @@ cdef void stream_mark(stream* st, uint32_t flag) noexcept nogil:
 
 cdef void stream_drop_output(stream* st) noexcept nogil:
     cdef reactor* r = st.s.c.base.r
-    while st.out_first != NULL:
-        st.out_last = st.out_first.next
-        page_free(&r.pages, st.out_first)
-        st.out_first = st.out_last
+    pages_free(&r.pages, &st.out_first, &st.out_last)
     st.out_bytes = 0
     st.direct_size = 0
     if st.out_trailers != NULL:
@@ -415,10 +387,7 @@ cdef void stream_drop_output(stream* st) noexcept nogil:
 
 cdef void stream_drop_input(stream* st) noexcept nogil:
     cdef reactor* r = st.s.c.base.r
-    while st.in_first != NULL:
-        st.in_last = st.in_first.next
-        page_free(&r.pages, st.in_first)
-        st.in_first = st.in_last
+    pages_free(&r.pages, &st.in_first, &st.in_last)
     st.in_bytes = 0
     if st.in_trailers != NULL:
         page_free(&r.pages, st.in_trailers)
@@ -630,7 +599,7 @@ cdef void stream_send_body(leg* l, const char* data, size_t size) noexcept nogil
         st.direct_size = 0
         if not st.flags & ST_OPEN or st.flags & ST_RESET:
             return
-    if not append(s, &st.out_first, &st.out_last, data, size):
+    if not pages_append(&s.c.base.r.pages, &st.out_first, &st.out_last, data, size):
         lose(st, LB_R_NO_MEMORY)
         return
     st.out_bytes += size

@@ -22,6 +22,7 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_frame,
     nghttp2_option,
     nghttp2_option_new,
+    nghttp2_option_set_max_send_header_block_length,
     nghttp2_option_set_no_auto_window_update,
     nghttp2_option_set_no_closed_streams,
     nghttp2_option_set_peer_max_concurrent_streams,
@@ -51,6 +52,7 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
 from lb._fastpath.http2 cimport (
     CONNECTION_WINDOW,
+    MAX_SENT_BLOCK,
     S_CLIENT,
     S_DOOMED,
     S_PEER_AWAY,
@@ -147,6 +149,7 @@ cdef void http2_set_pool_calls(pool_calls* given) noexcept nogil:
         nghttp2_option_set_no_auto_window_update(options, 1)
         nghttp2_option_set_no_closed_streams(options, 1)
         nghttp2_option_set_peer_max_concurrent_streams(options, CLIENT_STREAMS)
+        nghttp2_option_set_max_send_header_block_length(options, MAX_SENT_BLOCK)
     client_side.deliver = deliver
     client_side.deliver_end = deliver_end
     client_side.other_full = client_is_full

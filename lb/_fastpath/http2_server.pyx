@@ -27,6 +27,7 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_option,
     nghttp2_option_new,
     nghttp2_option_set_builtin_recv_extension_type,
+    nghttp2_option_set_max_send_header_block_length,
     nghttp2_option_set_no_auto_window_update,
     nghttp2_option_set_no_closed_streams,
     nghttp2_session,
@@ -68,6 +69,7 @@ from lb._fastpath.http2 cimport (
     HTTP2_CLOSING,
     HTTP2_LINGER,
     HTTP2_OPEN,
+    MAX_SENT_BLOCK,
     MAX_STREAMS,
     PREFACE_SIZE,
     S_FINAL,
@@ -86,6 +88,7 @@ from lb._fastpath.http2 cimport (
     ST_PEER_RESET,
     ST_RESET,
     ST_RESET_AFTER,
+    ST_TELLING,
     ST_TUNNEL,
     ST_WEBSOCKET,
     calls,
@@ -172,6 +175,7 @@ cdef void http2_server_install() noexcept nogil:
         nghttp2_option_set_no_auto_window_update(options, 1)
         nghttp2_option_set_no_closed_streams(options, 1)
         nghttp2_option_set_builtin_recv_extension_type(options, <uint8_t>NGHTTP2_PRIORITY_UPDATE)
+        nghttp2_option_set_max_send_header_block_length(options, MAX_SENT_BLOCK)
     server_side.deliver = deliver
     server_side.deliver_end = deliver_end
     server_side.other_full = upstream_is_full
@@ -260,7 +264,7 @@ cdef void tell_all(session* s, int reason) noexcept nogil:
     if reason != LB_R_CLIENT_CLOSED and reason != LB_R_SHUTDOWN:
         reason = LB_R_CLIENT_RESET
     while st != NULL:
-        st.flags &= ~<uint32_t>ST_OPEN
+        st.flags = (st.flags & ~<uint32_t>ST_OPEN) | ST_TELLING  # it goes with the session, not before
         st = st.next
     st = s.streams
     while st != NULL:

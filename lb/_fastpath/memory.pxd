@@ -37,6 +37,8 @@ cdef struct memory:
 cdef bint slab_grow(slab* s) noexcept nogil
 cdef void slab_release(slab* s) noexcept nogil
 cdef page* page_new(memory* m, int page_class, size_t size) noexcept nogil
+cdef bint pages_append(memory* m, page** first, page** last, const char* data, size_t size) noexcept nogil
+cdef void pages_free(memory* m, page** first, page** last) noexcept nogil
 cdef void memory_release(memory* m) noexcept nogil
 
 cdef inline void slab_init(slab* s, size_t size) noexcept nogil:

@@ -1,6 +1,7 @@
 """The slow halves of memory.pxd: growing slabs and making pages."""
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport lb_add_i64
 
@@ -44,6 +45,41 @@ cdef page* page_new(memory* m, int page_class, size_t size) noexcept nogil:
     p.end = 0
     p.page_class = <uint32_t>page_class
     return p
+
+
+cdef bint pages_append(memory* m, page** first, page** last, const char* data, size_t size) noexcept nogil:
+    """Let bytes wait in a chain of pages. False: no memory, and only some of them are kept."""
+    cdef page* p = last[0]
+    cdef size_t room
+    while size:
+        room = p.capacity - sizeof(page) - p.end if p != NULL else 0
+        if room == 0:
+            p = page_alloc(m, size if size < 16000 else 16000)
+            if p == NULL:
+                return False
+            if last[0] != NULL:
+                last[0].next = p
+            else:
+                first[0] = p
+            last[0] = p
+            room = p.capacity - sizeof(page)
+        if room > size:
+            room = size
+        memcpy(page_data(p) + p.end, data, room)
+        p.end += <uint32_t>room
+        data += room
+        size -= room
+    return True
+
+
+cdef void pages_free(memory* m, page** first, page** last) noexcept nogil:
+    """Give a whole chain back."""
+    cdef page* p = first[0]
+    while p != NULL:
+        first[0] = p.next
+        page_free(m, p)
+        p = first[0]
+    last[0] = NULL
 
 
 cdef void memory_release(memory* m) noexcept nogil:

@@ -25,7 +25,7 @@ from lb._fastpath.c.sys cimport (
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
-from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
+from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
 from lb._fastpath.reactor cimport (
     BATCH_IOV,
     IO_BROKEN,
@@ -113,10 +113,7 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
             send_ciphertext(c)
         tls_free(c.tls)
         c.tls = NULL
-    while c.out_first != NULL:
-        c.out_last = c.out_first.next
-        page_free(&r.pages, c.out_first)
-        c.out_first = c.out_last
+    pages_free(&r.pages, &c.out_first, &c.out_last)
     c.out_bytes = 0
     conn_unpark(c)
     if reset:
@@ -283,31 +280,11 @@ cdef void conn_unpark(conn* c) noexcept nogil:
 
 cdef void queue_bytes(conn* c, const char* data, size_t size) noexcept nogil:
     """Let bytes wait for the peer. Without memory the connection is broken: bytes must never be skipped."""
-    cdef page* p = c.out_last
-    cdef size_t room
-    while size:
-        room = 0
-        if p != NULL:
-            room = p.capacity - sizeof(page) - p.end
-        if room == 0:
-            p = page_alloc(&c.base.r.pages, size if size < 16000 else 16000)
-            if p == NULL:
-                c.base.flags |= IO_BROKEN
-                io_enqueue(&c.base)
-                return
-            if c.out_last != NULL:
-                c.out_last.next = p
-            else:
-                c.out_first = p
-            c.out_last = p
-            room = p.capacity - sizeof(page)
-        if room > size:
-            room = size
-        memcpy(page_data(p) + p.end, data, room)
-        p.end += <uint32_t>room
-        c.out_bytes += <uint32_t>room
-        data += room
-        size -= room
+    if not pages_append(&c.base.r.pages, &c.out_first, &c.out_last, data, size):
+        c.base.flags |= IO_BROKEN
+        io_enqueue(&c.base)
+        return
+    c.out_bytes += <uint32_t>size
 
 
 cdef void write_failed(conn* c) noexcept nogil:

@@ -133,7 +133,7 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     cdef conn* c = NULL
     connecting[0] = False
     if view.protocol != PROTOCOL_HTTP1:
-        c = shared_with_room(r, view, ep) if not fresh else NULL
+        c = shared_with_room(r, view, ep)  # `fresh` or not: one that fails or goes away has no room
         if c != NULL or view.protocol == PROTOCOL_HTTP2:
             return shared_lease(r, view, ep, c, exchange, connecting, reason)
     if not fresh:

@@ -111,6 +111,7 @@ METRICS = _metrics(
     Metric("lb_exchange_end", "counter", ("reason",), "Exchanges and connections by why they ended."),
     Metric("lb_connections_active", "gauge", (), "Client connections open."),
     Metric("lb_descriptors_open", "gauge", (), "File descriptors that the data plane uses."),
+    Metric("lb_buffer_bytes", "gauge", (), "Memory of buffers that hold bytes which wait for a client or an endpoint."),
     Metric("lb_tables_pinned", "gauge", (), "Old tables that requests under way still use."),
     Metric("lb_accept_pauses", "counter", (), "Times accepting stopped because descriptors or memory ran short."),
     Metric(
@@ -133,6 +134,7 @@ METRICS = _metrics(
 ENGINE_COUNTERS = {
     "connections": "lb_connections_active",
     "descriptors": "lb_descriptors_open",
+    "buffer_bytes": "lb_buffer_bytes",
     "tables_pinned": "lb_tables_pinned",
     "accept_pauses": "lb_accept_pauses",
     "idle_closed_by_pressure": "lb_connections_shed",
