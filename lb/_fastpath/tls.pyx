@@ -121,7 +121,9 @@ from lb._fastpath.c.openssl cimport (
     SSL_set_verify_depth,
     SSL_shutdown,
     SSL_use_cert_and_key,
+    SSL_version,
     SSL_write,
+    TLS1_3_VERSION,
     TLSEXT_TYPE_server_name,
     X509_STORE_CTX,
     X509_V_OK,
@@ -437,7 +439,8 @@ cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_
         return 1 if EVP_EncryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) == 1 else -1
     if EVP_DecryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) != 1:
         return -1
-    return 1 if i == 0 else 2  # 2: give the client a new one
+    # 2: give the client a new one. With TLS 1.3 each ticket is for one connection (RFC 8446 C.4).
+    return 1 if i == 0 and SSL_version(ssl) != TLS1_3_VERSION else 2
 
 
 cdef int on_new_session(SSL* ssl, SSL_SESSION* session) noexcept nogil:

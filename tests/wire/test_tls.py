@@ -210,6 +210,22 @@ def test_sessions_are_resumed_with_the_same_policy_only(world: World, version: s
         ask(crossing, "required.example.com")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_connection_is_resumed_with_the_ticket_of_the_one_before(world: World, version: ssl.TLSVersion) -> None:
+    """A TLS 1.3 ticket is for one connection (RFC 8446 C.4), so a resumed one has to bring the next."""
+    client = world.client(version=version)
+    context = client.context()
+    tickets = set()
+    for count in range(4):
+        with client.connect(context) as connection:
+            assert ask(connection, "shop.example.com").status == 200
+            assert connection.session_reused == (count > 0)
+            assert connection.session is not None
+            client.session = connection.session
+            tickets.add(connection.session.id if version == ssl.TLSVersion.TLSv1_3 else count)
+    assert len(tickets) == 4
+
+
 # ------------------------------------------------------------------------------------------------ client certificates
 
 

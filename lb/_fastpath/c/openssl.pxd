@@ -101,6 +101,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     long SSL_get_verify_result(const SSL* ssl)
     int SSL_session_reused(const SSL* ssl)
     const char* SSL_get_version(const SSL* ssl)
+    int SSL_version(const SSL* ssl)
     const SSL_CIPHER* SSL_get_current_cipher(const SSL* ssl)
     const char* SSL_CIPHER_get_name(const SSL_CIPHER* cipher)
     int SSL_set_session(SSL* ssl, SSL_SESSION* session)
