@@ -9,7 +9,8 @@ its stream, and who feeds the stream stops (`full`) when there is too much of it
 
 Input: a stream's bytes go to its exchange at once unless that cannot take them. Then they wait in pages of the stream,
 and its flow-control window stays closed by as much. The connection's own window is given back at once, so that a stream
-that stands still holds up nobody else.
+that stands still holds up nobody else. A stream begins with a small window, so that many of them cannot bring much that
+nobody wants yet, and has the large one when its exchange has taken as much without a pause.
 
 No callback of nghttp2 may end a connection or a session, so what they find out is noted (`marked`) and handled when
 nghttp2 has returned (session_settle).
@@ -26,6 +27,7 @@ from lb._fastpath.message cimport head
 from lb._fastpath.transport cimport conn, exchange_calls, leg, outgoing
 
 cdef enum:
+    FIRST_WINDOW = 65535
     STREAM_WINDOW = 262144
     CONNECTION_WINDOW = 1048576
     MAX_STREAMS = 128  # of one client at the same time
@@ -78,6 +80,7 @@ cdef enum:  # stream.flags
     ST_RESET_AFTER = 524288  # when our side is out, tell the peer to stop (RFC 9113 8.1)
     ST_WAITS_SETTINGS = 1048576
     ST_TELLING = 2097152  # its exchange is being told: it must stay
+    ST_FAST = 4194304  # has the large window
 
 cdef struct session
 cdef struct stream
@@ -112,6 +115,7 @@ cdef struct stream:
     page* in_first
     page* in_last
     size_t in_bytes
+    size_t taken_bytes  # by the exchange, as they came
     page* in_trailers
     uint32_t interim  # responses
     outgoing request  # client side: waits for the peer's settings

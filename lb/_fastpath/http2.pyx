@@ -39,6 +39,7 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_session_mem_recv,
     nghttp2_session_mem_send,
     nghttp2_session_resume_data,
+    nghttp2_session_set_local_window_size,
     nghttp2_session_want_read,
     nghttp2_session_want_write,
     nghttp2_submit_rst_stream,
@@ -276,6 +277,10 @@ cdef int on_data(nghttp2_session* ng, uint8_t flags, int32_t stream_id, const ui
         st.in_bytes += size
         return 0
     nghttp2_session_consume_stream(ng, stream_id, size)
+    st.taken_bytes += size
+    if st.taken_bytes >= FIRST_WINDOW and not st.flags & (ST_FAST | ST_IN_ENDED):
+        st.flags |= ST_FAST
+        nghttp2_session_set_local_window_size(ng, <uint8_t>NGHTTP2_FLAG_NONE, stream_id, STREAM_WINDOW)
     s.side.deliver(st, <const char*>data, size)
     if st.flags & ST_HELD and s.side.other_full(st):
         st.flags |= ST_PAUSED

@@ -52,6 +52,7 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
 from lb._fastpath.http2 cimport (
     CONNECTION_WINDOW,
+    FIRST_WINDOW,
     MAX_SENT_BLOCK,
     S_CLIENT,
     S_DOOMED,
@@ -61,7 +62,6 @@ from lb._fastpath.http2 cimport (
     S_SETTLED,
     S_STREAM_ENDED,
     S_TOLD_AWAY,
-    STREAM_WINDOW,
     ST_ANSWERED,
     ST_HELD,
     ST_IN_ENDED,
@@ -189,7 +189,7 @@ cdef bint http2_client_open(conn* c) noexcept nogil:
     settings[0].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
     settings[0].value = 0
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
-    settings[1].value = STREAM_WINDOW
+    settings[1].value = FIRST_WINDOW
     nghttp2_submit_settings(s.ng, <uint8_t>NGHTTP2_FLAG_NONE, settings, 2)
     nghttp2_session_set_local_window_size(s.ng, <uint8_t>NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW)
     return True

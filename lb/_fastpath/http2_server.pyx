@@ -66,6 +66,7 @@ from lb._fastpath.clients cimport idle_link, idle_unlink, view_of
 from lb._fastpath.counters cimport bump
 from lb._fastpath.http2 cimport (
     CONNECTION_WINDOW,
+    FIRST_WINDOW,
     HTTP2_CLOSING,
     HTTP2_LINGER,
     HTTP2_OPEN,
@@ -75,7 +76,6 @@ from lb._fastpath.http2 cimport (
     S_FINAL,
     S_NOTICED,
     S_PING_ACKED,
-    STREAM_WINDOW,
     ST_ANSWERED,
     ST_HELD,
     ST_IN_ENDED,
@@ -218,7 +218,7 @@ cdef void http2_server_open(conn* c) noexcept nogil:
     settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
     settings[0].value = MAX_STREAMS
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
-    settings[1].value = STREAM_WINDOW
+    settings[1].value = FIRST_WINDOW
     settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
     settings[2].value = <uint32_t>view.max_head_bytes
     settings[3].settings_id = NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL
