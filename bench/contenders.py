@@ -17,8 +17,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from bench.build import BIN, find_envoy
+from bench.certificate import Certificate
 from bench.export import Cluster, namespace_text, write_directory, write_single
-from bench.load import fetch, free_port
+from bench.load import Answer, fetch, free_port
 from bench.machine import PROXY_CPU, process_tree, run_on
 
 ROOT = Path(__file__).parent.parent
@@ -45,9 +46,9 @@ class Contender(ABC):
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         self.cluster = cluster
-        self.directory = directory / f"{self.name}-{len(cluster.routes)}"
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
+        self.directory = directory / f"{self.name}-{self.port}"
+        self.directory.mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -71,6 +72,9 @@ class Contender(ABC):
     def apply(self) -> None:
         """Make the running proxy take what was prepared."""
 
+    def fetch(self, host: str, path: str, server_name: str | None = None) -> Answer:
+        return fetch(self.port, host, path, self.cluster.certificate, server_name)
+
     @property
     def pid(self) -> int:
         assert self.process
@@ -92,7 +96,7 @@ class Contender(ABC):
         )
         log.close()
         route = self.cluster.routes[-1]
-        while fetch(self.port, route.host, route.target("128")).status != 200:
+        while self.fetch(route.host, route.target("128")).status != 200:
             if self.process.poll() is not None or time.perf_counter() > began + START_SECONDS:
                 self.stop()
                 raise RuntimeError(f"{self.name} does not serve:\n{self.log_tail()}")
@@ -164,9 +168,10 @@ class Lb(Contender):
         write_directory(self.cluster, self.export)
 
     def command(self) -> list[str | Path]:
-        publish = f"80=127.0.0.1:{self.port}"
+        ports = {443: self.port, 80: free_port()} if self.cluster.certificate else {80: self.port}
+        publish = [f"--publish={port}=127.0.0.1:{free}" for port, free in ports.items()]
         socket = self.directory / "admin.sock"
-        return [*self._program(), "run", self.export, "--publish", publish, "--threads", "1", "--admin-socket", socket]
+        return [*self._program(), "run", self.export, *publish, "--threads", "1", "--admin-socket", socket]
 
     def prepare(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
@@ -215,15 +220,17 @@ class Nginx(Contender):
             " keepalive 512; keepalive_requests 1000000000; keepalive_timeout 55s; }\n"
             for service in self.cluster.services
         )
+        tls = self.cluster.certificate
+        listen = f"listen 127.0.0.1:{self.port}{' ssl http2' if tls else ''}"
         servers = "".join(
-            f"server {{ listen 127.0.0.1:{self.port}; server_name {route.host};"
+            f"server {{ {listen}; server_name {route.host};"
             f" location {route.path.rstrip('/')}/ {{ proxy_pass http://{route.service.upstream}; }} }}\n"
             for route in self.cluster.routes
         )
         hashes = max(len(self.cluster.routes) * 2, 1024)
         (self.directory / "nginx.conf").write_text(
-            _NGINX % {"dir": self.directory, "hashes": hashes, "upstreams": upstreams, "servers": servers,
-                      "port": self.port}
+            _NGINX % {"dir": self.directory, "hashes": hashes, "upstreams": upstreams, "servers": servers, "listen": listen,
+                      "tls": f"ssl_certificate {tls.chain}; ssl_certificate_key {tls.key};" if tls else ""}
         )  # fmt: skip
 
     def command(self) -> list[str | Path]:
@@ -254,7 +261,14 @@ class HAProxy(Contender):
                 f"{route.host}{route.path.rstrip('/')}/ {route.service.upstream}\n" for route in self.cluster.routes
             )
         )
-        text = _HAPROXY % {"port": self.port, "map": self.directory / "routes.map", "backends": backends}
+        tls = self.cluster.certificate
+        text = _HAPROXY % {
+            "port": self.port,
+            "tls": f" ssl crt {tls.both} alpn h2,http/1.1" if tls else "",
+            "scheme": "https" if tls else "http",
+            "map": self.directory / "routes.map",
+            "backends": backends,
+        }
         (self.directory / "haproxy.cfg").write_text(text)
 
     def command(self) -> list[str | Path]:
@@ -367,12 +381,15 @@ class Envoy(Contender):
                 }
             ],
         }
+        chain: dict[str, object] = {
+            "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+        }
+        if self.cluster.certificate:
+            chain["transport_socket"] = _envoy_tls(self.cluster.certificate)
         listener = {
             "name": "http",
             "address": _socket_address("127.0.0.1", self.port),
-            "filter_chains": [
-                {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-            ],
+            "filter_chains": [chain],
         }
         return {
             "node": {"id": "bench", "cluster": "bench"},
@@ -411,6 +428,53 @@ class Envoy(Contender):
 
 def _socket_address(address: str, port: int) -> dict[str, object]:
     return {"socket_address": {"address": address, "port_value": port}}
+
+
+def _envoy_tls(certificate: Certificate) -> dict[str, object]:
+    files = {
+        "certificate_chain": {"filename": str(certificate.chain)},
+        "private_key": {"filename": str(certificate.key)},
+    }
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"tls_certificates": [files], "alpn_protocols": ["h2", "http/1.1"]},
+        },
+    }
+
+
+class Nghttpx(Contender):
+    """What it cannot make of each request it adds as constants: X-Forwarded-Host and -Port, X-Real-IP, X-Request-ID."""
+
+    name = "nghttpx"
+    title = "nghttpx"
+
+    @classmethod
+    def version(cls) -> str:
+        return _version(["nghttpx", "--version"]).rpartition("/")[2]
+
+    def configure(self) -> None:
+        backends = "".join(
+            f"backend={address},{self.cluster.port};{route.host}{route.path.rstrip('/')}/\n"
+            for route in self.cluster.routes
+            for address in route.service.endpoints
+        )
+        tls = self.cluster.certificate
+        text = _NGHTTPX % {
+            "port": self.port,
+            "tls": f"private-key-file={tls.key}\ncertificate-file={tls.chain}" if tls else "",
+            "no_tls": "" if tls else ";no-tls",
+            "nowhere": free_port(),
+            "backends": backends,
+        }
+        (self.directory / "nghttpx.conf").write_text(text)
+
+    def command(self) -> list[str | Path]:
+        return ["nghttpx", f"--conf={self.directory / 'nghttpx.conf'}"]
+
+    def apply(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
 
 
 def _version(command: list[str | Path]) -> str:
@@ -453,8 +517,10 @@ http {
     proxy_set_header X-Forwarded-Host $http_host;
     proxy_set_header X-Forwarded-Port $server_port;
     proxy_set_header X-Request-ID $request_id;
+    %(tls)s
+    ssl_protocols TLSv1.2 TLSv1.3;
     %(upstreams)s
-    server { listen 127.0.0.1:%(port)d default_server backlog=4096; return 404; }
+    server { %(listen)s default_server backlog=4096; return 404; }
     %(servers)s
 }
 """
@@ -473,11 +539,11 @@ defaults
     http-reuse always
     unique-id-format %%{+X}o\\ %%ci:%%cp_%%fi:%%fp_%%Ts_%%rt:%%pid
 frontend http
-    bind 127.0.0.1:%(port)d backlog 4096
+    bind 127.0.0.1:%(port)d backlog 4096%(tls)s
     unique-id-header X-Request-ID
     http-request set-header X-Forwarded-For %%[src]
     http-request set-header X-Real-IP %%[src]
-    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Proto %(scheme)s
     http-request set-header X-Forwarded-Host %%[req.hdr(host)]
     http-request set-header X-Forwarded-Port %%[dst_port]
     use_backend %%[base,map_beg(%(map)s,none)]
@@ -487,4 +553,28 @@ backend none
 %(backends)s
 """
 
-CONTENDERS: tuple[type[Contender], ...] = (Floor, Lb, Nginx, HAProxy, Envoy)
+# A catch-all backend must be there; nobody listens on its port, so that other hosts get no answer but an error.
+_NGHTTPX = """\
+frontend=127.0.0.1,%(port)d%(no_tls)s
+%(tls)s
+workers=1
+backlog=4096
+no-ocsp=yes
+no-via=yes
+no-server-rewrite=yes
+errorlog-file=/dev/stderr
+accesslog-file=
+frontend-keep-alive-timeout=75s
+backend-keep-alive-timeout=55s
+backend-connect-timeout=5s
+add-x-forwarded-for=yes
+strip-incoming-x-forwarded-for=yes
+add-request-header=X-Real-IP: 127.0.0.1
+add-request-header=X-Forwarded-Host: app-000000.team-00.example.com
+add-request-header=X-Forwarded-Port: 443
+add-request-header=X-Request-ID: 00000000000000000000000000000000
+backend=127.0.0.1,%(nowhere)d
+%(backends)s
+"""
+
+CONTENDERS: tuple[type[Contender], ...] = (Floor, Lb, Nginx, HAProxy, Nghttpx, Envoy)

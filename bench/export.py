@@ -5,9 +5,12 @@ from which the peers' configurations are made. The same numbers always give the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from base64 import b64encode
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+from bench.certificate import Certificate
 
 NAMESPACES_MOST = 100
 PATHS = ("/", "/api", "/shop", "/static/v2")
@@ -46,6 +49,8 @@ class Cluster:
     routes: tuple[Route, ...]
     port: int
     """Of every endpoint."""
+    certificate: Certificate | None = None
+    """All hosts are served by TLS with it; None: by plain HTTP."""
 
     @cached_property
     def namespaces(self) -> dict[str, tuple[list[Route], list[Service]]]:
@@ -59,12 +64,12 @@ class Cluster:
     def with_path(self, index: int, path: str) -> Cluster:
         """One Ingress changed."""
         route = replace(self.routes[index], path=path)
-        return Cluster(self.services, (*self.routes[:index], route, *self.routes[index + 1 :]), self.port)
+        return replace(self, routes=(*self.routes[:index], route, *self.routes[index + 1 :]))
 
     def with_endpoints(self, index: int, addresses: tuple[str, ...]) -> Cluster:
         """One EndpointSlice changed."""
         service = replace(self.services[index], endpoints=addresses)
-        return Cluster((*self.services[:index], service, *self.services[index + 1 :]), self.routes, self.port)
+        return replace(self, services=(*self.services[:index], service, *self.services[index + 1 :]))
 
 
 def make_cluster(routes: int, services: int, endpoints: int, port: int) -> Cluster:
@@ -88,6 +93,11 @@ def _address(number: int) -> str:
 def _route(number: int, service: Service) -> Route:
     host = f"app-{number:06d}.{service.namespace}.example.com"
     return Route(f"app-{number:06d}", host, PATHS[number // 7 % len(PATHS)], service)
+
+
+def certificate_names(cluster: Cluster) -> list[str]:
+    """What a certificate for all hosts of the cluster is for."""
+    return [f"*.{namespace}.example.com" for namespace in cluster.namespaces]
 
 
 def write_directory(cluster: Cluster, directory: Path) -> None:
@@ -119,6 +129,9 @@ def _objects(cluster: Cluster, namespace: str) -> Iterator[str]:
     for service in services:
         yield _SERVICE % {"name": service.name, "namespace": namespace, "uid": _uid(1, service.name)}
         yield _slice(service, cluster.port)
+    if cluster.certificate:
+        chain, key = (b64encode(file.read_bytes()).decode() for file in (cluster.certificate.chain, cluster.certificate.key))
+        yield _SECRET % {"namespace": namespace, "uid": _uid(4, "tls-0"), "chain": chain, "key": key}
     for route in routes:
         yield _INGRESS % {
             "name": route.name,
@@ -127,6 +140,7 @@ def _objects(cluster: Cluster, namespace: str) -> Iterator[str]:
             "host": route.host,
             "path": route.path,
             "service": route.service.name,
+            "tls": _TLS % route.host if cluster.certificate else "",
         }
 
 
@@ -217,7 +231,7 @@ _INGRESS = """
                             ]
                         }
                     }
-                ]
+                ]%(tls)s
             },
             "status": {
                 "loadBalancer": {
@@ -228,6 +242,34 @@ _INGRESS = """
                     ]
                 }
             }
+        }"""
+
+_TLS = """,
+                "tls": [
+                    {
+                        "hosts": [
+                            "%s"
+                        ],
+                        "secretName": "tls"
+                    }
+                ]"""
+
+_SECRET = """
+        {
+            "apiVersion": "v1",
+            "data": {
+                "tls.crt": "%(chain)s",
+                "tls.key": "%(key)s"
+            },
+            "kind": "Secret",
+            "metadata": {
+                "creationTimestamp": "2024-01-01T00:00:00Z",
+                "name": "tls",
+                "namespace": "%(namespace)s",
+                "resourceVersion": "123456",
+                "uid": "%(uid)s"
+            },
+            "type": "kubernetes.io/tls"
         }"""
 
 _SERVICE = """

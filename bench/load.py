@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.build import BENCH, BIN
+from bench.certificate import Certificate
 from bench.machine import LOAD_CPU, run_on
 
 BODY_BYTES = {"128": 128, "128-close": 128, "16k": 16 << 10, "1m": 1 << 20}
@@ -47,10 +49,17 @@ def free_port() -> int:
 _given: set[int] = set()
 
 
-def fetch(port: int, host: str, path: str, timeout: float = 10) -> Answer:
-    """One GET on its own connection; status 0 when there is no answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+def fetch(
+    port: int, host: str, path: str, certificate: Certificate | None = None, server_name: str | None = None
+) -> Answer:
+    """One GET on its own connection; status 0 when there is no answer.
+
+    With a certificate by TLS, and only from who can show it for `server_name` (default: `host`)."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
+        connection.connect()
+        if certificate:
+            connection.sock = certificate.context.wrap_socket(connection.sock, server_hostname=server_name or host)
         connection.request("GET", path, headers={"Host": host})
         response = connection.getresponse()
         return Answer(response.status, response.read())
@@ -123,11 +132,49 @@ def run_wrk(load: Load, port: int, seconds: float) -> int:
     return int(totals["requests"])
 
 
-class Client:
-    """A running client.c."""
+CIPHER, GROUP = "TLS_AES_128_GCM_SHA256", "X25519"
+"""Of every TLS connection; client.c has them built in."""
 
-    def __init__(self, mode: str, port: int, *arguments: object) -> None:
-        command: list[str | Path] = [BIN / "client", mode, str(port), *map(str, arguments)]
+
+@dataclass(frozen=True)
+class Streams:
+    """What h2load is to do: HTTP/2 over TLS."""
+
+    url: str
+    connections: int = 16
+    streams: int = 32
+    body_bytes: int = 128
+
+
+def run_h2load(load: Streams, port: int, requests: int) -> float:
+    """Seconds for that many requests. Raises LoadFailed unless every one was answered with 2xx and the whole body."""
+    command = [
+        *("h2load", f"-n{requests}", f"-c{load.connections}", f"-m{load.streams}", "-t1"),
+        *(f"--tls13-ciphers={CIPHER}", f"--groups={GROUP}", "--npn-list=h2", "-N10"),
+        *(f"--connect-to=127.0.0.1:{port}", load.url),
+    ]
+    process = start_on_load_cpu(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = process.communicate()[0]
+    seconds = re.search(r"^finished in ([\d.]+)(us|ms|s),", output, re.MULTILINE)
+    body = re.search(r"\((\d+)\) data$", output, re.MULTILINE)
+    wanted = (
+        f"{requests} succeeded, 0 failed, 0 errored, 0 timeout",
+        f"Cipher: {CIPHER}\n",
+        f"Server Temp Key: {GROUP} ",
+        "Application protocol: h2\n",
+    )
+    missing = [text.strip() for text in wanted if text not in output]
+    if process.returncode or missing or not seconds or not body or int(body[1]) < requests * load.body_bytes:
+        raise LoadFailed(f"h2load against port {port}: without {missing}:\n{output[-1500:]}")
+    return float(seconds[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[seconds[2]]
+
+
+class Client:
+    """A running client.c. `how`: plain, tls, full or resumed."""
+
+    def __init__(self, mode: str, port: int, *arguments: object, how: str = "plain") -> None:
+        self._mode = mode
+        command: list[str | Path] = [BIN / "client", mode, str(port), *map(str, arguments), how]
         self._process = start_on_load_cpu(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def read_line(self) -> dict[str, float]:
@@ -143,12 +190,20 @@ class Client:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def begin(self) -> None:
+        """`load` makes its requests from now on."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
     def finish(self) -> None:
         """Let it end by itself: `idle` holds its connections until its stdin ends."""
         assert self._process.stdin
         self._process.stdin.close()
 
     def __enter__(self) -> Client:
+        if self._mode == "load":
+            self.read_line()  # its connections are open
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple, TypeVar
 
+from bench.certificate import make_certificate
 from bench.contenders import ADDED_HEADERS, ClosingFloor, Contender, Floor
-from bench.export import Cluster
-from bench.load import BODY_BYTES, LoadFailed, fetch
+from bench.export import Cluster, certificate_names
+from bench.load import BODY_BYTES, LoadFailed
+from bench.machine import cpu_seconds
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,19 @@ class Settings:
                 self.fail(kind.name, failure)
         return rows
 
+    def take_turns(self, contenders: Iterable[Contender], take: Callable[[Contender], T]) -> dict[str, list[T]]:
+        """What each contender gave in each round, by name, after one turn to warm up; one that fails costs only its own."""
+        taken: dict[str, list[T]] = {contender.name: [] for contender in contenders}
+        for _ in range(self.rounds + 1):
+            for contender in contenders:
+                if contender.name in taken:
+                    try:
+                        taken[contender.name].append(take(contender))
+                    except (LoadFailed, RuntimeError) as failure:
+                        self.fail(contender.name, failure)
+                        del taken[contender.name]
+        return {name: values[1:] for name, values in taken.items()}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -69,23 +88,36 @@ class Figure:
     """What the ratio compares with; empty when there is none."""
     target: str
     limit: float | None
-    """The target as a number: for lb's median ratio where there is one, else for its median value. None: as good as
-    nginx and HAProxy."""
+    """The target as a number: for lb's median ratio where there is one, else for its median value. None: only `rivals`
+    count."""
     about: str
     run: Callable[[Settings], list[Row]]
     extra_limits: dict[str, float] = field(default_factory=dict)
     """The same for what stands in Row.extra."""
+    rivals: dict[str, float] = field(default_factory=dict)
+    """The most that lb's value may be as a multiple of these peers'."""
 
 
 def reaches(figure: Figure, rows: list[Row]) -> bool | None:
     """Whether lb does what the figure asks of it; None when it was not measured."""
-    found = {row.contender: median(row.ratios or row.values) for row in rows}
-    rivals = [found[name] for name in ("nginx", "haproxy") if name in found]
-    limit = figure.limit if figure.limit is not None else min(rivals, default=None)
-    lb = next((row for row in rows if row.contender == "lb"), None)
-    if lb is None or limit is None:
+    by_name = {row.contender: row for row in rows}
+    if (lb := by_name.get("lb")) is None or (figure.ratio_to and not lb.bases):
         return None
-    return found["lb"] <= limit and all(lb.extra[name] <= most for name, most in figure.extra_limits.items())
+    checks = [median(lb.ratios or lb.values) <= figure.limit] if figure.limit is not None else []
+    checks += [lb.extra[name] <= most for name, most in figure.extra_limits.items()]
+    checks += [median(against(lb, by_name[name]).ratios) <= most for name, most in figure.rivals.items() if name in by_name]
+    return all(checks) if checks else None
+
+
+def against(row: Row, other: Row) -> Row:
+    """The row as compared with another one of the same rounds."""
+    return replace(row, bases=other.values)
+
+
+def against_best(rows: list[Row], *names: str) -> list[Row]:
+    """All rows compared with that of the best of these contenders; as they are when none of them was measured."""
+    best = min((row for row in rows if row.contender in names), key=lambda row: median(row.values), default=None)
+    return [against(row, best) for row in rows] if best else rows
 
 
 def say(text: str) -> None:
@@ -98,17 +130,54 @@ def show_row(row: Row, unit: str) -> None:
     say(f"  {row.contender:<16} {ratio}{median(row.values):.2f} {unit}  {extra}")
 
 
+class Cost(NamedTuple):
+    """µs of CPU per request."""
+
+    proxy: float
+    backend: float
+
+
 @contextmanager
-def running(kinds: list[type[Contender]], cluster: Cluster, directory: Path) -> Iterator[list[Contender]]:
-    """All of them at once, each checked to do its work. Waiting ones cost nothing; so they can take turns quickly."""
+def cpu_cost(contender: Contender, settings: Settings) -> Iterator[Callable[[float], Cost]]:
+    """What it yields turns the number of requests made since into their cost."""
+    pids = contender.pid, settings.backend_pid
+    before = [cpu_seconds(pid) for pid in pids]
+    yield lambda requests: Cost(*((cpu_seconds(pid) - was) * 1e6 / requests for pid, was in zip(pids, before, strict=True)))
+
+
+def cost_rows(taken: dict[str, list[Cost]]) -> list[Row]:
+    return [
+        Row(name, [cost.proxy for cost in costs], extra={"backend µs": round(median(cost.backend for cost in costs), 1)})
+        for name, costs in taken.items()
+    ]
+
+
+def secure(cluster: Cluster, directory: Path) -> Cluster:
+    """The same cluster, served by TLS."""
+    return replace(cluster, certificate=make_certificate(directory, certificate_names(cluster)))
+
+
+@contextmanager
+def running(contender: Contender) -> Iterator[Contender]:
+    """Started, and checked to do its work."""
+    try:
+        contender.start()
+        check_work(contender)
+        yield contender
+    finally:
+        contender.stop()
+
+
+@contextmanager
+def running_all(kinds: list[type[Contender]], cluster: Cluster, settings: Settings) -> Iterator[list[Contender]]:
+    """All that can at once. Waiting ones cost nothing; so they can take turns quickly."""
     with ExitStack() as stack:
         started = []
         for kind in kinds:
-            contender = kind(cluster, directory)
-            stack.callback(contender.stop)
-            contender.start()
-            check_work(contender)
-            started.append(contender)
+            try:
+                started.append(stack.enter_context(running(kind(cluster, settings.directory))))
+            except (LoadFailed, RuntimeError) as failure:
+                settings.fail(kind.name, failure)
         yield started
 
 
@@ -118,14 +187,14 @@ def check_work(contender: Contender) -> None:
     for answer, size in BODY_BYTES.items():
         if answer.endswith("close") or (isinstance(contender, ClosingFloor) and answer != "128"):
             continue
-        got = fetch(contender.port, route.host, route.target(answer))
+        got = contender.fetch(route.host, route.target(answer))
         if got.status != 200 or got.body != b"x" * size:
             raise LoadFailed(f"{contender.name} answers /{answer} with {got.status} and {len(got.body)} bytes")
     if isinstance(contender, Floor):
         return
-    head = fetch(contender.port, route.host, route.target("echo")).body.decode().lower()
+    head = contender.fetch(route.host, route.target("echo")).body.decode().lower()
     missing = [name for name in ADDED_HEADERS if f"\n{name}: " not in head]
     if missing or f"\nhost: {route.host}\r\n" not in head:
         raise LoadFailed(f"{contender.name} does not send {missing or 'the host'}:\n{head}")
-    if fetch(contender.port, "nobody.example.com", "/").status != 404:
+    if contender.fetch("nobody.example.com", "/", server_name=route.host).status not in range(400, 600):
         raise LoadFailed(f"{contender.name} serves a host that has no route")

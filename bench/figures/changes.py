@@ -9,7 +9,7 @@ from statistics import median
 from bench.contenders import Contender, Lb, LbSingleFile
 from bench.export import Cluster, make_cluster
 from bench.figures.size import ENDPOINTS, INGRESSES, SERVICES, SLOW_SECONDS
-from bench.load import Answer, Client, LoadFailed, fetch, targets_file
+from bench.load import Answer, Client, LoadFailed, targets_file
 from bench.measure import Figure, Row, Settings
 
 CHANGED = 8
@@ -23,11 +23,11 @@ def _apply(contender: Contender, cluster: Cluster, path: str, seen: Callable[[An
     """Seconds from the change (file moved into place, or reload asked for) to the first answer that shows it."""
     route = cluster.routes[CHANGED]
     contender.prepare(cluster, route.service.namespace)
-    if seen(fetch(contender.port, route.host, path)):
+    if seen(contender.fetch(route.host, path)):
         raise LoadFailed(f"{contender.name} shows the change before it is made")
     began = time.perf_counter()
     contender.apply()
-    while not seen(fetch(contender.port, route.host, path)):
+    while not seen(contender.fetch(route.host, path)):
         if time.perf_counter() > began + PATIENCE_SECONDS:
             raise LoadFailed(f"{contender.name} does not take the change\n{contender.log_tail()}")
         time.sleep(0.001)
@@ -76,6 +76,7 @@ def _load_with_swaps(contender: Contender, seconds: float, every: float, numbers
         targets_file([(route.host, route.target("128"))]) as targets,
         Client("load", contender.port, CONNECTIONS, seconds, RATE, targets) as client,
     ):
+        client.begin()
         began = time.monotonic()
         for turn, number in enumerate(numbers if every else ()):
             time.sleep(max(0.0, began + (turn + 0.5) * every - time.monotonic()))
@@ -127,6 +128,7 @@ def _swaps(settings: Settings) -> list[Row]:
             with targets_file([(route.host, route.target("128"))]) as targets:
                 while number < count:  # as many spells of load as the changes take
                     with Client("load", contender.port, CONNECTIONS, 5, 0, targets) as client:
+                        client.begin()
                         while number < count and client.running:
                             _change_path(contender, number)
                             number += 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from statistics import median
 
 from bench.contenders import ClosingFloor, Contender, Floor
 from bench.export import Cluster, make_cluster
 from bench.load import BODY_BYTES, Load, run_wrk, targets_file
-from bench.machine import cpu_seconds
-from bench.measure import Figure, Row, Settings, running
+from bench.measure import Cost, Figure, Row, Settings, against_best, cost_rows, cpu_cost, running, running_all
 
+PLAIN = ("floor", "lb", "nginx", "haproxy", "envoy")
 FEW, MANY = 100, 100_000
 
 
@@ -20,37 +19,24 @@ def _seconds(settings: Settings) -> float:
     return 1 if settings.quick else 2
 
 
-def _measure(contender: Contender, load: Load, settings: Settings) -> tuple[float, float]:
-    """µs of CPU per request: (proxy, backend)."""
-    proxy, backend = cpu_seconds(contender.pid), cpu_seconds(settings.backend_pid)
-    requests = run_wrk(load, contender.port, _seconds(settings))
-    return (
-        (cpu_seconds(contender.pid) - proxy) * 1e6 / requests,
-        (cpu_seconds(settings.backend_pid) - backend) * 1e6 / requests,
-    )
+def _measure(contender: Contender, load: Load, settings: Settings) -> Cost:
+    with cpu_cost(contender, settings) as cost:
+        return cost(run_wrk(load, contender.port, _seconds(settings)))
 
 
 def _cost(answer: str, *, close: bool = False) -> Callable[[Settings], list[Row]]:
     def run(settings: Settings) -> list[Row]:
         cluster = make_cluster(FEW, 10, 2, settings.backend_port)
         route = cluster.routes[7]
-        kinds = [ClosingFloor if close and kind is Floor else kind for kind in settings.contenders]
-        with running(kinds, cluster, settings.directory) as contenders, ExitStack() as stack:
+        kinds = [ClosingFloor if close and kind is Floor else kind for kind in settings.choose(*PLAIN)]
+        with running_all(kinds, cluster, settings) as contenders, ExitStack() as stack:
             loads = {}
             for contender in contenders:
                 path = route.target("128-close" if isinstance(contender, ClosingFloor) else answer)
                 targets = stack.enter_context(targets_file([(route.host, path)]))
                 loads[contender.name] = Load(targets, close=close, body_bytes=BODY_BYTES[answer])
-                run_wrk(loads[contender.name], contender.port, 1)  # warm-up
-            taken: dict[str, list[tuple[float, float]]] = {contender.name: [] for contender in contenders}
-            for _ in range(settings.rounds):
-                for contender in contenders:
-                    taken[contender.name].append(_measure(contender, loads[contender.name], settings))
-        floor = [proxy for proxy, _ in taken.get("floor", [])]
-        return [
-            Row(name, [proxy for proxy, _ in values], floor, {"backend µs": round(median(b for _, b in values), 1)})
-            for name, values in taken.items()
-        ]
+            taken = settings.take_turns(contenders, lambda each: _measure(each, loads[each.name], settings))
+        return against_best(cost_rows(taken), "floor")
 
     return run
 
@@ -67,15 +53,15 @@ def _routes(settings: Settings) -> list[Row]:
 
     def take(kind: type[Contender]) -> Row:
         with (
-            running([kind], few, settings.directory) as (small,),
-            running([kind], many, settings.directory) as (large,),
+            running(kind(few, settings.directory)) as small,
+            running(kind(many, settings.directory)) as large,
             targets_file(_targets(few)) as few_targets,
             targets_file(_targets(many)) as many_targets,
         ):
             turns = [(small, Load(few_targets)), (large, Load(many_targets))]
             for contender, load in turns:
                 run_wrk(load, contender.port, 1)
-            taken = [[_measure(*turn, settings)[0] for turn in turns] for _ in range(settings.rounds)]
+            taken = [[_measure(*turn, settings).proxy for turn in turns] for _ in range(settings.rounds)]
         return Row(kind.name, [value for _, value in taken], [base for base, _ in taken])
 
     # One after the other: together they need gigabytes.
@@ -91,6 +77,7 @@ KEEPALIVE = Figure(
     1.20,
     "64 connections, wrk, closed loop.",
     _cost("128"),
+    rivals={"nginx": 1, "haproxy": 1, "envoy": 1},
 )
 BODY_16K = Figure(
     "body-16k",
@@ -111,6 +98,7 @@ NEW_CONNECTION = Figure(
     None,
     "wrk sends `Connection: close`, the proxy closes; backend connections are kept.",
     _cost("128", close=True),
+    rivals={"nginx": 1, "haproxy": 1},
 )
 ROUTES = Figure(
     "routes",
