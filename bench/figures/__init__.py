@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bench.figures.changes import ENDPOINT, INGRESS, SWAPS, TAIL
 from bench.figures.cost import BODY_16K, KEEPALIVE, NEW_CONNECTION, ROUTES
-from bench.figures.http2 import HTTP2
-from bench.figures.size import IDLE, SCALE
+from bench.figures.http2 import GRPC, HTTP2
+from bench.figures.size import IDLE, SCALE, TLS_IDLE
 from bench.figures.tls import HANDSHAKE, RESUMED, TLS_KEEPALIVE
 
 FIGURES = (
     *(KEEPALIVE, BODY_16K, NEW_CONNECTION, ROUTES),
-    *(TLS_KEEPALIVE, HANDSHAKE, RESUMED, HTTP2),
-    *(SCALE, INGRESS, ENDPOINT, TAIL, IDLE, SWAPS),
+    *(TLS_KEEPALIVE, HANDSHAKE, RESUMED, HTTP2, GRPC),
+    *(SCALE, INGRESS, ENDPOINT, TAIL, IDLE, TLS_IDLE, SWAPS),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 
 from bench.contenders import Contender, Lb, LbSingleFile
 from bench.export import make_cluster
 from bench.load import Client, LoadFailed, targets_file
 from bench.machine import resident_bytes
-from bench.measure import Figure, Row, Settings
+from bench.measure import Figure, Row, Settings, secure
 
 INGRESSES, SERVICES, ENDPOINTS = 100_000, 10_000, 3
 SLOW_SECONDS = 10
@@ -35,7 +36,8 @@ def _scale(settings: Settings) -> list[Row]:
 
 def _hold(contender: Contender, count: int, route_target: tuple[str, str]) -> int:
     """Resident bytes while `count` connections wait for their next request."""
-    with targets_file([route_target]) as targets, Client("idle", contender.port, count, targets) as client:
+    how = "tls" if contender.cluster.certificate else "plain"
+    with targets_file([route_target]) as targets, Client("idle", contender.port, count, targets, how=how) as client:
         opened = client.read_line()
         resident = resident_bytes(contender.pid)
         client.finish()
@@ -45,24 +47,28 @@ def _hold(contender: Contender, count: int, route_target: tuple[str, str]) -> in
     return resident
 
 
-def _idle(settings: Settings) -> list[Row]:
-    few, many = 1000, 8000
-    cluster = make_cluster(100, 10, 2, settings.backend_port)
-    target = (cluster.routes[7].host, cluster.routes[7].target("128"))
+def _idle(few: int, many: int, peers: tuple[str, ...], *, tls: bool) -> Callable[[Settings], list[Row]]:
+    def run(settings: Settings) -> list[Row]:
+        cluster = make_cluster(100, 10, 2, settings.backend_port)
+        if tls:
+            cluster = secure(cluster, settings.directory)
+        target = (cluster.routes[7].host, cluster.routes[7].target("128"))
 
-    def take(kind: type[Contender]) -> Row:
-        values = []
-        for _ in range(1 if settings.quick else 3):
-            contender = kind(cluster, settings.directory)
-            try:
-                contender.start()
-                base = _hold(contender, few, target)
-                values.append((_hold(contender, many, target) - base) / (many - few))
-            finally:
-                contender.stop()
-        return Row(kind.name, values)
+        def take(kind: type[Contender]) -> Row:
+            values = []
+            for _ in range(1 if settings.quick else 3):
+                contender = kind(cluster, settings.directory)
+                try:
+                    contender.start()
+                    base = _hold(contender, few, target)
+                    values.append((_hold(contender, many, target) - base) / (many - few))
+                finally:
+                    contender.stop()
+            return Row(kind.name, values)
 
-    return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy"), take)
+        return settings.each(settings.choose(*peers), take)
+
+    return run
 
 
 SCALE = Figure(
@@ -85,5 +91,15 @@ IDLE = Figure(
     "≤ 512 bytes",
     512,
     "Growth from 1,000 to 8,000 connections, each after one request. Kernel memory is not counted.",
-    _idle,
+    _idle(1000, 8000, ("lb", "nginx", "haproxy", "envoy"), tls=False),
+)
+TLS_IDLE = Figure(
+    "tls-idle",
+    "Resident memory per idle TLS connection",
+    "bytes",
+    "",
+    "≤ 14,000 bytes",
+    14_000,
+    "Growth from 500 to 2,500 connections, TLS 1.3, each after one request. Kernel memory is not counted.",
+    _idle(500, 2500, ("lb", "nginx", "haproxy", "nghttpx", "envoy"), tls=True),
 )
