@@ -65,7 +65,7 @@ def run_figures(arguments: argparse.Namespace, directory: Path) -> bool:
     }
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     with backend() as (port, pid):
-        settings = Settings(arguments.quick, tuple(contenders), directory, port, pid, rounds)
+        settings = Settings(arguments.quick, tuple(contenders), directory, port, pid, rounds, 1 if arguments.quick else 2)
         for figure in FIGURES:
             if arguments.only and figure.name not in arguments.only:
                 continue

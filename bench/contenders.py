@@ -540,6 +540,7 @@ http {
     client_body_timeout 60s;
     send_timeout 60s;
     proxy_http_version 1.1;
+    proxy_max_temp_file_size 0;
     proxy_connect_timeout 5s;
     proxy_read_timeout 60s;
     proxy_send_timeout 60s;

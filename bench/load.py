@@ -209,12 +209,14 @@ def run_h2load(load: Streams, port: int, requests: int) -> float:
 
 
 class Client:
-    """A running client.c. `how`: plain, tls, full or resumed."""
+    """A running client.c. `how`: plain, tls, full or resumed. `idle`: only while nobody else wants its CPU."""
 
-    def __init__(self, mode: str, port: int, *arguments: object, how: str = "plain") -> None:
+    def __init__(self, mode: str, port: int, *arguments: object, how: str = "plain", idle: bool = False) -> None:
         self._mode = mode
         command: list[str | Path] = [BIN / "client", mode, str(port), *map(str, arguments), how]
         self._process = start_on_load_cpu(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if idle:
+            os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
 
     def read_line(self) -> dict[str, float]:
         """The next JSON object that it writes."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from bench.certificate import make_certificate
 from bench.contenders import ADDED_HEADERS, ClosingFloor, Contender, Floor
 from bench.export import Cluster, certificate_names
-from bench.load import BODY_BYTES, GRPC_BYTES, LoadFailed, Reply, call
+from bench.load import BODY_BYTES, GRPC_BYTES, Client, LoadFailed, Reply, call
 from bench.machine import cpu_seconds
 
 
@@ -45,6 +45,8 @@ class Settings:
     backend_port: int
     backend_pid: int
     rounds: int
+    seconds: float
+    """How long a turn takes."""
     failures: list[str] = field(default_factory=list)
     """What could not be measured."""
 
@@ -144,6 +146,23 @@ def cpu_cost(contender: Contender, settings: Settings) -> Iterator[Callable[[flo
     pids = contender.pid, settings.backend_pid
     before = [cpu_seconds(pid) for pid in pids]
     yield lambda requests: Cost(*((cpu_seconds(pid) - was) * 1e6 / requests for pid, was in zip(pids, before, strict=True)))
+
+
+def client_cost(
+    contender: Contender, settings: Settings, targets: Path, how: str, connections: int = 64, body_bytes: int = 128
+) -> Cost:
+    """Of the requests that client.c gets answered in a turn. What opening kept connections costs is not in it."""
+    with Client("load", contender.port, connections, settings.seconds, 0, targets, how=how) as client:
+        with cpu_cost(contender, settings) as cost:
+            client.begin()
+            totals = client.read_line()
+            took = cost(max(1, totals["requests"]))
+    each = totals["requests"]
+    handshakes = {"plain": (0, 0), "tls": (connections, 0), "full": (each, 0), "resumed": (each, each)}[how]
+    whole = each and totals["bytes"] >= each * body_bytes
+    if not whole or totals["failed"] or totals["closed"] or (totals["handshakes"], totals["resumed"]) != handshakes:
+        raise LoadFailed(f"{contender.name}: {totals}")
+    return took
 
 
 def cost_rows(taken: dict[str, list[Cost]]) -> list[Row]:

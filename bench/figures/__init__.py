@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bench.figures.changes import ENDPOINT, INGRESS, SWAPS, TAIL
-from bench.figures.cost import BODY_16K, KEEPALIVE, NEW_CONNECTION, ROUTES
+from bench.figures.cost import BODY_1M, BODY_16K, KEEPALIVE, NEW_CONNECTION, ROUTES, TLS_BODY_1M
 from bench.figures.http2 import GRPC, HTTP2
 from bench.figures.size import IDLE, SCALE, TLS_IDLE
-from bench.figures.tls import HANDSHAKE, RESUMED, TLS_KEEPALIVE
+from bench.figures.tls import HANDSHAKE, RESUMED, STORM, TLS_KEEPALIVE
 
 FIGURES = (
-    *(KEEPALIVE, BODY_16K, NEW_CONNECTION, ROUTES),
-    *(TLS_KEEPALIVE, HANDSHAKE, RESUMED, HTTP2, GRPC),
+    *(KEEPALIVE, BODY_16K, BODY_1M, NEW_CONNECTION, ROUTES),
+    *(TLS_KEEPALIVE, TLS_BODY_1M, HANDSHAKE, RESUMED, STORM, HTTP2, GRPC),
     *(SCALE, INGRESS, ENDPOINT, TAIL, IDLE, TLS_IDLE, SWAPS),
 )

@@ -5,23 +5,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from statistics import median
 
 from bench.contenders import ClosingFloor, Contender, Floor
 from bench.export import Cluster, make_cluster
 from bench.load import BODY_BYTES, Load, run_wrk, targets_file
-from bench.measure import Cost, Figure, Row, Settings, against_best, cost_rows, cpu_cost, running, running_all
+from bench.measure import (
+    Cost,
+    Figure,
+    Row,
+    Settings,
+    against_best,
+    client_cost,
+    cost_rows,
+    cpu_cost,
+    running,
+    running_all,
+    secure,
+)
 
 PLAIN = ("floor", "lb", "nginx", "haproxy", "envoy")
 FEW, MANY = 100, 100_000
 
 
-def _seconds(settings: Settings) -> float:
-    return 1 if settings.quick else 2
-
-
 def _measure(contender: Contender, load: Load, settings: Settings) -> Cost:
     with cpu_cost(contender, settings) as cost:
-        return cost(run_wrk(load, contender.port, _seconds(settings)))
+        return cost(run_wrk(load, contender.port, settings.seconds))
 
 
 def _cost(answer: str, *, close: bool = False) -> Callable[[Settings], list[Row]]:
@@ -68,6 +78,26 @@ def _routes(settings: Settings) -> list[Row]:
     return settings.each(settings.choose("lb", "nginx", "haproxy", "envoy", slow=("envoy",)), take)
 
 
+def _large(settings: Settings, *, tls: bool) -> list[Row]:
+    cluster = make_cluster(FEW, 10, 2, settings.backend_port)
+    if tls:
+        cluster = secure(cluster, settings.directory)
+    route = cluster.routes[7]
+    size = BODY_BYTES["1m"]
+
+    def take(contender: Contender) -> Cost:
+        return client_cost(contender, settings, targets, "tls" if tls else "plain", connections=16, body_bytes=size)
+
+    with (
+        running_all(settings.choose("lb", "nginx", "haproxy", "nghttpx", "envoy"), cluster, settings) as contenders,
+        targets_file([(route.host, route.target("1m"))]) as targets,
+    ):
+        rows = cost_rows(settings.take_turns(contenders, take))
+    for row in rows:
+        row.extra["MiB per CPU second"] = round(1e6 / median(row.values))
+    return against_best(rows, "nginx", "haproxy")
+
+
 KEEPALIVE = Figure(
     "keepalive",
     "CPU per request, keep-alive, 128-byte answers",
@@ -88,6 +118,27 @@ BODY_16K = Figure(
     1.35,
     "64 connections, wrk, closed loop.",
     _cost("16k"),
+)
+_LARGE = "16 connections, client.c, closed loop. No proxy writes temporary files."
+BODY_1M = Figure(
+    "body-1m",
+    "CPU per 1 MiB answer, keep-alive",
+    "µs",
+    "the best of nginx and HAProxy",
+    "throughput per CPU second ≥ nginx and HAProxy",
+    1.0,
+    _LARGE,
+    partial(_large, tls=False),
+)
+TLS_BODY_1M = Figure(
+    "tls-body-1m",
+    "CPU per 1 MiB answer, TLS 1.3, keep-alive",
+    "µs",
+    "the best of nginx and HAProxy",
+    "throughput per CPU second ≥ nginx and HAProxy",
+    1.0,
+    f"{_LARGE} TLS_AES_128_GCM_SHA256.",
+    partial(_large, tls=True),
 )
 NEW_CONNECTION = Figure(
     "new-connection",

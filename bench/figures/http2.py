@@ -15,14 +15,13 @@ FIRST_REQUESTS = 8000
 
 
 def _measure(settings: Settings, cluster: Cluster, load: Streams) -> list[Row]:
-    seconds = 1 if settings.quick else 2
     counts: dict[str, int] = {}
 
     def take(contender: Contender) -> Cost:
         count = counts.setdefault(contender.name, FIRST_REQUESTS)
         with cpu_cost(contender, settings) as cost:
             took = run_h2load(load, contender.port, count)
-            counts[contender.name] = int(count / took * seconds)
+            counts[contender.name] = int(count / took * settings.seconds)
             return cost(count)
 
     with running_all(settings.choose(*PEERS), cluster, settings) as contenders:
