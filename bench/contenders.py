@@ -542,8 +542,8 @@ http {
     proxy_http_version 1.1;
     proxy_max_temp_file_size 0;
     proxy_buffer_size 16k;
-    proxy_buffers 16 64k;
-    proxy_busy_buffers_size 128k;
+    proxy_buffers 4 32k;
+    proxy_busy_buffers_size 64k;
     proxy_connect_timeout 5s;
     proxy_read_timeout 60s;
     proxy_send_timeout 60s;
