@@ -800,6 +800,11 @@ cdef bint on_client_full(void* exchange_pointer) noexcept nogil:
     return True
 
 
+cdef bint on_client_waits(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    return x.d == NULL or x.d.calls.waiting(x.d) != 0
+
+
 cdef void on_client_drained(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     x.progress_ms = x.r.now_ms
@@ -1110,6 +1115,7 @@ cdef void exchange_install(shared* s) noexcept nogil:
     codec.response_end = on_response_end
     codec.response_failed = on_response_failed
     codec.client_full = on_client_full
+    codec.client_waits = on_client_waits
     codec.client_gone = client_gone
     http1_set_calls(&codec)
     http2_set_calls(&codec)

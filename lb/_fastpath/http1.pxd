@@ -37,6 +37,7 @@ cdef enum:  # conn.flags
     H1_NO_BODY = 8  # what is being received (upstream) or sent (client) has no body whatever its head says
     H1_PAUSED = 16  # stop reading: the other side is full or not there yet
     H1_UNTIL_CLOSE = 32  # the body ends with the connection
+    H1_BULK = 64  # upstream: much comes, and the client takes it as it comes
     H1_UPGRADE = 128  # the request asked for an upgrade
     # 512: CLIENT_LISTED
     H1_KEEP_ALIVE_10 = 1024  # an HTTP/1.0 client that asked for keep-alive

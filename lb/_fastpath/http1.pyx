@@ -35,6 +35,7 @@ from lb._fastpath.http2_server cimport http2_server_preface
 from lb._fastpath.memory cimport page, page_data, page_free
 from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase, unpack_head
 from lb._fastpath.reactor cimport (
+    BULK_BYTES,
     IO_BROKEN,
     IO_CUT,
     IO_DEAD,
@@ -745,7 +746,7 @@ cdef void client_read(conn* c) noexcept nogil:
         if budget <= 0:
             io_enqueue(&c.base)
             return
-        n = conn_receive(c, r.scratch_in, SCRATCH_BYTES)
+        n = conn_receive(c, r.scratch_in, BULK_BYTES if c.flags & H1_BULK else SCRATCH_BYTES)
         if n == RECEIVE_AGAIN:
             if c.base.flags & IO_BROKEN:
                 client_failed(c, LB_R_UPSTREAM_RESET)
@@ -758,6 +759,17 @@ cdef void client_read(conn* c) noexcept nogil:
             return
         budget -= n
         client_input(c, r.scratch_in, <size_t>n)
+        if n >= SCRATCH_BYTES and c.tls == NULL:
+            batch_flush(r)
+            note_bulk(c)
+
+
+cdef void note_bulk(conn* c) noexcept nogil:
+    """Few large reads cost less than many small ones, but what the client does not take has to be copied."""
+    if c.base.flags & IO_DEAD or c.leg.exchange == NULL or calls.client_waits(c.leg.exchange):
+        c.flags &= ~<uint16_t>H1_BULK
+    else:
+        c.flags |= H1_BULK
 
 
 cdef void client_failed(conn* c, int reason) noexcept nogil:

@@ -18,6 +18,7 @@ cdef enum:
     EVENTS_PER_TURN = 256
     LONGEST_SLEEP_MS = 500
     SCRATCH_BYTES = 65536
+    BULK_BYTES = 196608  # read at once of a body whose other side takes all of it
     BATCH_IOV = 64
     HANDSHAKE_NS = 200000  # of handshakes in one turn
 
@@ -144,7 +145,7 @@ cdef struct reactor:
     head answer  # an answer of our own
     head outgoing  # a request that has waited
     uint32_t out_used
-    char* scratch_in
+    char* scratch_in  # BULK_BYTES; the others have SCRATCH_BYTES
     char* scratch_out
     char* tls_in  # ciphertext that was received
     char* tls_out  # ciphertext to be sent

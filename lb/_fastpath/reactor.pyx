@@ -45,7 +45,7 @@ cdef bint reactor_init(reactor* r, shared* s, int index) noexcept nogil:
     r.s = s
     r.index = index
     r.pages.budget_left = &s.budget_left
-    r.scratch_in = <char*>malloc(SCRATCH_BYTES)
+    r.scratch_in = <char*>malloc(BULK_BYTES)
     r.scratch_out = <char*>malloc(SCRATCH_BYTES)
     r.scratch_text = <char*>malloc(SCRATCH_BYTES)
     r.tls_in = <char*>malloc(SCRATCH_BYTES)

@@ -101,6 +101,7 @@ cdef struct exchange_calls:
     void (*response_end)(void* exchange, head* trailers) noexcept nogil
     void (*response_failed)(void* exchange, int reason) noexcept nogil
     bint (*client_full)(void* exchange) noexcept nogil
+    bint (*client_waits)(void* exchange) noexcept nogil  # some bytes have not been taken by the client yet
     void (*client_gone)(conn* downstream) noexcept nogil  # after it was closed: give back what its acceptance took
 
 cdef struct conn:
