@@ -266,6 +266,8 @@ class HAProxy(Contender):
 
     name = "haproxy"
     title = "HAProxy"
+    buffer_bytes = 16 << 10
+    """Its default, which serves small answers best."""
 
     @classmethod
     def version(cls) -> str:
@@ -286,6 +288,7 @@ class HAProxy(Contender):
         tls = self.cluster.certificate
         text = _HAPROXY % {
             "port": self.port,
+            "buffer": self.buffer_bytes,
             "tls": f" ssl crt {tls.both} alpn h2,http/1.1" if tls else "",
             "scheme": "https" if tls else "http",
             "map": self.directory / "routes.map",
@@ -311,6 +314,12 @@ class HAProxy(Contender):
 
     def _loads(self) -> int:
         return (self.directory / "log").read_text(errors="replace").count("Loading success")
+
+
+class HAProxyForLarge(HAProxy):
+    """With the buffers that serve large answers best."""
+
+    buffer_bytes = 64 << 10
 
 
 class Envoy(Contender):
@@ -563,6 +572,7 @@ http {
 _HAPROXY = """\
 global
     nbthread 1
+    tune.bufsize %(buffer)d
     maxconn 9000
 defaults
     mode http

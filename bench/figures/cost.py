@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from statistics import median
 
-from bench.contenders import ClosingFloor, Contender, Floor
+from bench.contenders import ClosingFloor, Contender, Floor, HAProxy, HAProxyForLarge
 from bench.export import Cluster, make_cluster
 from bench.load import BODY_BYTES, Load, run_wrk, targets_file
 from bench.measure import (
@@ -84,12 +84,14 @@ def _large(settings: Settings, *, tls: bool) -> list[Row]:
         cluster = secure(cluster, settings.directory)
     route = cluster.routes[7]
     size = BODY_BYTES["1m"]
+    peers = settings.choose("lb", "nginx", "haproxy", "nghttpx", "envoy")
+    kinds = [HAProxyForLarge if kind is HAProxy else kind for kind in peers]
 
     def take(contender: Contender) -> Cost:
         return client_cost(contender, settings, targets, "tls" if tls else "plain", connections=16, body_bytes=size)
 
     with (
-        running_all(settings.choose("lb", "nginx", "haproxy", "nghttpx", "envoy"), cluster, settings) as contenders,
+        running_all(kinds, cluster, settings) as contenders,
         targets_file([(route.host, route.target("1m"))]) as targets,
     ):
         rows = cost_rows(settings.take_turns(contenders, take))
