@@ -70,7 +70,7 @@ man: build ## write the manual page to build/lb.1
 	@echo "build/lb.1: read it with man -l build/lb.1"
 
 .PHONY: bench
-bench: build $(READY_BENCH) ## measure against a bare relay, nginx, HAProxy and Envoy (bench/README.md)
+bench: build $(READY_BENCH) ## measure against a bare relay and other proxies (bench/README.md)
 	@exec $(BIN)/python -m bench $(ARGS)
 
 # The tree is copied so that the instrumented extensions never stand where the ordinary ones do.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bench import report
@@ -17,7 +18,7 @@ from bench.contenders import CONTENDERS, Contender, Unavailable
 from bench.figures import FIGURES
 from bench.load import LoadFailed, backend
 from bench.machine import LOAD_CPU, describe, run_on
-from bench.measure import Settings, say, show_row
+from bench.measure import Settings, say, show
 
 MICRO = "micro"
 
@@ -65,21 +66,24 @@ def run_figures(arguments: argparse.Namespace, directory: Path) -> bool:
     }
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     with backend() as (port, pid):
-        settings = Settings(arguments.quick, tuple(contenders), directory, port, pid, rounds, 1 if arguments.quick else 2)
+        settings = Settings(
+            arguments.quick, tuple(contenders), directory, port, pid, rounds, 1 if arguments.quick else 2
+        )
         for figure in FIGURES:
             if arguments.only and figure.name not in arguments.only:
                 continue
             say(f"{figure.title}")
             began = time.monotonic()
+            run = replace(settings, figure=figure.name)
             try:
-                rows = figure.run(settings)
+                rows = figure.run(run)
             except (LoadFailed, RuntimeError) as failure:
-                settings.fail(figure.name, failure)
+                run.fail("everything", failure)
                 continue
-            for row in rows:
-                show_row(row, figure.unit)
+            show(figure, rows)
             say(f"  [{time.monotonic() - began:.0f} s]")
-            report.save(figure, rows, about)
+            if rows:
+                report.save(figure, rows, about)
     if settings.failures:
         say(f"bench: not measured: {', '.join(settings.failures)}")
     return not settings.failures

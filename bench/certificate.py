@@ -29,9 +29,10 @@ class Certificate:
 
 def make_certificate(directory: Path, names: list[str]) -> Certificate:
     certificate = Certificate(directory / "bench.crt", directory / "bench.key")
+    alternatives = ",".join(f"DNS:{name}" for name in names)
     command: list[str | Path] = [
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-days", "30", "-subj", "/CN=bench", "-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"),
+        *("-days", "30", "-subj", "/CN=bench", "-addext", f"subjectAltName={alternatives}"),
         *("-out", certificate.chain, "-keyout", certificate.key),
     ]
     subprocess.run(command, check=True, capture_output=True)

@@ -43,7 +43,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD_BYTES = 2048, EVENTS = 256, SUB = 64, BUCKETS = 64 * SUB, CONNECTING_MOST = 64 };
+enum { HEAD_BYTES = 2048, EVENTS = 256, SUB = 64, BUCKETS = 64 * SUB, CONNECTING_MOST = 64, PATIENCE_SECONDS = 60 };
 enum { LATER = -1, ENDED = 0 };       /* of receive(), besides a number of bytes */
 
 static const struct how {
@@ -483,11 +483,14 @@ static void run_open_loop(double rate, double seconds, uint64_t start)
 
 static void run_load(size_t count, double seconds, double rate)
 {
+    alarm(PATIENCE_SECONDS);    /* a server that stalls ends us */
     struct connection *all = open_all(count);
     if (how->resumed)
         take_ticket(all, count);
+    alarm(0);
     printf("{\"open\": %d}\n", connections_open);
     wait_for_byte();
+    alarm((unsigned)seconds + PATIENCE_SECONDS);
     uint64_t start = now_ns();
     deadline_ns = start + (uint64_t)(seconds * 1e9);
     open_loop = rate > 0;
@@ -520,6 +523,7 @@ static void run_load(size_t count, double seconds, double rate)
 static void run_idle(size_t count)
 {
     struct connection *all = calloc(count, sizeof *all);
+    alarm(PATIENCE_SECONDS);
     for (size_t first = 0; first < count; first += CONNECTING_MOST) {
         size_t end = first + CONNECTING_MOST < count ? first + CONNECTING_MOST : count;
         for (size_t i = first; i < end; i++) {
@@ -530,6 +534,7 @@ static void run_idle(size_t count)
         while (counts.answered < end && now_ns() < patience)
             turn(patience);
     }
+    alarm(0);
     printf("{\"open\": %d, \"answered\": %lu}\n", connections_open, counts.answered);
     wait_for_byte();
     uint64_t end = now_ns() + 1000000u;

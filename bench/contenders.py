@@ -231,11 +231,16 @@ class Nginx(Contender):
             f" location {route.path.rstrip('/')}/ {{ {self._pass}{route.service.upstream}; }} }}\n"
             for route in self.cluster.routes
         )
-        hashes = max(len(self.cluster.routes) * 2, 1024)
-        (self.directory / "nginx.conf").write_text(
-            _NGINX % {"dir": self.directory, "headers": _nginx_headers(), "hashes": hashes, "upstreams": upstreams, "servers": servers, "listen": listen,
-                      "tls": f"ssl_certificate {tls.chain}; ssl_certificate_key {tls.key};" if tls else ""}
-        )  # fmt: skip
+        text = _NGINX % {
+            "dir": self.directory,
+            "headers": _nginx_headers(),
+            "hashes": max(len(self.cluster.routes) * 2, 1024),
+            "tls": f"ssl_certificate {tls.chain}; ssl_certificate_key {tls.key};" if tls else "",
+            "upstreams": upstreams,
+            "listen": listen,
+            "servers": servers,
+        }
+        (self.directory / "nginx.conf").write_text(text)
 
     @property
     def _pass(self) -> str:
@@ -258,7 +263,9 @@ def _nginx_headers() -> str:
         "X-Forwarded-Port": "$server_port",
         "X-Request-ID": "$request_id",
     }
-    return " ".join(f"{kind}_set_header {name} {value};" for kind in ("proxy", "grpc") for name, value in fields.items())
+    return " ".join(
+        f"{kind}_set_header {name} {value};" for kind in ("proxy", "grpc") for name, value in fields.items()
+    )
 
 
 class HAProxy(Contender):

@@ -5,8 +5,8 @@ from which the peers' configurations are made. The same numbers always give the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -158,7 +158,8 @@ def _objects(cluster: Cluster, namespace: str) -> Iterator[str]:
         yield _SERVICE % {"name": service.name, "namespace": namespace, "uid": _uid(1, service.name)}
         yield _slice(service, cluster.port)
     if cluster.certificate:
-        chain, key = (b64encode(file.read_bytes()).decode() for file in (cluster.certificate.chain, cluster.certificate.key))
+        files = cluster.certificate.chain, cluster.certificate.key
+        chain, key = (b64encode(file.read_bytes()).decode() for file in files)
         yield _SECRET % {"namespace": namespace, "uid": _uid(4, "tls-0"), "chain": chain, "key": key}
     for route in routes:
         yield _INGRESS % {

@@ -21,6 +21,8 @@ from bench.machine import LOAD_CPU, run_on
 GRPC_FIELDS = ("content-type: application/grpc", "te: trailers")
 GRPC_BYTES = 123
 """Of the answer's message, without its prefix."""
+HANG_SECONDS = 60
+"""No load runs that long."""
 BODY_BYTES = {"128": 128, "128-close": 128, "16k": 16 << 10, "1m": 1 << 20}
 
 
@@ -35,8 +37,12 @@ class Answer:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now. Below the range of ephemeral ports, from which connections would take it."""
-    for port in range(18_000, 30_000):
+    """A TCP port that nobody uses now. Below the range of ephemeral ports, from which connections would take it.
+
+    Another run at the same time looks elsewhere first: a port that is given is not in use at once.
+    """
+    first = os.getpid() % 100 * 100
+    for port in (18_000 + (first + offset) % 12_000 for offset in range(12_000)):
         if port in _given:
             continue
         with socket.socket() as probe:
@@ -144,6 +150,18 @@ class Load:
     body_bytes: int = 128
 
 
+def run_load(command: list[str | Path], **options: object) -> tuple[int, str]:
+    """(exit status, output) of a load generator. Raises LoadFailed when it hangs."""
+    process = start_on_load_cpu(command, stdout=subprocess.PIPE, **options)
+    try:
+        output: str = process.communicate(timeout=HANG_SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise LoadFailed(f"{command[0]} does not end: {' '.join(map(str, command))}") from None
+    return process.returncode, output
+
+
 def run_wrk(load: Load, port: int, seconds: float) -> int:
     """Number of completed requests. Raises LoadFailed unless every one was answered with 200 and the whole body."""
     command: list[str | Path] = [
@@ -157,11 +175,10 @@ def run_wrk(load: Load, port: int, seconds: float) -> int:
     if load.close:
         command += ["-H", "Connection: close"]
     command += ["-s", BENCH / "wrk.lua", f"http://127.0.0.1:{port}/"]
-    process = start_on_load_cpu(command, stdout=subprocess.PIPE, env={**os.environ, "TARGETS": str(load.targets)})
-    output = process.communicate()[0]
+    status, output = run_load(command, env={**os.environ, "TARGETS": str(load.targets)})
     totals = json.loads(output.splitlines()[-1])
     failures = {kind: totals[kind] for kind in ("connect", "read", "write", "status", "timeout") if totals[kind]}
-    if process.returncode or failures or not totals["requests"]:
+    if status or failures or not totals["requests"]:
         raise LoadFailed(f"wrk against port {port}: {failures or output}")
     if totals["bytes"] < totals["requests"] * load.body_bytes:
         raise LoadFailed(f"wrk against port {port}: {totals['bytes']} bytes for {totals['requests']} answers")
@@ -192,8 +209,7 @@ def run_h2load(load: Streams, port: int, requests: int) -> float:
         *(f"--tls13-ciphers={CIPHER}", f"--groups={GROUP}", "--npn-list=h2", "-N10", *posted),
         *(f"--connect-to=127.0.0.1:{port}", load.url),
     ]
-    process = start_on_load_cpu(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = process.communicate()[0]
+    status, output = run_load(command, stderr=subprocess.STDOUT)
     seconds = re.search(r"^finished in ([\d.]+)(us|ms|s),", output, re.MULTILINE)
     body = re.search(r"\((\d+)\) data$", output, re.MULTILINE)
     wanted = (
@@ -203,7 +219,7 @@ def run_h2load(load: Streams, port: int, requests: int) -> float:
         "Application protocol: h2\n",
     )
     missing = [text.strip() for text in wanted if text not in output]
-    if process.returncode or missing or not seconds or not body or int(body[1]) < requests * load.body_bytes:
+    if status or missing or not seconds or not body or int(body[1]) < requests * load.body_bytes:
         raise LoadFailed(f"h2load against port {port}: without {missing}:\n{output[-1500:]}")
     return float(seconds[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[seconds[2]]
 

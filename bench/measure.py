@@ -17,7 +17,6 @@ from bench.export import Cluster, certificate_names
 from bench.load import BODY_BYTES, GRPC_BYTES, Client, LoadFailed, Reply, call
 from bench.machine import cpu_seconds
 
-
 T = TypeVar("T")
 
 
@@ -47,6 +46,8 @@ class Settings:
     rounds: int
     seconds: float
     """How long a turn takes."""
+    figure: str = ""
+    """Which one is being measured."""
     failures: list[str] = field(default_factory=list)
     """What could not be measured."""
 
@@ -56,7 +57,7 @@ class Settings:
 
     def fail(self, what: str, why: Exception) -> None:
         say(f"  {what} not measured: {why}")
-        self.failures.append(what)
+        self.failures.append(f"{self.figure} of {what}")
 
     def each(self, kinds: Iterable[type[Contender]], take: Callable[[type[Contender]], Row]) -> list[Row]:
         """One row a contender; one that fails costs only its own."""
@@ -69,7 +70,9 @@ class Settings:
         return rows
 
     def take_turns(self, contenders: Iterable[Contender], take: Callable[[Contender], T]) -> dict[str, list[T]]:
-        """What each contender gave in each round, by name, after one turn to warm up; one that fails costs only its own."""
+        """What each contender gave in each round, by name, after one turn to warm up.
+
+        One that fails costs only its own."""
         taken: dict[str, list[T]] = {contender.name: [] for contender in contenders}
         for _ in range(self.rounds + 1):
             for contender in contenders:
@@ -102,14 +105,36 @@ class Figure:
 
 
 def reaches(figure: Figure, rows: list[Row]) -> bool | None:
-    """Whether lb does what the figure asks of it; None when it was not measured."""
+    """Whether lb does what the figure asks of it; None when it, or what it is compared with, was not measured."""
     by_name = {row.contender: row for row in rows}
     if (lb := by_name.get("lb")) is None or (figure.ratio_to and not lb.bases):
         return None
     checks = [median(lb.ratios or lb.values) <= figure.limit] if figure.limit is not None else []
     checks += [lb.extra[name] <= most for name, most in figure.extra_limits.items()]
-    checks += [median(against(lb, by_name[name]).ratios) <= most for name, most in figure.rivals.items() if name in by_name]
+    checks += [ratio(lb, by_name[name]) <= most for name, most in figure.rivals.items() if name in by_name]
     return all(checks) if checks else None
+
+
+def ratio(row: Row, other: Row) -> float:
+    """Median of the ratios of the same rounds; of the medians where the two have not taken turns."""
+    if len(row.values) == len(other.values):
+        return median(against(row, other).ratios)
+    return median(row.values) / median(other.values)
+
+
+def best_peer(rows: list[Row]) -> Row | None:
+    """Who comes out best besides lb and the floor."""
+    peers = [row for row in rows if row.contender not in ("floor", "lb", "lb-single-file")]
+    return min(peers, key=lambda row: median(row.values), default=None)
+
+
+def verdict(figure: Figure, rows: list[Row]) -> str:
+    words = {
+        True: "lb reaches it",
+        False: "**lb misses it**",
+        None: "not judged, for not all that it takes was measured",
+    }
+    return f"Must reach: {figure.target}; {words[reaches(figure, rows)]}."
 
 
 def against(row: Row, other: Row) -> Row:
@@ -127,10 +152,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show_row(row: Row, unit: str) -> None:
-    ratio = f"{median(row.ratios):.3f} ×  ({min(row.ratios):.3f}-{max(row.ratios):.3f})  " if row.bases else ""
-    extra = "  ".join(f"{key} {value:g}" for key, value in row.extra.items())
-    say(f"  {row.contender:<16} {ratio}{median(row.values):.2f} {unit}  {extra}")
+def show(figure: Figure, rows: list[Row]) -> None:
+    for row in rows:
+        compared = f"{median(row.ratios):.3f} ×  ({min(row.ratios):.3f}-{max(row.ratios):.3f})  " if row.bases else ""
+        extra = "  ".join(f"{key} {value:g}" for key, value in row.extra.items())
+        say(f"  {row.contender:<16} {compared}{median(row.values):.2f} {figure.unit}  {extra}")
+    lb, peer = next((row for row in rows if row.contender == "lb"), None), best_peer(rows)
+    if lb and peer and median(peer.values):
+        say(f"  lb is at {ratio(lb, peer):.3f} × {peer.contender}, the best peer")
+    say(f"  {verdict(figure, rows).replace('*', '')}")
 
 
 class Cost(NamedTuple):
@@ -145,18 +175,24 @@ def cpu_cost(contender: Contender, settings: Settings) -> Iterator[Callable[[flo
     """What it yields turns the number of requests made since into their cost."""
     pids = contender.pid, settings.backend_pid
     before = [cpu_seconds(pid) for pid in pids]
-    yield lambda requests: Cost(*((cpu_seconds(pid) - was) * 1e6 / requests for pid, was in zip(pids, before, strict=True)))
+
+    def cost(requests: float) -> Cost:
+        return Cost(*((cpu_seconds(pid) - was) * 1e6 / requests for pid, was in zip(pids, before, strict=True)))
+
+    yield cost
 
 
 def client_cost(
     contender: Contender, settings: Settings, targets: Path, how: str, connections: int = 64, body_bytes: int = 128
 ) -> Cost:
     """Of the requests that client.c gets answered in a turn. What opening kept connections costs is not in it."""
-    with Client("load", contender.port, connections, settings.seconds, 0, targets, how=how) as client:
-        with cpu_cost(contender, settings) as cost:
-            client.begin()
-            totals = client.read_line()
-            took = cost(max(1, totals["requests"]))
+    with (
+        Client("load", contender.port, connections, settings.seconds, 0, targets, how=how) as client,
+        cpu_cost(contender, settings) as cost,
+    ):
+        client.begin()
+        totals = client.read_line()
+        took = cost(max(1, totals["requests"]))
     each = totals["requests"]
     handshakes = {"plain": (0, 0), "tls": (connections, 0), "full": (each, 0), "resumed": (each, each)}[how]
     whole = each and totals["bytes"] >= each * body_bytes
@@ -166,9 +202,11 @@ def client_cost(
 
 
 def cost_rows(taken: dict[str, list[Cost]]) -> list[Row]:
+    def backend(costs: list[Cost]) -> float:
+        return round(median(cost.backend for cost in costs), 1)
+
     return [
-        Row(name, [cost.proxy for cost in costs], extra={"backend µs": round(median(cost.backend for cost in costs), 1)})
-        for name, costs in taken.items()
+        Row(name, [cost.proxy for cost in costs], extra={"backend µs": backend(costs)}) for name, costs in taken.items()
     ]
 
 

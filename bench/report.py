@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from bench.build import RESULTS
 from bench.figures import FIGURES
-from bench.measure import Figure, Row, reaches
+from bench.measure import Figure, Row, best_peer, ratio, reaches, verdict
 
 DOCS = Path(__file__).parent.parent / "docs"
 TITLES = {
@@ -18,6 +19,7 @@ TITLES = {
     "lb-single-file": "**lb**, single file",
     "nginx": "nginx",
     "haproxy": "HAProxy",
+    "nghttpx": "nghttpx",
     "envoy": "Envoy",
 }
 COLOURS = {"floor": "#9a9a9a", "lb": "#0b6e4f", "nginx": "#b8c4d6", "haproxy": "#8fa3bf", "envoy": "#647c9e"}
@@ -46,7 +48,8 @@ def write_docs() -> None:
     sections = "\n".join(_section(figure, rows) for figure, rows, _ in taken)
     _plot({figure.name: rows for figure, rows, _ in taken})
     abouts = [about for *_, about in taken]
-    page = {"warning": _warning(abouts), "about": _about(abouts), "sections": sections}
+    summary = "\n".join(_summary(figure, rows) for figure, rows, _ in taken)
+    page = {"warning": _warning(abouts), "about": _about(abouts), "summary": summary, "sections": sections}
     (DOCS / "benchmarks.md").write_text(_PAGE % page)
 
 
@@ -63,24 +66,47 @@ def _warning(abouts: list[dict[str, str]]) -> str:
     return f"**Taken on a busy machine (load {busy:.1f} before the run): rough figures.**\n\n" if busy > 1 else ""
 
 
+def _summary(figure: Figure, rows: list[Row]) -> str:
+    """One line of the table of all figures."""
+    lb = next((row for row in rows if row.contender == "lb"), None)
+    peer = best_peer(rows)
+    cells = [
+        f"[{figure.name}](#{_anchor(figure)})",
+        _quantity(figure, lb) if lb else "",
+        f"{TITLES[peer.contender]}: {_quantity(figure, peer)}" if peer else "",
+        f"{ratio(lb, peer):.2f}" if lb and peer and median(peer.values) else "",
+        figure.target,
+        {True: "yes", False: "**no**", None: ""}[reaches(figure, rows)],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _quantity(figure: Figure, row: Row) -> str:
+    return f"{_number(median(row.values))} {figure.unit}"
+
+
+def _anchor(figure: Figure) -> str:
+    """As GitHub makes it from the heading: lower case, punctuation dropped, blanks to dashes."""
+    return re.sub(r"[^\w\- ]", "", figure.title.lower()).replace(" ", "-")
+
+
 def _section(figure: Figure, rows: list[Row]) -> str:
     extras = list(dict.fromkeys(key for row in rows for key in row.extra))
-    ratio = any(row.bases for row in rows)
+    compared = any(row.bases for row in rows)
     head = [""]
-    if ratio:
+    if compared:
         head += [f"ratio to {figure.ratio_to}", "range"]
     head += [figure.unit, *extras]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
         cells = [TITLES[row.contender]]
-        if ratio:
+        if compared:
             ratios = row.ratios
             cells += [f"{median(ratios):.2f}", f"{min(ratios):.2f}–{max(ratios):.2f}"] if ratios else ["", ""]
         cells += [_number(median(row.values)), *(_number(row.extra[key]) if key in row.extra else "" for key in extras)]
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
-    verdict = {True: "lb reaches it", False: "**lb misses it**", None: "lb was not measured"}[reaches(figure, rows)]
-    return f"### {figure.title}\n\n{table}\n\nMust reach: {figure.target}; {verdict}. {figure.about}\n"
+    return f"### {figure.title}\n\n{table}\n\n{verdict(figure, rows)} {figure.about}\n"
 
 
 def _number(value: float) -> str:
@@ -144,7 +170,13 @@ round, and the tables show the median ratio and its range. **Read the ratios**: 
 loopback, and the load side shares it. CPU time is that of the whole process tree, from the kernel's clock, divided by
 the completed requests; a run with a wrong or short answer is an error, not a figure. The *floor* is a bare epoll relay
 in C that parses nothing: recv, send, recv, send. Every proxy adds X-Forwarded-For, -Proto, -Host, -Port, X-Real-IP and
-X-Request-ID, has its access log off, and keeps backend connections without a limit of requests.
+X-Request-ID (nghttpx the last four as constants), has its access log off, and keeps backend connections without a
+limit of requests.
+
+TLS is the same for all: version 1.3, TLS_AES_128_GCM_SHA256, X25519, one self-signed P-256 certificate, SNI, ALPN; the
+client offers nothing else and ends the run when it gets something else. Session tickets are on, as each proxy has them
+by default; only `tls-resumed` uses them. lb, nginx, HAProxy and nghttpx use the system's OpenSSL, Envoy brings its
+own BoringSSL.
 
 | | |
 |---|---|
@@ -152,4 +184,12 @@ X-Request-ID, has its access log off, and keeps backend connections without a li
 
 ## Figures
 
-%(warning)s%(sections)s"""
+%(warning)s\
+Each figure's best peer is the one with the least cost; the ratio to it pairs the same rounds where they took turns.
+What a figure must reach may name another peer.
+
+| | lb | best peer | lb / best peer | must reach | reached |
+|---|---:|---:|---:|---|---|
+%(summary)s
+
+%(sections)s"""

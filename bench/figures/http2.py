@@ -41,7 +41,9 @@ def _grpc(settings: Settings) -> list[Row]:
     with backend("grpc_backend") as (port, pid):
         cluster = replace(secure(make_cluster(100, 10, 2, port), settings.directory), grpc=True)
         route = cluster.routes[7]
-        load = Streams(f"https://{route.host}{route.target('Unary')}", body_bytes=len(frame(b"")) + GRPC_BYTES, call=message)
+        load = Streams(
+            f"https://{route.host}{route.target('Unary')}", body_bytes=len(frame(b"")) + GRPC_BYTES, call=message
+        )
         rows = _measure(replace(settings, backend_port=port, backend_pid=pid), cluster, load)
     return against_best(rows, "nginx", "envoy")
 

@@ -55,7 +55,8 @@ def _storm(settings: Settings) -> list[Row]:
     def take(contender: Contender) -> Storm:
         still = _established(contender, seconds, targets)
         # The storm's own work must not delay the other client, which shares its CPU.
-        with Client("load", contender.port, CONNECTIONS, seconds + 1, STORM_RATE, targets, how="full", idle=True) as storm:
+        what = (contender.port, CONNECTIONS, seconds + 1, STORM_RATE, targets)
+        with Client("load", *what, how="full", idle=True) as storm:
             storm.begin()
             stormy = _established(contender, seconds, targets)
             totals = storm.read_line()
