@@ -129,11 +129,10 @@ def best_peer(rows: list[Row]) -> Row | None:
 
 
 def verdict(figure: Figure, rows: list[Row]) -> str:
-    words = {
-        True: "lb reaches it",
-        False: "**lb misses it**",
-        None: "not judged, for not all that it takes was measured",
-    }
+    """Words for the report."""
+    words = {True: "lb reaches it", False: "**lb misses it**", None: "nobody to compare lb with was measured"}
+    if all(row.contender != "lb" for row in rows):
+        words[None] = "**lb was not measured**"
     return f"Must reach: {figure.target}; {words[reaches(figure, rows)]}."
 
 
