@@ -116,7 +116,9 @@ class Application:
         self._files = Files(paths, store, self._inbox)
         self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
         self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
-        self.metrics = Metrics(self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, settings.metrics)
+        self.metrics = Metrics(
+            self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, self.expiry, settings.metrics
+        )
         self._changed = asyncio.Event()
         self._watcher = Watcher(self._files, self._changed.set)
         self._resolver = Resolver(Names(store, self._inbox), self._changed.set)
@@ -231,7 +233,8 @@ class Application:
         return build
 
     def _look_at_certificates(self) -> None:
-        self.expiry.look(self.pipeline.config.certificates, self.pipeline.compiler.refused_certificates, time.time())
+        refused = self.pipeline.compiler.refused.values()
+        self.expiry.look(self.pipeline.config.certificates, refused, time.time())
 
     def _follow_ticket_keys(self) -> None:
         """Session ticket keys from outside, when the settings name some; those in use stay while these are no good."""

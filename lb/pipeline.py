@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
@@ -170,6 +170,13 @@ class Pipeline:
         else:
             self.last_good = build
         return build
+
+
+def count_problems(build: Build | None, *others: Iterable[Problem]) -> dict[Severity, int]:
+    """By severity: those of a build, and `others` that came to light since."""
+    counts = Counter(problem.severity for problems in others for problem in problems)
+    found = build.problems if build is not None else {}
+    return {severity: found.get(severity, 0) + counts[severity] for severity in SEVERITIES}
 
 
 @contextmanager

@@ -119,8 +119,9 @@ CODES: dict[str, Code] = {
     "LB6003": Code("error", "certificate has expired"),
     "LB6004": Code("warning", "certificate is not valid yet"),
     "LB6005": Code("warning", "certificate chain may not lead to its root"),
-    "LB6006": Code("warning", "stapled OCSP response is out of date"),
+    "LB6006": Code("warning", "OCSP response is out of date"),
     "LB6007": Code("error", "certificate is refused by OpenSSL"),
+    "LB6008": Code("error", "authorities or revocation lists are refused by OpenSSL"),
 }
 
 

@@ -3,8 +3,15 @@
 class Certificate:
     """A chain and its key, as OpenSSL holds them."""
 
-    def __init__(self, chain: bytes, key: bytes, ocsp: bytes = b"") -> None:
-        """PEM, the leaf first; `ocsp` is a DER response to be stapled. ValueError when they cannot be used."""
+    def __init__(self, chain: bytes, key: bytes, ocsp: bytes = b"", ocsp_until: int = 0) -> None:
+        """PEM, the leaf first; `ocsp` is a DER response to be stapled until that many seconds after the epoch (0: for
+        ever). ValueError when they cannot be used."""
+
+def known_groups(groups: str) -> str:
+    """Those of `groups` that this OpenSSL has, in the same order: X25519MLKEM768 came with 3.5."""
+
+def library_version() -> str:
+    """`OpenSSL 3.5.4 30 Sep 2025`"""
 
 class ServerTls:
     """What names with one policy share."""
@@ -24,8 +31,12 @@ class ServerTls:
         depth: int,
         identity: bytes,
     ) -> None:
-        """`client_mode`: 0 not asked, 1 optional, 2 required, 3 unverified. `identity` (32 bytes): sessions are resumed
-        only where it is the same. ValueError when something cannot be used."""
+        """`client_mode`: 0 not asked, 1 optional, 2 required, 3 unverified, 4 nobody gets in. `identity` (32 bytes):
+        sessions are resumed only where it is the same. ValueError when something cannot be used."""
+
+    @property
+    def lets_in(self) -> bool:
+        """Whether any client can get in."""
 
 class ClientTls:
     """How connections to the endpoints of an upstream are encrypted."""

@@ -11,12 +11,18 @@ from lb._fastpath.c.openssl cimport (
     BIO_free,
     BIO_new_mem_buf,
     ERR_clear_error,
+    ERR_GET_REASON,
     ERR_peek_error,
+    ERR_peek_last_error,
     ERR_reason_error_string,
     EVP_PKEY_free,
+    OPENSSL_VERSION,
+    OpenSSL_version,
+    PEM_R_NO_START_LINE,
     PEM_read_bio_PrivateKey,
     PEM_read_bio_X509,
     PEM_read_bio_X509_CRL,
+    SSL_CTX,
     SSL_CTX_get_cert_store,
     SSL_CTX_new,
     SSL_CTX_set1_groups_list,
@@ -66,6 +72,7 @@ from lb._fastpath.c.openssl cimport (
 )
 from lb._fastpath.endpoint cimport MAX_REACTORS
 from lb._fastpath.tls cimport (
+    CLIENTS_REFUSED,
     prepare_client_context,
     prepare_server_context,
     tls_certificate,
@@ -79,6 +86,9 @@ if not tls_init():
     raise ImportError("OpenSSL lacks what lb needs of it")
 
 cdef uint64_t contexts_made = 0
+cdef SSL_CTX* probe = SSL_CTX_new(TLS_server_method())  # tries certificates and names of groups; serves nobody
+if probe == NULL:
+    raise ImportError("OpenSSL makes no context")
 
 
 cdef int no_passphrase(char* buffer, int size, int writing, void* argument) noexcept nogil:
@@ -94,11 +104,20 @@ cdef str reason():
     return result
 
 
+cdef check_end(str what):
+    """A PEM text is read until there is no further block; ValueError when it was left in the middle."""
+    cdef unsigned long error = ERR_peek_last_error()
+    if error and ERR_GET_REASON(error) != PEM_R_NO_START_LINE:
+        raise ValueError(f"{what} cannot be read: {reason()}")
+    ERR_clear_error()
+
+
 cdef class Certificate:
     """A chain and its key, as OpenSSL holds them."""
 
-    def __cinit__(self, bytes chain not None, bytes key not None, bytes ocsp=b""):
-        """PEM texts, the leaf first; `ocsp` is a DER response to be stapled. ValueError when they cannot be used."""
+    def __cinit__(self, bytes chain not None, bytes key not None, bytes ocsp=b"", long ocsp_until=0):
+        """PEM texts, the leaf first; `ocsp` is a DER response to be stapled until that many seconds after the epoch (0:
+        for ever). ValueError when they cannot be used."""
         cdef BIO* bio
         cdef X509* one
         self.p = <tls_certificate*>calloc(1, sizeof(tls_certificate))
@@ -116,9 +135,9 @@ cdef class Certificate:
                 if one == NULL:
                     break
                 sk_X509_push(self.p.chain, one)
+            check_end(f"certificate {sk_X509_num(self.p.chain) + 2} of the chain")
         finally:
             BIO_free(bio)
-        ERR_clear_error()
         bio = BIO_new_mem_buf(<char*>key, <int>len(key))
         self.p.key = PEM_read_bio_PrivateKey(bio, NULL, no_passphrase, NULL)
         BIO_free(bio)
@@ -126,12 +145,16 @@ cdef class Certificate:
             raise ValueError(f"the private key cannot be read: {reason()}")
         if X509_check_private_key(self.p.leaf, self.p.key) != 1:
             raise ValueError(f"the private key does not belong to the certificate: {reason()}")
+        # What OpenSSL would refuse in a handshake, a signature that is too weak for example, it says here already.
+        if SSL_CTX_use_cert_and_key(probe, self.p.leaf, self.p.key, self.p.chain, 1) != 1:
+            raise ValueError(f"it cannot be served: {reason()}")
         if ocsp:
             self.p.ocsp = <unsigned char*>malloc(len(ocsp))
             if self.p.ocsp == NULL:
                 raise MemoryError
             memcpy(self.p.ocsp, <char*>ocsp, len(ocsp))
             self.p.ocsp_size = <int>len(ocsp)
+            self.p.ocsp_until = ocsp_until
 
     def __dealloc__(self):
         cdef int i
@@ -154,12 +177,14 @@ cdef add_authorities(tls_context* context, bytes ca, bytes crl, bint name_them):
     cdef X509* one
     cdef X509_CRL* revoked
     cdef int count = 0
+    refused = ""
     ERR_clear_error()
     while True:
         one = PEM_read_bio_X509(bio, NULL, no_passphrase, NULL)
         if one == NULL:
             break
-        X509_STORE_add_cert(store, one)
+        if X509_STORE_add_cert(store, one) != 1:
+            refused = reason()
         if names != NULL:
             sk_X509_NAME_push(names, X509_NAME_dup(X509_get_subject_name(one)))
         X509_free(one)
@@ -167,8 +192,11 @@ cdef add_authorities(tls_context* context, bytes ca, bytes crl, bint name_them):
     BIO_free(bio)
     if names != NULL:
         SSL_CTX_set_client_CA_list(context.ctx, names)
+    if refused:
+        raise ValueError(f"an authority is refused: {refused}")
     if count == 0:
         raise ValueError(f"there is no certificate in the CA bundle: {reason()}")
+    check_end(f"certificate {count + 1} of the CA bundle")
     # An authority in the bundle is trusted whether it is a root or not, as in Go, HAProxy and Envoy.
     X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN)
     if crl:
@@ -178,12 +206,16 @@ cdef add_authorities(tls_context* context, bytes ca, bytes crl, bint name_them):
             revoked = PEM_read_bio_X509_CRL(bio, NULL, no_passphrase, NULL)
             if revoked == NULL:
                 break
-            X509_STORE_add_crl(store, revoked)
+            if X509_STORE_add_crl(store, revoked) != 1:
+                refused = reason()
             X509_CRL_free(revoked)
             count += 1
         BIO_free(bio)
+        if refused:
+            raise ValueError(f"a revocation list is refused: {refused}")
         if count == 0:
             raise ValueError(f"there is no revocation list in the CRL: {reason()}")
+        check_end(f"revocation list {count + 1} of the CRL")
         X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | (X509_V_FLAG_CRL_CHECK_ALL if count > 1 else 0))
     ERR_clear_error()
 
@@ -196,6 +228,18 @@ cdef bytes wire_form(protocols):
     return form
 
 
+def known_groups(str groups not None):
+    """Those of `groups` that this OpenSSL has, in the same order: X25519MLKEM768 came with 3.5."""
+    known = [group for group in groups.split(":") if SSL_CTX_set1_groups_list(probe, group.encode()) == 1]
+    ERR_clear_error()
+    return ":".join(known)
+
+
+def library_version():
+    """`OpenSSL 3.5.4 30 Sep 2025`"""
+    return OpenSSL_version(OPENSSL_VERSION).decode()
+
+
 cdef set_versions(tls_context* context, int low, int high, str ciphers, str ciphersuites, str groups):
     context.min_version = low
     context.max_version = high
@@ -205,14 +249,10 @@ cdef set_versions(tls_context* context, int low, int high, str ciphers, str ciph
         raise ValueError(f"`{ciphers}` names no cipher of TLS 1.2 that this OpenSSL knows")
     if ciphersuites and SSL_CTX_set_ciphersuites(context.ctx, ciphersuites.encode()) != 1:
         raise ValueError(f"`{ciphersuites}` names a cipher of TLS 1.3 that this OpenSSL does not know")
-    known = []
-    for group in groups.split(":") if groups else ():
-        # Which groups there are depends on the library: X25519MLKEM768 came with 3.5.
-        if SSL_CTX_set1_groups_list(context.ctx, group.encode()) == 1:
-            known.append(group)
-    ERR_clear_error()
-    if groups and (not known or SSL_CTX_set1_groups_list(context.ctx, ":".join(known).encode()) != 1):
-        raise ValueError(f"this OpenSSL knows none of the groups {groups}")
+    if groups:
+        known = known_groups(groups)
+        if not known or SSL_CTX_set1_groups_list(context.ctx, known.encode()) != 1:
+            raise ValueError(f"this OpenSSL knows none of the groups {groups}")
 
 
 cdef tls_context* new_context(bint server) except NULL:
@@ -236,8 +276,8 @@ cdef class ServerTls:
 
     def __cinit__(self, *, int min_version, int max_version, str ciphers, str ciphersuites, str groups, tuple alpn,
             int client_mode, bytes ca, bytes crl, int depth, bytes identity):
-        """`alpn`: names, best first. `client_mode`: 0 not asked, 1 optional, 2 required, 3 unverified. `identity` (32
-        bytes): sessions are resumed only where it is the same. ValueError when something cannot be used."""
+        """`alpn`: names, best first. `client_mode`: 0 not asked, 1 optional, 2 required, 3 unverified, 4 refused.
+        `identity` (32 bytes): sessions are resumed only where it is the same. ValueError when it cannot be used."""
         cdef bytes protocols = wire_form(alpn)
         if len(identity) != 32:
             raise ValueError("an identity has 32 bytes")
@@ -251,6 +291,11 @@ cdef class ServerTls:
         prepare_server_context(self.p)
         if client_mode in (1, 2):
             add_authorities(self.p, ca, crl, True)
+
+    @property
+    def lets_in(self):
+        """Whether any client can get in."""
+        return self.p.client_mode != CLIENTS_REFUSED
 
     def __dealloc__(self):
         if self.p != NULL:

@@ -132,7 +132,7 @@ from lb._fastpath.table cimport (
     upstream_view,
     vhost,
 )
-from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys
+from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
 from lb._fastpath.transport cimport conn, listening
 from lb._fastpath.upstream cimport pool_close
 
@@ -863,20 +863,24 @@ cdef class Engine:
         return TlsIndex(HostIndex({name: self.compile_host(name, True, []) for name in hosts}), hosts)
 
     def set_ticket_keys(self, keys):
-        """Session tickets are made with the first key and read with any: 80 bytes each (name, AES-256, HMAC)."""
+        """Session tickets are made with the first key and read with any. A key is a name of 16 bytes, one for AES and
+        one for HMAC, of 32 bytes each (AES-256) or of 16 (AES-128)."""
         cdef ticket_keys* new
         cdef int i
         cdef bytes raw
         keys = list(keys)
-        if len(keys) > TICKET_KEYS or any(len(key) != 80 for key in keys):
-            raise ValueError(f"ticket keys are 80 bytes each, and at most {TICKET_KEYS}")
+        if len(keys) > TICKET_KEYS or any(len(key) not in (48, 80) for key in keys):
+            raise ValueError(f"ticket keys are 80 or 48 bytes each, and at most {TICKET_KEYS}")
         new = <ticket_keys*>calloc(1, sizeof(ticket_keys))
         if new == NULL:
             raise MemoryError
         new.count = <int>len(keys)
         for i in range(new.count):
             raw = keys[i]
-            memcpy(&new.keys[i], <char*>raw, 80)
+            new.keys[i].size = (len(raw) - 16) // 2
+            memcpy(new.keys[i].name, <char*>raw, 16)
+            memcpy(new.keys[i].aes, <char*>raw + 16, new.keys[i].size)
+            memcpy(new.keys[i].hmac, <char*>raw + 16 + new.keys[i].size, new.keys[i].size)
         self.retired_tickets.append((<size_t>lb_swap_ptr(&self.s.ticket_keys, new), self.turns()))
 
     def make_upstream(self, str name, list endpoints, tuple policy, int protocol=0, ClientTls tls=None):
@@ -1221,7 +1225,7 @@ cdef class Engine:
         sums = dict.fromkeys((
             "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
             "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns",
-            "events", "tls_handshakes", "tls_resumed", "tls_failed",
+            "events", "tls_handshakes", "tls_resumed", "tls_failed", "tls_deferred",
         ), 0)
         for i in range(self.s.reactor_count):
             c = &self.s.reactors[i].counts
@@ -1240,6 +1244,7 @@ cdef class Engine:
             sums["tls_handshakes"] += lb_peek_u64(&c.tls_handshakes)
             sums["tls_resumed"] += lb_peek_u64(&c.tls_resumed)
             sums["tls_failed"] += lb_peek_u64(&c.tls_failed)
+            sums["tls_deferred"] += lb_peek_u64(&c.tls_deferred)
         sums["connections"] = lb_peek_int(&self.s.connections)
         sums["descriptors"] = lb_peek_int(&self.s.descriptors)
         sums["buffer_bytes"] = self.buffer_bytes()
@@ -1447,6 +1452,7 @@ cdef void release_reactor(reactor* r) noexcept:
     stats_release(&r.upstream_stats)
     stats_release(&r.grpc_stats)
     free(r.log.data)
+    tls_release(r)
     reactor_release(r)
 
 

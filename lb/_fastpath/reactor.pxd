@@ -27,7 +27,7 @@ cdef enum:  # io flags
     IO_WRITABLE = 2  # the kernel may take bytes: set by an event, cleared by EAGAIN
     IO_HALF_CLOSED = 4  # the peer has sent its FIN; bytes may wait before it
     IO_BROKEN = 8  # reset or error
-    IO_QUEUED = 16  # in the run queue
+    IO_QUEUED = 16  # in the run queue, or in line for a handshake
     IO_DEAD = 32  # closed; memory is given back at the end of the turn
     IO_CONNECTING = 64
     IO_CUT = 256  # a write failed, which took the error off the socket: the end that reading finds is no orderly one
@@ -152,7 +152,11 @@ cdef struct reactor:
     uint32_t tls_out_used
     char* tls_gather  # small pieces on their way into one record
     int64_t handshake_ns_left  # in this turn, so that handshakes starve nobody
-    int handshakes_waiting  # for their turn
+    io* line_first  # handshakes that wait for a turn with time left, oldest first
+    io* line_last
+    bint line_moves  # the one that is called now stood in it
+    void* tls_bio  # BIO*: the one way of all its connections in and out of OpenSSL
+    void* tls_current  # tls*: whose bytes OpenSSL is dealing with
     char* scratch_text  # normalised targets and names of the message that is being handled
     int64_t date_second
     char date[32]
@@ -187,6 +191,19 @@ cdef inline void io_enqueue(io* source) noexcept nogil:
     else:
         r.queue_first = source
     r.queue_last = source
+
+cdef inline void io_stand_in_line(io* source) noexcept nogil:
+    """Have `ready` called when there is time for handshakes, after those that came before."""
+    cdef reactor* r = source.r
+    if source.flags & (IO_QUEUED | IO_DEAD):
+        return
+    source.flags |= IO_QUEUED
+    source.next_queued = NULL
+    if r.line_last != NULL:
+        r.line_last.next_queued = source
+    else:
+        r.line_first = source
+    r.line_last = source
 
 cdef inline void io_bury(io* source) noexcept nogil:
     """The descriptor is closed; the memory lives until no event of this turn can name it."""

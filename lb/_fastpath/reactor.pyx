@@ -150,6 +150,21 @@ cdef void run_queue(reactor* r) noexcept nogil:
         source = following
 
 
+cdef void run_line(reactor* r) noexcept nogil:
+    """The handshakes that wait, as far as this turn's time goes: who came first comes before who came later."""
+    cdef io* source
+    while r.line_first != NULL and r.handshake_ns_left > 0:
+        source = r.line_first
+        r.line_first = source.next_queued
+        if r.line_first == NULL:
+            r.line_last = NULL
+        source.flags &= ~<uint32_t>IO_QUEUED
+        if not source.flags & IO_DEAD:
+            r.line_moves = True
+            source.ready(source)
+            r.line_moves = False
+
+
 cdef void release_dead(reactor* r) noexcept nogil:
     cdef io* source = r.dead
     cdef io* following
@@ -172,7 +187,7 @@ cdef void* reactor_main(void* argument) noexcept nogil:
     cdef uint64_t drained
     while lb_load_int(&r.s.running):
         timeout = 0
-        if r.queue_first == NULL:
+        if r.queue_first == NULL and r.line_first == NULL:
             lb_put_int(&r.awake, 0)
             lb_fence()
             if lb_load_ptr(&r.commands) == NULL and not lb_peek_int(&r.waiting_poked):
@@ -212,6 +227,7 @@ cdef void* reactor_main(void* argument) noexcept nogil:
                 source.flags |= IO_BROKEN | IO_READABLE | IO_WRITABLE
             source.ready(source)
         run_queue(r)
+        run_line(r)
         wheel_run(&r.timers, r.now_ms)
         if r.dead != NULL:
             release_dead(r)

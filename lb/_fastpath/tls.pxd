@@ -31,6 +31,7 @@ cdef enum:  # tls_context.client_mode
     CLIENTS_OPTIONAL
     CLIENTS_REQUIRED
     CLIENTS_UNVERIFIED  # asked, and what they show is handed on without a look
+    CLIENTS_REFUSED  # nobody gets in, because what should be asked of them cannot be used
 
 cdef enum:  # tls_host.forward
     FORWARD_XFCC = 1
@@ -40,6 +41,7 @@ cdef struct ticket_key:
     unsigned char name[16]
     unsigned char aes[32]
     unsigned char hmac[32]
+    size_t size  # of both: 32, or 16 for AES-128
 
 cdef struct ticket_keys:
     # Immutable once published. The first one encrypts.
@@ -52,6 +54,7 @@ cdef struct tls_certificate:
     STACK_OF_X509* chain
     unsigned char* ocsp
     int ocsp_size
+    int64_t ocsp_until  # seconds since the epoch; 0: for ever
 
 cdef struct tls_context:
     # control plane
@@ -114,6 +117,8 @@ cdef void tls_context_release(tls_context* context) noexcept nogil
 cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil
 cdef tls* tls_new_client(reactor* r, tls_context* context, bint http1_only) noexcept nogil
 cdef void tls_free(tls* t) noexcept nogil
+cdef bint tls_move(tls* t, reactor* r) noexcept nogil
+cdef void tls_release(reactor* r) noexcept nogil
 cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil
 cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil
 cdef bint tls_encrypt(tls* t, const char* data, size_t size) noexcept nogil

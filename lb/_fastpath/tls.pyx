@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
+from libc.time cimport time
 
 from lb._fastpath.c.openssl cimport (
     ASN1_STRING,
@@ -27,6 +28,7 @@ from lb._fastpath.c.openssl cimport (
     BIO_set_init,
     BIO_set_retry_read,
     BIO_set_retry_write,
+    BIO_up_ref,
     BIO_write,
     ERR_clear_error,
     EVP_CIPHER,
@@ -36,6 +38,10 @@ from lb._fastpath.c.openssl cimport (
     EVP_EncryptInit_ex,
     EVP_MAC_CTX,
     EVP_MAC_CTX_set_params,
+    EVP_PKEY,
+    EVP_PKEY_X25519,
+    EVP_PKEY_free,
+    EVP_PKEY_set_type,
     EVP_sha256,
     GEN_DNS,
     GEN_EMAIL,
@@ -52,8 +58,14 @@ from lb._fastpath.c.openssl cimport (
     OSSL_PARAM_construct_utf8_string,
     PEM_write_bio_X509,
     RAND_bytes,
+    SSL,
+    SSL_AD_ACCESS_DENIED,
     SSL_AD_INTERNAL_ERROR,
+    NID_kx_rsa,
+    SSL_CIPHER,
+    SSL_CIPHER_get_kx_nid,
     SSL_CIPHER_get_name,
+    SSL_CIPHER_is_aead,
     SSL_CLIENT_HELLO_ERROR,
     SSL_CLIENT_HELLO_SUCCESS,
     SSL_CTX_free,
@@ -88,6 +100,7 @@ from lb._fastpath.c.openssl cimport (
     SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
     SSL_VERIFY_NONE,
     SSL_VERIFY_PEER,
+    SSL_certs_clear,
     SSL_client_hello_get0_ext,
     SSL_do_handshake,
     SSL_free,
@@ -97,7 +110,10 @@ from lb._fastpath.c.openssl cimport (
     SSL_get_certificate,
     SSL_get_current_cipher,
     SSL_get_error,
-    SSL_get_ex_data,
+    SSL_get_peer_tmp_key,
+    SSL_get_pending_cipher,
+    SSL_get_rbio,
+    SSL_get_tmp_key,
     SSL_get_verify_result,
     SSL_get_version,
     SSL_has_pending,
@@ -110,7 +126,6 @@ from lb._fastpath.c.openssl cimport (
     SSL_set_alpn_protos,
     SSL_set_bio,
     SSL_set_connect_state,
-    SSL_set_ex_data,
     SSL_set_max_proto_version,
     SSL_set_min_proto_version,
     SSL_set_session,
@@ -146,13 +161,28 @@ from lb._fastpath.endpoint cimport MAX_REACTORS
 from lb._fastpath.table cimport find_host, vhost
 
 cdef BIO_METHOD* bio_method = NULL
-cdef EVP_CIPHER* ticket_cipher = NULL
+cdef EVP_CIPHER* ticket_aes_256 = NULL
+cdef EVP_CIPHER* ticket_aes_128 = NULL
 
 
 # ------------------------------------------------------------------------------------------------ ciphertext in and out
 
+# One BIO serves all connections of a reactor: only one of them is dealt with at a time, and a BIO for each would cost a
+# connection at rest 200 bytes and a handshake three allocations.
+
+cdef inline SSL* enter(tls* t) noexcept nogil:
+    """Have what OpenSSL reads, writes and calls back for be this connection's."""
+    t.r.tls_current = t
+    return t.ssl
+
+
+cdef inline tls* current(SSL* ssl) noexcept nogil:
+    """The connection that OpenSSL calls back for."""
+    return <tls*>(<reactor*>BIO_get_data(SSL_get_rbio(ssl))).tls_current
+
+
 cdef int bio_read(BIO* bio, char* out, int size) noexcept nogil:
-    cdef tls* t = <tls*>BIO_get_data(bio)
+    cdef tls* t = <tls*>(<reactor*>BIO_get_data(bio)).tls_current
     cdef size_t n = <size_t>(t.in_end - t.in_at)
     BIO_clear_retry_flags(bio)
     if n == 0:
@@ -166,8 +196,7 @@ cdef int bio_read(BIO* bio, char* out, int size) noexcept nogil:
 
 
 cdef int bio_write(BIO* bio, const char* data, int size) noexcept nogil:
-    cdef tls* t = <tls*>BIO_get_data(bio)
-    cdef reactor* r = t.r
+    cdef reactor* r = <reactor*>BIO_get_data(bio)
     BIO_clear_retry_flags(bio)
     if r.tls_out_used + <uint32_t>size > TLS_OUT_BYTES:
         BIO_set_retry_write(bio)
@@ -183,12 +212,13 @@ cdef long bio_ctrl(BIO* bio, int command, long number, void* argument) noexcept 
 
 cdef bint tls_init() noexcept nogil:
     """Once in a process, before the first context."""
-    global bio_method, ticket_cipher
+    global bio_method, ticket_aes_256, ticket_aes_128
     if bio_method != NULL:
         return True
-    ticket_cipher = EVP_CIPHER_fetch(NULL, b"AES-256-CBC", NULL)
+    ticket_aes_256 = EVP_CIPHER_fetch(NULL, b"AES-256-CBC", NULL)
+    ticket_aes_128 = EVP_CIPHER_fetch(NULL, b"AES-128-CBC", NULL)
     bio_method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, b"lb")
-    if bio_method == NULL or ticket_cipher == NULL:
+    if bio_method == NULL or ticket_aes_256 == NULL or ticket_aes_128 == NULL:
         return False
     BIO_meth_set_read(bio_method, bio_read)
     BIO_meth_set_write(bio_method, bio_write)
@@ -200,23 +230,37 @@ cdef bint tls_init() noexcept nogil:
 
 cdef tls* tls_new(reactor* r, tls_context* context) noexcept nogil:
     cdef tls* t = <tls*>calloc(1, sizeof(tls))
-    cdef BIO* bio
     if t == NULL:
         return NULL
-    t.r = r
     t.ssl = SSL_new(context.ctx)
-    bio = BIO_new(bio_method)
-    if t.ssl == NULL or bio == NULL:
-        if bio != NULL:
-            BIO_free(bio)
+    if t.ssl == NULL or not tls_move(t, r):
         tls_free(t)
         ERR_clear_error()
         return NULL
-    BIO_set_data(bio, t)
-    BIO_set_init(bio, 1)
-    SSL_set_bio(t.ssl, bio, bio)
-    SSL_set_ex_data(t.ssl, 0, t)
     return t
+
+
+cdef bint tls_move(tls* t, reactor* r) noexcept nogil:
+    """To the reactor whose connection it is from now on. False: no memory."""
+    cdef BIO* bio = <BIO*>r.tls_bio
+    if bio == NULL:
+        bio = BIO_new(bio_method)
+        if bio == NULL:
+            return False
+        BIO_set_data(bio, r)
+        BIO_set_init(bio, 1)
+        r.tls_bio = bio
+    t.r = r
+    BIO_up_ref(bio)
+    SSL_set_bio(t.ssl, bio, bio)
+    return True
+
+
+cdef void tls_release(reactor* r) noexcept nogil:
+    """After its thread has ended."""
+    if r.tls_bio != NULL:
+        BIO_free(<BIO*>r.tls_bio)
+        r.tls_bio = NULL
 
 
 cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil:
@@ -278,7 +322,7 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
     cdef const unsigned char* protocol = NULL
     cdef unsigned int size = 0
     t.view = view
-    result = SSL_do_handshake(t.ssl)
+    result = SSL_do_handshake(enter(t))
     t.view = NULL
     t.host = NULL
     if result != 1:
@@ -291,7 +335,30 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
     t.h2 = size == 2 and memcmp(protocol, b"h2", 2) == 0
     if t.context == NULL:
         note_client(t)
+        forget_certificates(t)
+    forget_keys(t)
     return TLS_DONE
+
+
+# What only the handshake needs would stay as long as the connection does: a kilobyte, and keys that an attacker of this
+# process could use.
+
+cdef void forget_certificates(tls* t) noexcept nogil:
+    SSL_certs_clear(t.ssl)
+
+
+cdef void forget_keys(tls* t) noexcept nogil:
+    """The two halves of the key exchange. OpenSSL lets them be seen but not taken away: they are emptied."""
+    cdef EVP_PKEY* key = NULL
+    if SSL_get_tmp_key(t.ssl, &key) == 1:
+        empty_key(key)
+    if SSL_get_peer_tmp_key(t.ssl, &key) == 1:
+        empty_key(key)
+
+
+cdef void empty_key(EVP_PKEY* key) noexcept nogil:
+    EVP_PKEY_set_type(key, EVP_PKEY_X25519)
+    EVP_PKEY_free(key)
 
 
 cdef const tls_host* tls_lookup(const tls_view* view, const char* name, size_t size) noexcept nogil:
@@ -302,12 +369,12 @@ cdef const tls_host* tls_lookup(const tls_view* view, const char* name, size_t s
 
 cdef int on_client_hello(SSL* ssl, int* alert, void* argument) noexcept nogil:
     """Before anything is decided: whom the client wants, and what that name asks of it."""
-    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef tls* t = current(ssl)
     cdef const unsigned char* extension = NULL
     cdef size_t size = 0
     cdef tls_context* context
     cdef int mode
-    if t == NULL or t.view == NULL:
+    if t.view == NULL:
         alert[0] = SSL_AD_INTERNAL_ERROR
         return SSL_CLIENT_HELLO_ERROR
     if SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &extension, &size) == 1:
@@ -315,6 +382,9 @@ cdef int on_client_hello(SSL* ssl, int* alert, void* argument) noexcept nogil:
     t.host = tls_lookup(t.view, t.sni, t.sni_size)
     t.forward = <uint8_t>t.host.forward
     context = t.host.context
+    if context.client_mode == CLIENTS_REFUSED:
+        alert[0] = SSL_AD_ACCESS_DENIED
+        return SSL_CLIENT_HELLO_ERROR
     t.context_id = context.id
     if SSL_get_SSL_CTX(ssl) != context.ctx:
         # SSL_set_SSL_CTX takes the certificates, ciphers and callbacks along, and none of these:
@@ -362,10 +432,10 @@ cdef void note_server_name(tls* t, const unsigned char* p, size_t size) noexcept
 
 cdef int on_certificate(SSL* ssl, void* argument) noexcept nogil:
     """Put the host's certificates on the connection; OpenSSL takes the one whose kind the client understands."""
-    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef tls* t = current(ssl)
     cdef tls_certificate* one
     cdef int i
-    if t == NULL or t.host == NULL:
+    if t.host == NULL:
         return 0
     for i in range(t.host.certificate_count):
         one = t.host.certificates[i]
@@ -375,16 +445,20 @@ cdef int on_certificate(SSL* ssl, void* argument) noexcept nogil:
 
 
 cdef int on_status_request(SSL* ssl, void* argument) noexcept nogil:
-    """Staple the OCSP response of the certificate that was chosen (RFC 6066 8)."""
-    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    """Staple the OCSP response of the certificate that was chosen (RFC 6066 8); none is better than one whose time is
+    over, which clients must not take (RFC 6960 3.2). HAProxy does so, and nginx with those it has fetched.
+    """
+    cdef tls* t = current(ssl)
     cdef tls_certificate* one
     cdef void* copy
     cdef int i
-    if t == NULL or t.host == NULL:
+    if t.host == NULL:
         return SSL_TLSEXT_ERR_NOACK
     for i in range(t.host.certificate_count):
         one = t.host.certificates[i]
         if one.ocsp_size and one.leaf == SSL_get_certificate(ssl):
+            if one.ocsp_until and one.ocsp_until <= time(NULL):
+                return SSL_TLSEXT_ERR_NOACK
             copy = OPENSSL_memdup(one.ocsp, <size_t>one.ocsp_size)
             if copy == NULL:
                 return SSL_TLSEXT_ERR_NOACK
@@ -397,24 +471,33 @@ cdef int on_alpn(SSL* ssl, const unsigned char** out, unsigned char* out_size, c
         unsigned int size, void* argument) noexcept nogil:
     """The best of ours that the client offers; none in common ends the handshake (RFC 7301 3.2)."""
     cdef tls_context* context = <tls_context*>argument
+    cdef unsigned int first = 0 if is_adequate(SSL_get_pending_cipher(ssl)) else <unsigned int>1 + context.alpn[0]
     cdef unsigned char* chosen = NULL
-    if SSL_select_next_proto(&chosen, out_size, context.alpn, context.alpn_size, offered, size) != 1:
+    if SSL_select_next_proto(&chosen, out_size, context.alpn + first, context.alpn_size - first, offered, size) != 1:
         return SSL_TLSEXT_ERR_ALERT_FATAL
     out[0] = chosen
     return SSL_TLSEXT_ERR_OK
 
 
+cdef bint is_adequate(const SSL_CIPHER* cipher) noexcept nogil:
+    """Whether HTTP/2, the first of our protocols, may be spoken with it: clients break off over those that RFC 9113 A
+    lists, which are all without ephemeral keys or authenticated encryption.
+    """
+    if cipher == NULL or not SSL_CIPHER_is_aead(cipher):
+        return False
+    return SSL_CIPHER_get_kx_nid(cipher) != NID_kx_rsa
+
+
 cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
         int encrypt) noexcept nogil:
-    """RFC 5077: keys come from the control plane and are the same in all reactors."""
-    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
-    cdef ticket_keys* keys
+    """RFC 5077: keys come from the control plane and are the same in all reactors. Tickets have nginx's form
+    (ngx_ssl_session_ticket_key_callback).
+    """
+    cdef ticket_keys* keys = <ticket_keys*>lb_load_ptr(&current(ssl).r.s.ticket_keys)
     cdef ticket_key* key = NULL
+    cdef EVP_CIPHER* aes
     cdef OSSL_PARAM params[3]
     cdef int i
-    if t == NULL:
-        return 0
-    keys = <ticket_keys*>lb_load_ptr(&t.r.s.ticket_keys)
     if keys == NULL or keys.count == 0:
         return 0
     if encrypt:
@@ -430,14 +513,15 @@ cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_
                 break
         if key == NULL:
             return 0
-    params[0] = OSSL_PARAM_construct_octet_string(b"key", key.hmac, 32)
+    params[0] = OSSL_PARAM_construct_octet_string(b"key", key.hmac, key.size)
     params[1] = OSSL_PARAM_construct_utf8_string(b"digest", <char*><const char*>b"SHA256", 0)
     params[2] = OSSL_PARAM_construct_end()
     if EVP_MAC_CTX_set_params(mac, params) != 1:
         return -1
+    aes = ticket_aes_256 if key.size == 32 else ticket_aes_128
     if encrypt:
-        return 1 if EVP_EncryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) == 1 else -1
-    if EVP_DecryptInit_ex(cipher, ticket_cipher, NULL, key.aes, iv) != 1:
+        return 1 if EVP_EncryptInit_ex(cipher, aes, NULL, key.aes, iv) == 1 else -1
+    if EVP_DecryptInit_ex(cipher, aes, NULL, key.aes, iv) != 1:
         return -1
     # 2: give the client a new one. With TLS 1.3 each ticket is for one connection (RFC 8446 C.4).
     return 1 if i == 0 and SSL_version(ssl) != TLS1_3_VERSION else 2
@@ -445,9 +529,9 @@ cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_
 
 cdef int on_new_session(SSL* ssl, SSL_SESSION* session) noexcept nogil:
     """Client side: keep the newest session for the next connection. The reference is ours when 1 is returned."""
-    cdef tls* t = <tls*>SSL_get_ex_data(ssl, 0)
+    cdef tls* t = current(ssl)
     cdef SSL_SESSION** place
-    if t == NULL or t.context == NULL:
+    if t.context == NULL:
         return 0
     place = &t.context.sessions[t.r.index]
     if place[0] != NULL:
@@ -508,7 +592,7 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
     cdef size_t total = 0
     cdef int n, error
     while not t.closed and total < room:
-        n = SSL_read(t.ssl, out + total, <int>(room - total))
+        n = SSL_read(enter(t), out + total, <int>(room - total))
         if n <= 0:
             error = SSL_get_error(t.ssl, n)
             if error == SSL_ERROR_ZERO_RETURN:
@@ -525,7 +609,7 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
 
 cdef bint tls_encrypt(tls* t, const char* data, size_t size) noexcept nogil:
     """One record of at most TLS_RECORD bytes, for which tls_out has room."""
-    if SSL_write(t.ssl, data, <int>size) == <int>size:
+    if SSL_write(enter(t), data, <int>size) == <int>size:
         return True
     ERR_clear_error()
     return False
@@ -533,7 +617,7 @@ cdef bint tls_encrypt(tls* t, const char* data, size_t size) noexcept nogil:
 
 cdef void tls_say_goodbye(tls* t) noexcept nogil:
     """close_notify (RFC 8446 6.1)."""
-    if t.established and SSL_shutdown(t.ssl) < 0:
+    if t.established and SSL_shutdown(enter(t)) < 0:
         ERR_clear_error()
 
 

@@ -25,6 +25,7 @@ from lb._fastpath.c.sys cimport (
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
+from lb._fastpath.counters cimport bump
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
 from lb._fastpath.reactor cimport (
     BATCH_IOV,
@@ -33,8 +34,10 @@ from lb._fastpath.reactor cimport (
     IO_CUT,
     IO_HALF_CLOSED,
     SCRATCH_BYTES,
+    IO_QUEUED,
     io_bury,
     io_enqueue,
+    io_stand_in_line,
 )
 from lb._fastpath.timers cimport timer_cancel
 from lb._fastpath.tls cimport (
@@ -210,8 +213,11 @@ cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:
     cdef ssize_t n
     cdef int result
     cdef int64_t started
-    if r.handshake_ns_left <= 0:
-        io_enqueue(&c.base)
+    if c.base.flags & IO_QUEUED:
+        return TLS_AGAIN  # it stands in line
+    if r.handshake_ns_left <= 0 or (r.line_first != NULL and not r.line_moves):
+        bump(&r.counts.tls_deferred)
+        io_stand_in_line(&c.base)
         return TLS_AGAIN
     batch_flush(r)
     started = monotonic_ns()

@@ -83,7 +83,7 @@ from lb._fastpath.reactor cimport (
 )
 from lb._fastpath.table cimport PROTOCOL_HTTP1, PROTOCOL_HTTP2
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
-from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_new_client
+from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_move, tls_new_client
 from lb._fastpath.transport cimport (
     batch_flush,
     conn,
@@ -322,13 +322,11 @@ cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
         c.requests = husk.requests
         c.wire = husk.wire
         c.tls = husk.tls
-        if c.tls != NULL:
-            c.tls.r = r
         c.idle_timeout_ms = husk.idle_timeout_ms
         c.ep = ep
         c.base.flags = IO_WRITABLE
         c.timer.fire = idle_timeout
-        if not io_watch(&c.base):
+        if (c.tls != NULL and not tls_move(c.tls, r)) or not io_watch(&c.base):
             upstream_close(c)
             c = NULL
         else:

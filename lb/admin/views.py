@@ -25,8 +25,8 @@ from lb.model.tls import Certificate
 from lb.model.upstream import Upstream, split_key
 from lb.observe import logs
 from lb.observe.metrics import requests_of
-from lb.pipeline import OUTCOMES
-from lb.problems import SEVERITIES, Origin, Severity
+from lb.pipeline import OUTCOMES, count_problems
+from lb.problems import Origin, Severity
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, UpstreamStats
@@ -101,10 +101,7 @@ def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.P
 
 
 def _count_problems(daemon: Daemon) -> dict[Severity, int]:
-    newest = daemon.pipeline.newest
-    counted = newest.problems if newest is not None else {}
-    here = [problem.severity for problem in (*daemon.listeners.problems, *daemon.expiry.problems)]
-    return {severity: counted.get(severity, 0) + here.count(severity) for severity in SEVERITIES}
+    return count_problems(daemon.pipeline.newest, daemon.listeners.problems, daemon.expiry.problems)
 
 
 def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:

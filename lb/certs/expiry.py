@@ -6,14 +6,11 @@ not look go on working.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Protocol
 
-from lb.certs.ocsp import check_response
+from lb.certs.ocsp import holds_until
 from lb.certs.pem import CertificateError, Pair, read_chain
 from lb.problems import Origin, Problem
 
@@ -45,13 +42,13 @@ def judge(certificates: Iterable[Served], now: float, ahead_seconds: float) -> I
             continue
         yield from _judge_leaf(one, pair, now, ahead_seconds)
         yield from _judge_chain(one, pair, now, ahead_seconds)
-        until = _response_until(one.ocsp, one.chain) if one.ocsp else None
+        until = holds_until(one.ocsp, one.chain) if one.ocsp else None
         if until is not None and until.timestamp() <= now:
             yield Problem(
                 "LB6006",
                 one.origin,
-                f"the OCSP response stapled to certificate {one.name} was good until {_date(until)}",
-                "clients that look at it refuse the certificate",
+                f"the OCSP response for certificate {one.name} was good until {_date(until)}",
+                "it is not stapled any more; clients that must have one refuse the certificate",
                 "fetch a new one regularly, or take the file away",
             )
 
@@ -95,14 +92,6 @@ def _judge_chain(one: Served, pair: Pair, now: float, ahead_seconds: float) -> I
             )
 
 
-@lru_cache(maxsize=4_096)
-def _response_until(ocsp: str, chain: str) -> datetime | None:
-    try:
-        return check_response(base64.b64decode(ocsp), chain)
-    except (CertificateError, binascii.Error):
-        return None
-
-
 def _date(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -117,10 +106,9 @@ class Expiry:
         self._tell = tell
         self._told_at: dict[Problem, float] = {}
 
-    def look(self, certificates: Mapping[str, Served], refused: Mapping[str, str], now: float) -> None:
-        """`refused` are those of them that OpenSSL would not take, and why."""
-        found = [_refusal(certificates[name], why) for name, why in refused.items() if name in certificates]
-        found.extend(judge(certificates.values(), now, self._ahead_seconds))
+    def look(self, certificates: Mapping[str, Served], refused: Iterable[Problem], now: float) -> None:
+        """`refused` is what OpenSSL would not take; it is told with the rest."""
+        found = [*refused, *judge(certificates.values(), now, self._ahead_seconds)]
         self.problems = tuple(dict.fromkeys(found))
         told = {problem: self._told_at.get(problem) for problem in self.problems}
         self._told_at = {problem: at for problem, at in told.items() if at is not None and now - at < DAY_SECONDS}
@@ -128,13 +116,3 @@ class Expiry:
             if problem not in self._told_at:
                 self._told_at[problem] = now
                 self._tell(problem)
-
-
-def _refusal(one: Served, why: str) -> Problem:
-    return Problem(
-        "LB6007",
-        one.origin,
-        f"certificate {one.name} is refused by OpenSSL: {why}",
-        "the one of this name that served before stays in use; without one its hosts get lb's self-made certificate",
-        "have a certificate made that OpenSSL takes: RSA from 2048 bits, signed with SHA-256 or better",
-    )

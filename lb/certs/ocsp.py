@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography.x509 import ocsp
 
@@ -25,3 +28,12 @@ def check_response(response: bytes, chain: str) -> datetime | None:
     if serial != read_certificates(chain)[0].serial_number:
         raise CertificateError("the OCSP response is about another certificate", _FETCH)
     return until
+
+
+@lru_cache(maxsize=4_096)
+def holds_until(response: str, chain: str) -> datetime | None:
+    """The same of a response in base64; None too when it is of no use."""
+    try:
+        return check_response(base64.b64decode(response), chain)
+    except (CertificateError, binascii.Error):
+        return None

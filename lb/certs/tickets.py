@@ -7,8 +7,6 @@ Keys are never logged: who has one can read what was sent in the sessions that w
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -33,18 +31,17 @@ def read_keys(contents: Iterable[tuple[str, bytes]]) -> list[bytes]:
     content, when one is no key.
 
     nginx's `ssl_session_ticket_key`: 80 random bytes are a name of 16, an HMAC key of 32 and an AES-256 key of 32
-    (ngx_event_openssl.c, ngx_ssl_session_ticket_keys). 48 bytes are stretched to as many, the same way on every host.
+    (ngx_event_openssl.c, ngx_ssl_session_ticket_keys); 48 bytes are a name, an AES-128 key and an HMAC key of 16 each.
     """
     keys = []
     for where, content in contents:
         if len(content) == KEY_BYTES:
             name, mac, cipher = content[:_NAME], content[_NAME:48], content[48:]
+            keys.append(name + cipher + mac)
         elif len(content) == SHORT_KEY_BYTES:
-            name = content[:_NAME]
-            mac, cipher = (hmac.digest(content[_NAME:], use, hashlib.sha256) for use in (b"lb hmac", b"lb aes-256"))
+            keys.append(content)
         else:
             raise ValueError(f"{where} has {len(content)} bytes: a ticket key has {KEY_BYTES} or {SHORT_KEY_BYTES}")
-        keys.append(name + cipher + mac)
     if len(keys) > MOST_KEYS:
         raise ValueError(f"there are {len(keys)} ticket keys: at most {MOST_KEYS} are used")
     return keys

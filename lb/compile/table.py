@@ -19,8 +19,8 @@ from lb.model.address import address_mistake
 from lb.model.config import Config
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
-from lb.model.tls import ListenerTls
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.problems import Problem
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import RouteSpec
@@ -41,8 +41,8 @@ class Compiler:
         self._tls = TlsParts()
 
     @property
-    def refused_certificates(self) -> dict[str, str]:
-        """Of the newest Config: those that OpenSSL would not take, and why. The last good ones stay in use."""
+    def refused(self) -> dict[str, Problem]:
+        """What OpenSSL would not take of the newest Config (TlsParts.refused)."""
         return self._tls.refused
 
     def compile(self, config: Config, generation: int) -> Table:
@@ -86,24 +86,30 @@ class Compiler:
         return self._engine.compile_host(host.hostname, host.one_label, [_route_spec(route) for route in host.routes])
 
     def _compile_upstream(self, upstream: Upstream) -> UpstreamView:
-        tls = self._tls.of_upstream(upstream.tls) if upstream.tls is not None else None
         made = self._upstreams.get(upstream.name)
-        if made is not None and self._config.upstreams.get(upstream.name) is upstream and made.tls is tls:
+        before = self._config.upstreams.get(upstream.name)
+        tls, endpoints = None, upstream.endpoints
+        if upstream.tls is not None:
+            tls = self._tls.of_upstream(upstream, before, made.tls if made is not None else None)
+            endpoints = endpoints if tls is not None else ()
+        if made is not None and before is upstream and made.tls is tls:
             return made
         protocol = PROTOCOLS[upstream.protocol] if tls is not None or upstream.protocol != "auto" else 0
-        endpoints = _endpoint_specs(upstream.endpoints)
-        return self._engine.make_upstream(upstream.name, endpoints, _policy(upstream), protocol, tls)
+        specs = _endpoint_specs(endpoints)
+        return self._engine.make_upstream(upstream.name, specs, _policy(upstream), protocol, tls)
 
     def _compile_listener(self, listener: Listener, index: HostIndex | None, https_port: int) -> ListenerView:
         made = self._listeners.get(listener.name)
+        before = self._config.listeners.get(listener.name)
         tls = None
-        hosts = self._tls.of_listener(listener.tls or ListenerTls()) if listener.protocol == "https" else {}
-        if hosts:
+        if listener.protocol == "https":
+            old = made.tls.hosts if made is not None and made.tls is not None else {}
+            hosts = self._tls.of_listener(listener, before, old)
             tls = made.tls if made is not None and made.tls is not None and made.tls.hosts == hosts else None
             tls = tls or self._engine.make_tls_index(hosts)
         if (
             made is not None
-            and self._config.listeners.get(listener.name) == listener
+            and before == listener
             and made.index is index
             and made.tls is tls
             and made.https_port == https_port

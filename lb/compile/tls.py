@@ -1,7 +1,9 @@
 """Certificates and TLS contexts for the compiler: each made once and used until nothing in the Config asks for it.
 
-A certificate that OpenSSL refuses keeps the one of the same name that served before; names without a certificate get
-lb's self-made one, never another name's.
+Nothing that OpenSSL refuses fails a build. A certificate that it refuses keeps the one of the same name that served
+before; names without a certificate get lb's self-made one, never another name's. Authorities or revocation lists that
+it refuses leave in force what was asked before them, and where there was nothing, nobody gets in: a name is closed, an
+upstream gets no requests.
 """
 
 from __future__ import annotations
@@ -11,29 +13,76 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from lb._fastpath import credentials
+from lb.certs.ocsp import holds_until
 from lb.certs.self_made import self_made
+from lb.model.config import Config
+from lb.model.listener import Listener
 from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
+from lb.model.upstream import Upstream
+from lb.problems import Problem
 
 MadeT = TypeVar("MadeT")
 
 TLS_1_2, TLS_1_3 = 0x0303, 0x0304
 
-_LOWEST: dict[TlsPolicy, int] = {"intermediate": TLS_1_2, "modern": TLS_1_3}
-
-CIPHERS = (
+_AEAD = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
 )
 """Of TLS 1.2: Mozilla's intermediate list, without finite-field Diffie-Hellman."""
+_CBC_AND_RSA = (
+    "ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:"
+    "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA:"
+    "AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA256:AES256-SHA256:AES128-SHA:AES256-SHA"
+)
+"""What Mozilla's old list has besides and TLS 1.2 can use, without 3DES."""
 CIPHERSUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 GROUPS = "X25519MLKEM768:X25519:P-256:P-384"
 """The first one only where the library has it (OpenSSL 3.5)."""
 
-_CLIENT_MODES = {"off": 0, "optional": 1, "required": 2, "unverified": 3}
+
+class Policy(NamedTuple):
+    """What a policy's name stands for (https://wiki.mozilla.org/Security/Server_Side_TLS, version 5.7)."""
+
+    lowest: int
+    ciphers: str
+    """Of TLS 1.2."""
+
+
+POLICIES: dict[TlsPolicy, Policy] = {
+    "modern": Policy(TLS_1_3, _AEAD),
+    "intermediate": Policy(TLS_1_2, _AEAD),
+    # TLS 1.0 and 1.1 are no part of it: RFC 8996 forbids them.
+    "old": Policy(TLS_1_2, f"{_AEAD}:{_CBC_AND_RSA}"),
+}
+
+_CLIENT_MODES = {"off": 0, "optional": 1, "required": 2, "unverified": 3, "nobody": 4}
 _FORWARD = {"xfcc": 1, "ssl-client": 2}
+_NOBODY = ClientCertificates("nobody")
+
+
+def missing_groups() -> tuple[str, ...]:
+    """Groups of the policies that the library does not have."""
+    known = credentials.known_groups(GROUPS).split(":")
+    return tuple(group for group in GROUPS.split(":") if group not in known)
+
+
+def check(config: Config) -> dict[str, Problem]:
+    """What OpenSSL refuses of a Config, as TlsParts.refused has it: for those who only look."""
+    parts = TlsParts()
+    parts.take(config.certificates)
+    for listener in config.listeners.values():
+        if listener.protocol == "https":
+            parts.of_listener(listener, None, {})
+    for upstream in config.upstreams.values():
+        if upstream.tls is not None:
+            parts.of_upstream(upstream, None, None)
+    return parts.refused
 
 
 class TlsParts:
@@ -42,8 +91,9 @@ class TlsParts:
     def __init__(self) -> None:
         self._models: dict[str, Certificate] = {}
         self._made: dict[str, credentials.Certificate] = {}
-        self.refused: dict[str, str] = {}
-        """Certificates that OpenSSL would not take, and why."""
+        self.refused: dict[str, Problem] = {}
+        """What OpenSSL would not take of the newest Config: `certificate NAME`, `upstream NAME` or
+        `listener NAME HOST`, and why."""
         self._old: dict[Hashable, object] = {}
         self._new: dict[Hashable, object] = {}
 
@@ -57,28 +107,59 @@ class TlsParts:
                 made[name] = known
                 continue
             try:
-                made[name] = credentials.Certificate(one.chain.encode(), one.key.encode(), base64.b64decode(one.ocsp))
+                made[name] = _make_certificate(one)
             except ValueError as error:
-                self.refused[name] = str(error)
+                self.refused[f"certificate {name}"] = _refused_certificate(one, str(error))
                 if known is not None:
                     made[name] = known
         self._models, self._made = dict(certificates), made
         self._old, self._new = self._new, {}
 
-    def of_listener(self, tls: ListenerTls) -> dict[str, credentials.TlsHost]:
-        """What a listener serves names with; always with the default for all others."""
+    def of_listener(
+        self, listener: Listener, before: Listener | None, made: Mapping[str, credentials.TlsHost]
+    ) -> dict[str, credentials.TlsHost]:
+        """What a listener serves names with, always with the default for all others. `made` is what it was `before`."""
+        tls = listener.tls or ListenerTls()
+        old = before.tls.hosts if before is not None and before.tls is not None else {}
         hosts = tls.hosts if DEFAULT_HOST in tls.hosts else {**tls.hosts, DEFAULT_HOST: TlsHost()}
-        return {name: self._host(host, tls.policy) for name, host in hosts.items()}
+        served = {}
+        for name, host in hosts.items():
+            certificates = tuple(self._made[one] for one in host.certificates if one in self._made)
+            try:
+                policy = self._policy(host.clients, tls.policy)
+            except ValueError as error:
+                known = made.get(name)
+                stays = name in old and _differ_in_bundles(old[name].clients, host.clients)
+                policy = known.policy if known is not None and stays else self._policy(_NOBODY, tls.policy)
+                problem = _refused_clients(listener, name, str(error), stays=policy.lets_in)
+                self.refused[f"listener {listener.name} {name}"] = problem
+            served[name] = self._host(policy, certificates, host.clients)
+        return served
 
-    def of_upstream(self, tls: UpstreamTls) -> credentials.ClientTls:
-        """How endpoints are spoken to. ValueError when OpenSSL refuses it."""
+    def of_upstream(
+        self, upstream: Upstream, before: Upstream | None, made: credentials.ClientTls | None
+    ) -> credentials.ClientTls | None:
+        """How the endpoints of an upstream with TLS are spoken to; None: not at all. `made` is how it was `before`."""
+        tls = upstream.tls or UpstreamTls()
+        try:
+            return self._client(tls)
+        except ValueError as error:
+            old = before.tls if before is not None else None
+            stays = made if old is not None and _differ_in_bundles(old, tls) else None
+            problem = _refused_upstream(upstream, str(error), stays=stays is not None)
+            self.refused[f"upstream {upstream.name}"] = problem
+            return stays
+
+    def _client(self, tls: UpstreamTls) -> credentials.ClientTls:
         certificate = self._made.get(tls.certificate)
+        if tls.certificate and certificate is None:
+            raise ValueError(f"certificate {tls.certificate}, which lb would show, cannot be used")
         return self._once(
             ("upstream", tls, certificate),
             lambda: credentials.ClientTls(
                 min_version=TLS_1_2,
                 max_version=TLS_1_3,
-                ciphers=CIPHERS,
+                ciphers=_AEAD,
                 ciphersuites=CIPHERSUITES,
                 alpn=(b"h2", b"http/1.1"),
                 verify=tls.verify,
@@ -90,25 +171,25 @@ class TlsParts:
             ),
         )
 
-    def _host(self, host: TlsHost, policy: TlsPolicy) -> credentials.TlsHost:
-        certificates = tuple(self._made[name] for name in host.certificates if name in self._made)
-        certificates = certificates or (self._self_made,)
-        context = self._policy(host.clients, policy)
-        forward = sum(_FORWARD[one] for one in host.clients.forward)
-        return self._once(
-            ("host", context, certificates, forward), lambda: credentials.TlsHost(context, certificates, forward)
-        )
+    def _host(
+        self,
+        policy: credentials.ServerTls,
+        certificates: tuple[credentials.Certificate, ...],
+        clients: ClientCertificates,
+    ) -> credentials.TlsHost:
+        shown = certificates or (self._self_made,)
+        forward = sum(_FORWARD[one] for one in clients.forward)
+        return self._once(("host", policy, shown, forward), lambda: credentials.TlsHost(policy, shown, forward))
 
-    def _policy(self, clients: ClientCertificates, policy: TlsPolicy) -> credentials.ServerTls:
-        identity = hashlib.sha256(
-            repr((policy, clients.mode, clients.ca, clients.crl, clients.depth)).encode()
-        ).digest()
+    def _policy(self, clients: ClientCertificates, name: TlsPolicy) -> credentials.ServerTls:
+        identity = hashlib.sha256(repr((name, clients.mode, clients.ca, clients.crl, clients.depth)).encode()).digest()
+        policy = POLICIES[name]
         return self._once(
             ("policy", identity),
             lambda: credentials.ServerTls(
-                min_version=_LOWEST[policy],
+                min_version=policy.lowest,
                 max_version=TLS_1_3,
-                ciphers=CIPHERS,
+                ciphers=policy.ciphers,
                 ciphersuites=CIPHERSUITES,
                 groups=GROUPS,
                 alpn=(b"h2", b"http/1.1"),
@@ -133,5 +214,54 @@ class TlsParts:
         return made  # type: ignore[return-value]
 
 
+def _make_certificate(one: Certificate) -> credentials.Certificate:
+    """ValueError when OpenSSL refuses it."""
+    until = holds_until(one.ocsp, one.chain) if one.ocsp else None
+    return credentials.Certificate(
+        one.chain.encode(), one.key.encode(), base64.b64decode(one.ocsp), int(until.timestamp()) if until else 0
+    )
+
+
 def _same(one: Certificate | None, other: Certificate) -> bool:
     return one is other or (one is not None and (one.chain, one.key, one.ocsp) == (other.chain, other.key, other.ocsp))
+
+
+_BundlesT = TypeVar("_BundlesT", ClientCertificates, UpstreamTls)
+
+
+def _differ_in_bundles(old: _BundlesT, new: _BundlesT) -> bool:
+    """Whether the same is asked, if perhaps with other authorities or revocation lists. When more is asked than before,
+    what was asked before is no substitute."""
+    return msgspec.structs.replace(old, ca="", crl="") == msgspec.structs.replace(new, ca="", crl="")
+
+
+def _refused_certificate(one: Certificate, why: str) -> Problem:
+    return Problem(
+        "LB6007",
+        one.origin,
+        f"certificate {one.name} is refused by OpenSSL: {why}",
+        "the one of this name that served before stays in use; without one its hosts get lb's self-made certificate",
+        "have a certificate made that OpenSSL takes: RSA from 2048 bits, signed with SHA-256 or better",
+    )
+
+
+def _refused_clients(listener: Listener, host: str, why: str, *, stays: bool) -> Problem:
+    return Problem(
+        "LB6008",
+        listener.origin,
+        f"what listener {listener.name} asks of clients of {host} is refused by OpenSSL: {why}",
+        "what it asked before stays in force" if stays else "no client of this name gets in",
+        "put the authorities' certificates and revocation lists there again, as PEM",
+        f"listeners.{listener.name}.tls.hosts.{host}.clients",
+    )
+
+
+def _refused_upstream(upstream: Upstream, why: str, *, stays: bool) -> Problem:
+    return Problem(
+        "LB6008",
+        upstream.origin,
+        f"TLS to the endpoints of {upstream.name} is refused by OpenSSL: {why}",
+        "they are spoken to as before" if stays else "they get no requests, which are answered 503",
+        "put the authorities' certificates and revocation lists there again, as PEM",
+        f"upstreams.{upstream.name}.tls",
+    )

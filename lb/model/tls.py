@@ -8,8 +8,8 @@ import msgspec
 
 from lb.problems import Origin
 
-TlsPolicy = Literal["intermediate", "modern"]
-ClientMode = Literal["off", "optional", "required", "unverified"]
+TlsPolicy = Literal["intermediate", "modern", "old"]
+ClientMode = Literal["off", "optional", "required", "unverified", "nobody"]
 ClientHeaders = Literal["xfcc", "ssl-client"]
 
 DEFAULT_HOST = "*"
@@ -37,7 +37,7 @@ class ClientCertificates(msgspec.Struct, frozen=True, omit_defaults=True):
 
     mode: ClientMode = "off"
     """off: not asked. optional: verified when shown. required: no certificate, no connection. unverified: asked for and
-    handed on, whoever signed it."""
+    handed on, whoever signed it. nobody: all are refused."""
     ca: str = ""
     """Authorities that are trusted, as PEM. Needed for optional and required."""
     crl: str = ""
@@ -47,6 +47,8 @@ class ClientCertificates(msgspec.Struct, frozen=True, omit_defaults=True):
     forward: tuple[ClientHeaders, ...] = ()
     """How endpoints are told: `xfcc` sends X-Forwarded-Client-Cert, `ssl-client` sends ssl-client-verify,
     ssl-client-subject-dn and so on, as ingress-nginx does. What clients send under these names is dropped."""
+    why: str = ""
+    """Why it is so, when it was not asked for: `Secret shop/clients does not exist`."""
 
 
 class TlsHost(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,7 +66,8 @@ class ListenerTls(msgspec.Struct, frozen=True, omit_defaults=True):
     hosts: dict[str, TlsHost] = {}
     """By name: `shop.example.com`, `*.example.com` (one label), and `*` for all others."""
     policy: TlsPolicy = "intermediate"
-    """intermediate: TLS 1.2 and 1.3; modern: TLS 1.3 only."""
+    """modern: TLS 1.3 only. intermediate: TLS 1.2 as well, with forward secrecy and authenticated encryption. old: also
+    the other ciphers of TLS 1.2 (CBC, RSA key exchange), for clients of before 2014."""
     hsts: str = ""
     """Value of Strict-Transport-Security, such as `max-age=31536000; includeSubDomains`."""
 

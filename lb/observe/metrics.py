@@ -24,11 +24,13 @@ from prometheus_client.registry import Collector
 
 from lb import __version__
 from lb.certs.pem import expiry_of
-from lb.pipeline import OUTCOMES, Build, Outcome
+from lb.pipeline import OUTCOMES, Build, Outcome, count_problems
+from lb.problems import Severity
 from lb.settings import Metrics as MetricsSettings
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
+    from lb.certs.expiry import Expiry
     from lb.pipeline import Pipeline
     from lb.sockets import Listeners
 
@@ -60,7 +62,9 @@ METRICS = _metrics(
     Metric("lb_config_last_success_timestamp_seconds", "gauge", (), "When the newest successful build ended."),
     Metric("lb_config_builds", "counter", ("outcome",), "Builds: published, unchanged or refused."),
     Metric("lb_config_stage_seconds", "gauge", ("stage",), "How long each stage of the newest build took."),
-    Metric("lb_config_problems", "gauge", ("severity",), "Problems of the newest input."),
+    Metric(
+        "lb_config_problems", "gauge", ("severity",), "Problems of input, listeners and certificates."
+    ),
     Metric("lb_objects", "gauge", ("kind",), "Objects in the input."),
     Metric(
         "lb_certificate_expiry_timestamp_seconds",
@@ -123,6 +127,12 @@ METRICS = _metrics(
     Metric("lb_tls_handshakes", "counter", (), "TLS handshakes with clients that succeeded."),
     Metric("lb_tls_handshakes_resumed", "counter", (), "Those of them that resumed a session."),
     Metric("lb_tls_handshakes_failed", "counter", (), "TLS handshakes with clients that failed; the reasons say why."),
+    Metric(
+        "lb_tls_handshakes_deferred",
+        "counter",
+        (),
+        "How often a handshake had to wait so that established connections go on. Many: a storm of handshakes.",
+    ),
     Metric("lb_access_log_records", "counter", (), "Access log records written."),
     Metric("lb_access_log_dropped", "counter", (), "Access log records lost because the writer could not follow."),
     Metric("lb_access_log_failed", "counter", (), "Access log records lost because they could not be written."),
@@ -142,6 +152,7 @@ ENGINE_COUNTERS = {
     "tls_handshakes": "lb_tls_handshakes",
     "tls_resumed": "lb_tls_handshakes_resumed",
     "tls_failed": "lb_tls_handshakes_failed",
+    "tls_deferred": "lb_tls_handshakes_deferred",
     "log_written": "lb_access_log_records",
     "log_dropped": "lb_access_log_dropped",
     "log_failed": "lb_access_log_failed",
@@ -169,6 +180,7 @@ class Scrape(msgspec.Struct, frozen=True):
     counters: Mapping[str, int]
     heartbeat_ages_ms: Sequence[int]
     certificates: Mapping[str, float]
+    problems: Mapping[Severity, int]
     """When they expire."""
 
 
@@ -233,7 +245,7 @@ class Exposition(Collector):
             self._add("lb_config_last_build_success", newest.outcome != "refused")
             for stage, seconds in newest.seconds.items():
                 self._add("lb_config_stage_seconds", seconds, stage)
-            for severity, count in newest.problems.items():
+            for severity, count in scrape.problems.items():
                 self._add("lb_config_problems", count, severity)
             for kind, count in newest.objects.items():
                 self._add("lb_objects", count, kind)
@@ -329,12 +341,14 @@ class Metrics:
         bounds: Sequence[float],
         pipeline: Pipeline,
         listeners: Listeners,
+        expiry: Expiry,
         settings: MetricsSettings,
     ) -> None:
         self._engine = engine
         self._bounds = bounds
         self._pipeline = pipeline
         self._listeners = listeners
+        self._expiry = expiry
         self._routes = Names(settings.max_routes)
         self._upstreams = Names(settings.max_upstreams)
         self._max_endpoints = settings.max_endpoints
@@ -370,6 +384,7 @@ class Metrics:
             counters=engine.counters(),
             heartbeat_ages_ms=engine.heartbeat_ages_ms(),
             certificates=self._certificates(),
+            problems=count_problems(pipeline.newest, self._listeners.problems, self._expiry.problems),
         )
 
     def _certificates(self) -> dict[str, float]:

@@ -76,7 +76,14 @@ class FakeDaemon:
         self.listeners: Any = FakeListeners()
         self.told: list[Problem] = []
         self.expiry = Expiry(0, self.told.append)
-        self.metrics = Metrics(self.engine, BOUNDS, self.pipeline, self.listeners, MetricsSettings())  # type: ignore[arg-type]
+        self.metrics = Metrics(
+            self.engine,
+            BOUNDS,
+            self.pipeline,
+            self.listeners,
+            self.expiry,
+            MetricsSettings(),  # type: ignore[arg-type]
+        )
         self.threads = 2
         self.started_at = 1.7e9
         self.state = (True, "serving")

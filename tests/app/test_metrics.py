@@ -13,12 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 
 from lb.observe.metrics import ENGINE_COUNTERS, METRICS, OTHER, Metrics, Names, fold, table
 from lb.pipeline import Build
+from lb.problems import Origin, Problem
 from lb.settings import Metrics as MetricsSettings
 from tests.app.fakes import BOUNDS, FakeEngine, endpoint_state, make_config, traffic
 
 
 class Fixed:
-    """A pipeline that has built, and listeners that are open."""
+    """A pipeline that has built, listeners that are open, and certificates of which one has expired."""
 
     def __init__(self) -> None:
         self.config = make_config()
@@ -28,6 +29,7 @@ class Fixed:
         self.newest = self.last_good = good
         self.outcomes = Counter(published=4, refused=1)
         self.opened = {"http": object()}
+        self.problems = (Problem("LB6003", Origin(), "expired"),)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def engine() -> FakeEngine:
 
 async def render(engine: FakeEngine, accept: str = "", **limits: int) -> tuple[str, str]:
     fixed: Any = Fixed()
-    metrics = Metrics(engine, BOUNDS, fixed, fixed, MetricsSettings(**limits))  # type: ignore[arg-type]
+    metrics = Metrics(engine, BOUNDS, fixed, fixed, fixed, MetricsSettings(**limits))  # type: ignore[arg-type]
     text, content_type = await metrics.render(accept, ready=True)
     return text.decode(), content_type
 
@@ -120,3 +122,11 @@ def test_the_table_for_the_documentation_lists_all() -> None:
     assert len(table().splitlines()) == len(METRICS) + 2
     assert "| `lb_exchange_end_total` | counter | `reason` |" in table()
     assert set(ENGINE_COUNTERS.values()) <= set(METRICS)
+
+
+async def test_problems_of_listeners_and_certificates_are_counted_with_those_of_the_input(engine: FakeEngine) -> None:
+    text, _ = await render(engine)
+    found = samples(parse_prometheus(text))
+    # One of the build, one of the listeners, one of the certificates.
+    assert found["lb_config_problems", (("severity", "error"),)] == 3
+    assert found["lb_config_problems", (("severity", "note"),)] == 2

@@ -75,22 +75,21 @@ def test_told_at_once_and_again_every_day() -> None:
     told: list[Problem] = []
     expiry = Expiry(AHEAD, told.append)
     served = {"shop/web-tls": certificate()}
-    expiry.look(served, {}, END - AHEAD - 1)
+    expiry.look(served, (), END - AHEAD - 1)
     assert (expiry.problems, told) == ((), [])
     for hours in range(26):
-        expiry.look(served, {}, END - AHEAD + hours * 3_600)
+        expiry.look(served, (), END - AHEAD + hours * 3_600)
     assert [problem.code for problem in told] == ["LB6002", "LB6002"]
-    expiry.look(served, {}, END + 1)
+    expiry.look(served, (), END + 1)
     assert [problem.code for problem in told][2:] == ["LB6003"]
     renewed = {"shop/web-tls": certificate(AUTHORITY.issue("shop.example.com", days=900))}
-    expiry.look(renewed, {}, END + 2)
+    expiry.look(renewed, (), END + 2)
     assert expiry.problems == ()
     assert len(told) == 3
 
 
-def test_what_openssl_refuses_is_a_problem() -> None:
+def test_what_openssl_refuses_is_told_with_the_rest() -> None:
     told: list[Problem] = []
-    expiry = Expiry(0, told.append)
-    expiry.look({"shop/web-tls": certificate()}, {"shop/web-tls": "ca md too weak", "gone": "x"}, BEGIN)
-    assert [problem.code for problem in told] == ["LB6007"]
-    assert "ca md too weak" in told[0].what
+    refused = Problem("LB6007", Origin(), "certificate shop/web-tls is refused by OpenSSL: ca md too weak")
+    Expiry(0, told.append).look({"shop/web-tls": certificate()}, [refused], BEGIN)
+    assert told == [refused]

@@ -22,7 +22,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CLIENT_HELLO_SUCCESS, SSL_CLIENT_HELLO_ERROR
     int SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK
     int TLSEXT_TYPE_server_name, TLSEXT_NAMETYPE_host_name
-    int SSL_AD_INTERNAL_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_AD_NO_APPLICATION_PROTOCOL
+    int SSL_AD_ACCESS_DENIED, SSL_AD_INTERNAL_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_AD_NO_APPLICATION_PROTOCOL
     int TLS1_2_VERSION, TLS1_3_VERSION
     int OPENSSL_NPN_NEGOTIATED
 
@@ -70,8 +70,10 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_set_bio(SSL* ssl, BIO* reading, BIO* writing)
     void SSL_set_accept_state(SSL* ssl)
     void SSL_set_connect_state(SSL* ssl)
-    int SSL_set_ex_data(SSL* ssl, int index, void* data)
-    void* SSL_get_ex_data(const SSL* ssl, int index)
+    BIO* SSL_get_rbio(const SSL* ssl)
+    void SSL_certs_clear(SSL* ssl)
+    long SSL_get_tmp_key(SSL* ssl, EVP_PKEY** key)
+    long SSL_get_peer_tmp_key(SSL* ssl, EVP_PKEY** key)
     int SSL_do_handshake(SSL* ssl)
     int SSL_read(SSL* ssl, void* buffer, int size)
     int SSL_write(SSL* ssl, const void* buffer, int size)
@@ -103,7 +105,11 @@ cdef extern from "<openssl/ssl.h>" nogil:
     const char* SSL_get_version(const SSL* ssl)
     int SSL_version(const SSL* ssl)
     const SSL_CIPHER* SSL_get_current_cipher(const SSL* ssl)
+    const SSL_CIPHER* SSL_get_pending_cipher(const SSL* ssl)
     const char* SSL_CIPHER_get_name(const SSL_CIPHER* cipher)
+    int SSL_CIPHER_is_aead(const SSL_CIPHER* cipher)
+    int SSL_CIPHER_get_kx_nid(const SSL_CIPHER* cipher)
+    int NID_kx_rsa
     int SSL_set_session(SSL* ssl, SSL_SESSION* session)
     void SSL_SESSION_free(SSL_SESSION* session)
     int SSL_SESSION_up_ref(SSL_SESSION* session)
@@ -225,7 +231,8 @@ cdef extern from "<openssl/evp.h>" nogil:
             const unsigned char* iv)
     void EVP_PKEY_free(EVP_PKEY* key)
     int EVP_PKEY_get_base_id(const EVP_PKEY* key)
-    int EVP_PKEY_EC
+    int EVP_PKEY_EC, EVP_PKEY_X25519
+    int EVP_PKEY_set_type(EVP_PKEY* key, int type)
 
 cdef extern from "<openssl/core_names.h>" nogil:
     ctypedef struct OSSL_PARAM:
@@ -242,6 +249,7 @@ cdef extern from "<openssl/pem.h>" nogil:
     EVP_PKEY* PEM_read_bio_PrivateKey(BIO* bio, EVP_PKEY** out, int (*ask)(char*, int, int, void*) noexcept nogil,
             void* argument)
     int PEM_write_bio_X509(BIO* bio, X509* certificate)
+    int PEM_R_NO_START_LINE
 
 cdef extern from "<openssl/rand.h>" nogil:
     int RAND_bytes(unsigned char* out, int size)
@@ -254,5 +262,7 @@ cdef extern from "<openssl/err.h>" nogil:
     const char* ERR_reason_error_string(unsigned long code)
 
 cdef extern from "<openssl/crypto.h>" nogil:
+    int OPENSSL_VERSION
+    const char* OpenSSL_version(int what)
     void* OPENSSL_memdup(const void* data, size_t size)
     void OPENSSL_free(void* data)
