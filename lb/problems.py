@@ -96,6 +96,8 @@ CODES: dict[str, Code] = {
     "LB3010": Code("error", "TLS Secret does not exist"),
     "LB3011": Code("error", "TLS Secret cannot be used"),
     "LB3012": Code("error", "certificate is not for the host"),
+    "LB3013": Code("error", "Secret or ConfigMap with authorities does not exist"),
+    "LB3014": Code("error", "authorities cannot be used"),
     # Services, endpoints, nodes
     "LB4001": Code("error", "Service does not exist"),
     "LB4002": Code("error", "Service has no such port"),
@@ -113,6 +115,9 @@ CODES: dict[str, Code] = {
     "LB5005": Code("warning", "name is defined more than once; the first definition counts"),
     "LB5006": Code("warning", "annotations of several objects contradict each other"),
     "LB5007": Code("warning", "annotations of another controller have no effect"),
+    "LB5008": Code("warning", "annotations for TLS to endpoints have no effect"),
+    "LB5009": Code("warning", "certificates of endpoints are not verified"),
+    "LB5010": Code("error", "client certificates cannot be asked for as the Ingress says"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
     "LB6002": Code("warning", "certificate expires soon"),

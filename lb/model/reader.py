@@ -270,7 +270,16 @@ class _Reader:
                 f"there is no certificate `{tls.certificate}` that can be used",
                 _suggest(tls.certificate, self._certificates),
             )
-        if tls.verify and not tls.server_name and not tls.names:
+        if not tls.verify:
+            self.problems.add(
+                "LB5009",
+                self._place(path),
+                "the certificates of the endpoints are not verified",
+                why="whoever answers at their addresses is taken for them, and sees all requests",
+                fix="name the authority that has signed them (`ca` or `ca_file`), and take `verify: false` away",
+                field=path,
+            )
+        elif not tls.server_name and not tls.names:
             raise _MistakeError(path, "there is no name to verify", "add `server_name`, or `verify: false`")
         return tls
 

@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from lb.model.config import Config
-from lb.model.form import API_VERSION, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
+from lb.model.form import API_VERSION, BUNDLES, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
@@ -27,6 +27,10 @@ class _Line(dict[str, Any]):
     """A mapping that is written on one line: `{address: 10.0.0.1:80, weight: 2}`."""
 
 
+class _Block(str):
+    """A text of several lines, written as it stands: `|`."""
+
+
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     def ignore_aliases(self, data: object) -> bool:
         # Anchors and aliases would make equal parts of the file depend on each other.
@@ -36,6 +40,7 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
 _Dumper.add_representer(
     _Line, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=True)
 )
+_Dumper.add_representer(_Block, lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:str", str(data), "|"))
 
 
 def to_text(config: Config, *, show_secrets: bool = False) -> str:
@@ -66,8 +71,8 @@ def to_content(config: Config, *, show_secrets: bool = False) -> Content:
     if config.certificates:
         content["certificates"] = {
             name: {
-                "chain": one.chain,
-                "key": one.key if show_secrets else HIDDEN,
+                "chain": _Block(one.chain),
+                "key": _Block(one.key) if show_secrets else HIDDEN,
                 **({"ocsp": one.ocsp} if one.ocsp else {}),
                 "origin": write_origin(one.origin),
             }
@@ -198,6 +203,8 @@ def _write_options(options: msgspec.Struct, defaults: msgspec.Struct) -> Content
             value = format_duration(value)
         elif field.unit == "size":
             value = format_size(value)
+        elif field.attribute in BUNDLES:
+            value = _Block(value)
         content[field.key] = list(value) if isinstance(value, tuple) else value
     return content
 

@@ -62,9 +62,7 @@ METRICS = _metrics(
     Metric("lb_config_last_success_timestamp_seconds", "gauge", (), "When the newest successful build ended."),
     Metric("lb_config_builds", "counter", ("outcome",), "Builds: published, unchanged or refused."),
     Metric("lb_config_stage_seconds", "gauge", ("stage",), "How long each stage of the newest build took."),
-    Metric(
-        "lb_config_problems", "gauge", ("severity",), "Problems of input, listeners and certificates."
-    ),
+    Metric("lb_config_problems", "gauge", ("severity",), "Problems of input, listeners and certificates."),
     Metric("lb_objects", "gauge", ("kind",), "Objects in the input."),
     Metric(
         "lb_certificate_expiry_timestamp_seconds",

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from lb.model.address import is_ip_address
 from lb.model.units import parse_duration, parse_size
 from lb.objects.view import Stored
 from lb.problems import Problems
@@ -23,9 +25,16 @@ from lb.problems import Problems
 PREFIX = "lb/"
 
 Place = Literal["Ingress", "Service"]
-Part = Literal["route", "upstream", "balance", "targets"]
+Part = Literal["route", "upstream", "balance", "targets", "clients", "tls"]
+
+GUARDED: dict[str, str] = {
+    "clients": "nobody gets in until it is mended",
+    "tls": "requests are answered 503 until it is mended: they might go out in the clear, or to anybody",
+}
+"""Parts of which a mistake closes what they guard, and what that means."""
 
 _MAX_COUNT = 2**31 - 1
+_MAX_DEPTH = 100
 _MAX_BYTES = 2**62
 
 
@@ -36,7 +45,8 @@ class Annotation(NamedTuple):
     places: tuple[Place, ...]
     part: Part
     field: str
-    """Attribute of RouteOptions or UpstreamOptions; empty when `part` is the value itself."""
+    """Attribute of RouteOptions or UpstreamOptions, or what `clients` and `tls` call it; empty when `part` is the value
+    itself."""
     parse: Callable[[str], object]
     """Raises ValueError with a text for people."""
     text: str
@@ -50,6 +60,12 @@ class Values(msgspec.Struct, frozen=True):
     targets: Any = None
     route: Mapping[str, Any] = {}
     upstream: Mapping[str, Any] = {}
+    clients: Mapping[str, Any] = {}
+    """What is asked of clients (lb/translate/tls.py)."""
+    tls: Mapping[str, Any] = {}
+    """How endpoints are spoken to over TLS (lb/translate/backend_tls.py)."""
+    mistakes: Mapping[str, str] = {}
+    """Of the GUARDED parts: what is wrong with one of their annotations."""
 
 
 NOTHING = Values()
@@ -92,6 +108,48 @@ def _redirect(value: str) -> int:
     return 308 if _flag(value) else 0
 
 
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_SOURCE_KINDS = {"secret": "Secret", "configmap": "ConfigMap"}
+_ELSEWHERE = "an object of another namespace cannot be named: what others may read is not theirs to say"
+
+
+def _object_name(value: str) -> str:
+    if "/" in value:
+        raise ValueError(f"{value!r}: {_ELSEWHERE}")
+    if _OBJECT_NAME.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is not the name of an object")
+    return value
+
+
+def _source(value: str) -> tuple[str, str]:
+    """(kind, name)"""
+    kind, slash, name = value.rpartition("/")
+    if slash and kind not in _SOURCE_KINDS:
+        raise ValueError(f"{value!r} is not NAME, secret/NAME or configmap/NAME; {_ELSEWHERE}")
+    return _SOURCE_KINDS[kind or "secret"], _object_name(name)
+
+
+def _server_name(value: str) -> str:
+    if not is_ip_address(value) and (_OBJECT_NAME.fullmatch(value) is None or len(value) > 253):
+        raise ValueError(f"{value!r} is neither a name such as api.example.com nor an address")
+    return value
+
+
+def _server_names(value: str) -> tuple[str, ...]:
+    return tuple(_server_name(one.strip()) for one in value.split(","))
+
+
+def _depth(value: str) -> int:
+    depth = _count(value)
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{value!r} is more than {_MAX_DEPTH}")
+    return depth
+
+
+def _headers(value: str) -> tuple[object, ...]:
+    return tuple(_one_of("xfcc", "ssl-client")(one.strip()) for one in value.split(","))
+
+
 def _one_of(*choices: str) -> Callable[[str], object]:
     def parse(value: str) -> object:
         if value not in choices:
@@ -105,6 +163,14 @@ def _one_of(*choices: str) -> Callable[[str], object]:
 
 def _route(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Ingress",), "route", field, parse, text)
+
+
+def _clients(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
+    return Annotation(f"{PREFIX}{name}", ("Ingress",), "clients", field, parse, text)
+
+
+def _tls(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
+    return Annotation(f"{PREFIX}{name}", ("Service",), "tls", field, parse, text)
 
 
 def _upstream(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
@@ -142,6 +208,73 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "Whether plain HTTP is sent to https (308): `true` or `false`. Without it hosts with TLS are, others are not.",
     ),
     _route("grpc-web", "grpc_web", _flag, "Whether gRPC-Web calls are turned into gRPC calls: `true` or `false`."),
+    _clients(
+        "client-certificate",
+        "mode",
+        _one_of("off", "optional", "required", "unverified"),
+        "What is asked of clients: `off`, `optional` (verified when shown), `required`, or `unverified` (asked for and "
+        "handed on, whoever signed it). `required` when another of these annotations is there.",
+    ),
+    _clients(
+        "client-ca",
+        "ca",
+        _source,
+        "Who must have signed clients' certificates: `NAME` or `secret/NAME` of a Secret, or `configmap/NAME`, in the "
+        "Ingress's namespace, with `ca.crt` and, if there are revocation lists, `ca.crl`.",
+    ),
+    _clients(
+        "client-certificate-depth",
+        "depth",
+        _depth,
+        "Most intermediate authorities between a client's certificate and a trusted one; 4 if it is left out.",
+    ),
+    _clients(
+        "client-certificate-headers",
+        "forward",
+        _headers,
+        "How endpoints are told who the client is: `xfcc` (X-Forwarded-Client-Cert), `ssl-client` (ssl-client-verify, "
+        "ssl-client-subject-dn, …), or both with a comma.",
+    ),
+    _tls(
+        "backend-tls",
+        "enabled",
+        _flag,
+        "Whether endpoints are spoken to over TLS: `true` or `false`. Their certificates are verified. `true` when "
+        "one of the next five is there.",
+    ),
+    _tls(
+        "backend-ca",
+        "ca",
+        _source,
+        "Who must have signed the endpoints' certificates: `NAME` or `secret/NAME` of a Secret, or `configmap/NAME`, "
+        "in the Service's namespace, with `ca.crt` (and `ca.crl`). Without it: the system's authorities.",
+    ),
+    _tls(
+        "backend-server-name",
+        "server_name",
+        _server_name,
+        "The name sent to endpoints (SNI), which their certificate must have; if it is left out, "
+        "`SERVICE.NAMESPACE.svc`.",
+    ),
+    _tls(
+        "backend-names",
+        "names",
+        _server_names,
+        "Names or addresses, with commas, of which the endpoints' certificate must have one; then it need not have the "
+        "server name.",
+    ),
+    _tls(
+        "backend-certificate",
+        "certificate",
+        _object_name,
+        "The Secret (`kubernetes.io/tls`) in the Service's namespace whose certificate lb shows to endpoints.",
+    ),
+    _tls(
+        "backend-verify",
+        "verify",
+        _flag,
+        "`false` takes any certificate of endpoints: [LB5009](problems.md#lb5009) stays for as long as it is there.",
+    ),
     _upstream("connect-timeout", "connect_timeout_ms", _duration, "How long connecting to an endpoint may take."),
     _upstream("keepalive-timeout", "idle_timeout_ms", _duration, "How long an unused connection is kept."),
     _upstream(
@@ -182,6 +315,11 @@ FOREIGN_PREFIXES = (
 _FOREIGN_SHOWN = 6
 
 
+def field_of(part: Part, field: str) -> str:
+    """Where in an object the annotation stands that sets a field: `metadata.annotations[lb/client-ca]`."""
+    return next(f"metadata.annotations[{one.name}]" for one in ANNOTATIONS if (one.part, one.field) == (part, field))
+
+
 def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values:
     """The values of an object's `lb/…` annotations; what cannot be read becomes a problem and is left out."""
     annotations = stored.object.metadata.annotations
@@ -192,7 +330,8 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
     ours = sorted(name for name in annotations if name.startswith(PREFIX))
     if not ours:
         return NOTHING
-    values: dict[Part, dict[str, object]] = {"route": {}, "upstream": {}, "balance": {}, "targets": {}}
+    values: defaultdict[Part, dict[str, object]] = defaultdict(dict)
+    mistakes: dict[str, str] = {}
     for name in ours:
         entry = _BY_NAME.get(name)
         if entry is None or place not in entry.places:
@@ -202,7 +341,17 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
             values[entry.part][entry.field] = entry.parse(annotations[name].strip())
         except ValueError as error:
             _report_value(stored, entry, str(error), problems)
-    return Values(values["balance"].get(""), values["targets"].get(""), values["route"], values["upstream"])
+            if entry.part in GUARDED:
+                mistakes[entry.part] = f"{entry.name}: {error}"
+    return Values(
+        values["balance"].get(""),
+        values["targets"].get(""),
+        values["route"],
+        values["upstream"],
+        values["clients"],
+        values["tls"],
+        mistakes,
+    )
 
 
 def _report_value(stored: Stored, entry: Annotation, error: str, problems: Problems) -> None:
@@ -210,7 +359,7 @@ def _report_value(stored: Stored, entry: Annotation, error: str, problems: Probl
         "LB5001",
         stored.origin,
         f"{entry.name}: {error}",
-        why="the default is used",
+        why=GUARDED.get(entry.part, "the default is used"),
         fix=entry.text,
         field=f"metadata.annotations[{entry.name}]",
     )

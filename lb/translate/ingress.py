@@ -29,11 +29,11 @@ from lb.model.upstream import Balance
 from lb.objects.networking import HTTPIngressPath, Ingress, IngressBackend, IngressServiceBackend
 from lb.objects.view import Stored, View
 from lb.problems import Problem, Problems
-from lb.translate.annotations import read_annotations
+from lb.translate.annotations import GUARDED, read_annotations
 from lb.translate.options import Options
 from lb.translate.precedence import DEFAULT_FIELD, Age, Claim, age_of
 from lb.translate.services import PortTable, Reference, missing_port, read_port_table, resolve_reference
-from lb.translate.tls import TlsClaim, claim_names
+from lb.translate.tls import CLIENTS_FIELD, TlsClaim, WantedClients, claim_names, read_wanted_clients
 
 CATCH_ALL = "*"
 """The host of rules without a host, and of a default backend without rules."""
@@ -158,13 +158,31 @@ class _IngressTranslation:
             msgspec.structs.replace(options.route, **values.route) if values.route else options.route
         )
         self._age = age_of(self._ingress.metadata)
+        mistake = values.mistakes.get("clients", "")
+        clients = read_wanted_clients(values.clients, mistake, self._namespace)
         self._tls: tuple[TlsClaim, ...] = ()
         self._tls_options = self._options
-        if self._ingress.spec.tls:
-            self._tls = claim_names(stored, self._age)
+        if self._ingress.spec.tls or clients is not None:
+            self._tls = claim_names(stored, self._age, clients)
+            if clients is not None and not mistake:
+                self._check_clients(clients)
             if self._options.https_redirect is None:
                 # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code).
                 self._tls_options = msgspec.structs.replace(self._options, https_redirect=308)
+
+    def _check_clients(self, clients: WantedClients) -> None:
+        """Whether what is asked of clients can be asked, and is asked of all of them."""
+        if clients.asked.why:
+            fix = "name a Secret or ConfigMap with ca.crt in lb/client-ca"
+            self._add("LB5010", clients.asked.why, GUARDED["clients"], CLIENTS_FIELD, fix)
+        elif not self._ingress.spec.tls:
+            what = "client certificates are asked for, and there is no TLS section"
+            why = "its hosts are served by TLS all the same, with the default certificate"
+            self._add("LB5010", what, why, CLIENTS_FIELD, "add spec.tls with a Secret")
+        elif self._options.https_redirect == 0:
+            what = "client certificates are asked for, and plain HTTP is not sent to https"
+            why = "who comes by plain HTTP shows no certificate"
+            self._add("LB5010", what, why, CLIENTS_FIELD, "take lb/ssl-redirect away")
 
     def translate(self) -> IngressPart:
         spec = self._ingress.spec

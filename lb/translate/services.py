@@ -20,7 +20,9 @@ from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, read_annotations
+from lb.translate.backend_tls import BackendTls, read_backend_tls
 from lb.translate.endpoints import Backing, find_backings, usable
+from lb.translate.material import Material
 from lb.translate.nodes import NodeTargets, node_endpoints
 from lb.translate.options import Options
 
@@ -70,6 +72,7 @@ class ServicePart(msgspec.Struct, frozen=True):
     uses_nodes: bool = False
     resolve: str = ""
     """External name whose Resolution the upstreams depend on."""
+    tls: BackendTls = BackendTls()
 
 
 def read_port_table(stored: Stored | None) -> PortTable:
@@ -106,7 +109,13 @@ def find_port(ports: Sequence[ServicePort], written: int | str) -> ServicePort |
 
 
 def translate_service(
-    view: View, options: Options, nodes: NodeTargets, namespace: str, name: str, wanted: Wanted
+    view: View,
+    options: Options,
+    nodes: NodeTargets,
+    material: Material,
+    namespace: str,
+    name: str,
+    wanted: Wanted,
 ) -> ServicePart:
     """The upstreams of all wanted ports of a Service, whether it exists or not."""
     stored = view.get("Service", namespace, name)
@@ -115,7 +124,7 @@ def translate_service(
         why = f"Service {namespace}/{name} does not exist"
         missing = (Upstream(f"{namespace}/{name}:{port}", unavailable=why) for port in wanted.ports)
         return ServicePart(table, wanted, tuple(missing), wanted.problems)
-    return _ServiceTranslation(view, options, nodes, stored, table, wanted).translate()
+    return _ServiceTranslation(view, options, nodes, material, stored, table, wanted).translate()
 
 
 def missing_port(reference: Reference, table: PortTable) -> tuple[str, str]:
@@ -137,6 +146,7 @@ class _ServiceTranslation:
         view: View,
         options: Options,
         nodes: NodeTargets,
+        material: Material,
         stored: Stored,
         table: PortTable,
         wanted: Wanted,
@@ -151,13 +161,17 @@ class _ServiceTranslation:
         self._problems = Problems(wanted.problems)
         self._values: Values = read_annotations(stored, "Service", self._problems)
         self._targets = self._values.targets or options.targets
+        mistake = self._values.mistakes.get("tls", "")
+        self._tls = read_backend_tls(stored, self._values.tls, mistake, material, self._problems)
         self._resolve = ""
         self._name = f"{self._service.metadata.namespace}/{self._service.metadata.name}"
 
     def translate(self) -> ServicePart:
         upstreams = tuple(self._translate_port(port) for port in self._wanted.ports)
         uses_nodes = self._targets == "nodeports" and not self._table.external
-        return ServicePart(self._table, self._wanted, upstreams, tuple(self._problems), uses_nodes, self._resolve)
+        return ServicePart(
+            self._table, self._wanted, upstreams, tuple(self._problems), uses_nodes, self._resolve, self._tls
+        )
 
     def _translate_port(self, wanted: int | str) -> Upstream:
         port = find_port(self._table.ports, wanted) if isinstance(wanted, int) else None
@@ -171,6 +185,8 @@ class _ServiceTranslation:
             endpoints, why = self._node_endpoints(port)
         else:
             endpoints, why = self._pod_endpoints(port)
+        if self._tls.why:
+            endpoints, why = (), self._tls.why
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
@@ -183,6 +199,7 @@ class _ServiceTranslation:
             "" if endpoints else why,
             resolve,
             self._stored.origin,
+            self._tls.tls,
         )
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:

@@ -1,29 +1,35 @@
-"""TLS of Ingresses: their `spec.tls` sections as claims on names, and the Secrets with the certificates.
+"""TLS towards clients: the `spec.tls` sections of Ingresses as claims on names, and what is asked of clients there.
 
 As in ingress-nginx a host whose Secret is missing, bad or for other names is served with the default certificate: its
-clients see that something is wrong, its requests are not lost, and no other host's certificate is ever shown. A Secret
-that turns bad keeps the certificate it had.
+clients see that something is wrong, its requests are not lost, and no other host's certificate is ever shown. With
+client certificates it is the other way round: what cannot be verified lets nobody in.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
-from lb.certs.pem import CertificateError, Pair, covers, only_certificates, only_key, read_pair
-from lb.model.tls import Certificate, TlsHost
-from lb.objects.core import Secret
+from lb.certs.pem import covers
+from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, TlsHost
 from lb.objects.networking import Ingress
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
+from lb.translate.annotations import field_of
+from lb.translate.material import Material, MaterialName, SecretName, SecretPart
 from lb.translate.precedence import Age
 
-SecretName = tuple[str, str]
-"""(namespace, name)"""
+CLIENTS_FIELD = field_of("clients", "mode")
+
+
+class WantedClients(msgspec.Struct, frozen=True):
+    """What an Ingress asks of clients."""
+
+    asked: ClientCertificates
+    """Without the authorities; `why` says what is wrong with the annotations, if anything is."""
+    authorities: MaterialName | None = None
 
 
 class TlsClaim(msgspec.Struct, frozen=True):
@@ -36,93 +42,135 @@ class TlsClaim(msgspec.Struct, frozen=True):
     origin: Origin
     field: str
     """`spec.tls[0]`"""
+    clients: WantedClients | None = None
+    """None: the Ingress does not say."""
 
 
-class SecretPart(msgspec.Struct, frozen=True):
-    """What became of a Secret."""
+def read_wanted_clients(values: Mapping[str, Any], mistake: str, namespace: str) -> WantedClients | None:
+    """What the annotations ask of clients; nobody gets in when they cannot be understood. None: they ask nothing."""
+    if mistake:
+        return WantedClients(ClientCertificates("nobody", why=mistake))
+    mode = values.get("mode", "required")
+    if not values or mode == "off":
+        return None
+    if mode in ("optional", "required") and "ca" not in values:
+        why = f"lb/client-certificate: {mode} needs lb/client-ca, which names the authorities"
+        return WantedClients(ClientCertificates("nobody", why=why))
+    asked = ClientCertificates(mode, forward=values.get("forward", ()))
+    if "depth" in values:
+        asked = msgspec.structs.replace(asked, depth=values["depth"])
+    if mode not in ("optional", "required"):
+        return WantedClients(asked)
+    kind, name = values["ca"]
+    return WantedClients(asked, MaterialName("authorities", kind, namespace, name))
 
-    certificate: Certificate | None
-    names: tuple[str, ...] = ()
-    """Whom it is for."""
-    problem: Problem | None = None
 
+def claim_names(stored: Stored, age: Age, clients: WantedClients | None) -> tuple[TlsClaim, ...]:
+    """The names in an Ingress's TLS sections; a section without hosts stands for the hosts of its rules.
 
-def claim_names(stored: Stored, age: Age) -> tuple[TlsClaim, ...]:
-    """The names in an Ingress's TLS sections; a section without hosts stands for the hosts of its rules."""
+    What is asked of clients holds for all hosts of the Ingress. Each of them is a claim of its own then, also where
+    a wildcard covers it or no section names it: another Ingress's certificate must not open it.
+    """
     ingress = cast(Ingress, stored.object)
+    namespace = ingress.metadata.namespace
     rules = [rule.host for rule in ingress.spec.rules if rule.host]
     claims: dict[str, TlsClaim] = {}
     for index, section in enumerate(ingress.spec.tls):
-        secret = (ingress.metadata.namespace, section.secret_name) if section.secret_name else None
+        secret = (namespace, section.secret_name) if section.secret_name else None
         for host in section.hosts or rules:
-            claims.setdefault(host, TlsClaim(host, secret, age, stored.origin, f"spec.tls[{index}]"))
+            claims.setdefault(host, TlsClaim(host, secret, age, stored.origin, f"spec.tls[{index}]", clients))
+    if clients is not None:
+        everybody = any(not rule.host for rule in ingress.spec.rules) or not ingress.spec.rules
+        for host in (*rules, *((DEFAULT_HOST,) if everybody else ())):
+            if host not in claims:
+                near = next((one for one in claims.values() if covers((one.hostname,), host)), None)
+                secret = near.secret if near is not None else None
+                claims[host] = TlsClaim(host, secret, age, stored.origin, CLIENTS_FIELD, clients)
     return tuple(claims.values())
 
 
-def read_secret(stored: Stored | None, name: SecretName, before: SecretPart | None) -> SecretPart:
-    """The certificate in a Secret; the one it had `before` when it cannot be used any more."""
-    last = before.certificate if before is not None else None
-    names = before.names if before is not None else ()
-    if stored is None:
-        return SecretPart(None)
-    try:
-        chain, key, pair = _parse(cast(Secret, stored.object))
-    except CertificateError as error:
-        why = "the certificate it had before stays in use" if last else "its hosts get the default certificate"
-        return SecretPart(last, names, Problem("LB3011", stored.origin, error.what, why, error.fix, "data"))
-    return SecretPart(Certificate("/".join(name), chain, key, origin=stored.origin), pair.names)
-
-
-def _parse(secret: Secret) -> tuple[str, str, Pair]:
-    chain, key = _value(secret, "tls.crt"), _value(secret, "tls.key")
-    pair = read_pair(chain, key)
-    return only_certificates(chain), only_key(key), pair
-
-
-def _value(secret: Secret, key: str) -> str:
-    plain = (secret.string_data or {}).get(key)
-    if plain is not None:
-        return plain
-    encoded = (secret.data or {}).get(key)
-    if not encoded:
-        raise CertificateError(f"the Secret has no {key}", "make it with `kubectl create secret tls`")
-    try:
-        return base64.b64decode(encoded, validate=False).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise CertificateError(f"{key} is not PEM in base64", "make it with `kubectl create secret tls`") from None
-
-
 def assemble_names(
-    claims: Iterable[TlsClaim], secrets: Mapping[SecretName, SecretPart]
+    claims: Iterable[TlsClaim], material: Material
 ) -> tuple[dict[str, TlsHost], dict[str, Certificate], tuple[Problem, ...]]:
-    """What each name is served with, and the certificates for that. Of several claims the oldest Ingress's counts."""
-    hosts: dict[str, TlsHost] = {}
-    winners: dict[str, TlsClaim] = {}
-    certificates: dict[str, Certificate] = {}
+    """What each name is served with, and the certificates for that."""
     problems = Problems()
-    for claim in sorted(claims, key=lambda one: one.age):
-        winner = winners.setdefault(claim.hostname, claim)
-        if winner is not claim:
-            if winner.secret != claim.secret:
-                problems.extend((_taken(claim, winner),))
-            continue
-        part = secrets.get(claim.secret) if claim.secret is not None else None
-        hosts[claim.hostname] = TlsHost()
-        if claim.secret is None:
-            continue
-        problem = _complaint(claim, claim.secret, part)
-        if problem is not None:
-            problems.extend((problem,))
-        elif part is not None and part.certificate is not None:
-            hosts[claim.hostname] = TlsHost((part.certificate.name,))
-            certificates[part.certificate.name] = part.certificate
+    ordered = sorted(claims, key=lambda one: one.age)
+    certificates: dict[str, Certificate] = {}
+    shown = _assemble_certificates(ordered, material, certificates, problems)
+    asked = _assemble_clients(ordered, material, problems)
+    nothing = ClientCertificates()
+    hosts = {name: TlsHost(names, asked.get(name, nothing)) for name, names in shown.items()}
     return hosts, certificates, tuple(problems)
 
 
-def _complaint(claim: TlsClaim, secret: SecretName, part: SecretPart | None) -> Problem | None:
+def _assemble_certificates(
+    claims: Iterable[TlsClaim], material: Material, certificates: dict[str, Certificate], problems: Problems
+) -> dict[str, tuple[str, ...]]:
+    """Of several claims the oldest Ingress's counts, and one that a TLS section makes before one that none makes."""
+    shown: dict[str, tuple[str, ...]] = {}
+    winners: dict[str, TlsClaim] = {}
+    for claim in sorted(claims, key=lambda one: one.field == CLIENTS_FIELD):
+        winner = winners.setdefault(claim.hostname, claim)
+        if winner is not claim:
+            if winner.secret != claim.secret and claim.field != CLIENTS_FIELD:
+                problems.extend((_taken(claim, winner),))
+            continue
+        shown[claim.hostname] = ()
+        if claim.secret is None:
+            continue
+        part = material.certificate(claim.secret)
+        problem = _complaint(claim, claim.secret, part)
+        if problem is not None:
+            problems.extend((problem,))
+        elif part.certificate is not None:
+            shown[claim.hostname] = (part.certificate.name,)
+            certificates[part.certificate.name] = part.certificate
+    return shown
+
+
+def _assemble_clients(
+    claims: Iterable[TlsClaim], material: Material, problems: Problems
+) -> dict[str, ClientCertificates]:
+    """What the oldest Ingress asks of clients that asks for anything."""
+    asked: dict[str, ClientCertificates] = {}
+    askers: dict[str, TlsClaim] = {}
+    for claim in claims:
+        if claim.clients is None:
+            continue
+        asker = askers.setdefault(claim.hostname, claim)
+        if asker is claim:
+            asked[claim.hostname] = _ask(claim, claim.clients, material, problems)
+        elif asker.clients != claim.clients:
+            problems.extend((_contradicted(claim, asker),))
+    return asked
+
+
+def _ask(claim: TlsClaim, clients: WantedClients, material: Material, problems: Problems) -> ClientCertificates:
+    """What is asked of the clients of a name, with the authorities; nobody gets in without them."""
+    source = clients.authorities
+    if source is None:
+        return clients.asked
+    bundle = material.authorities(source)
+    if bundle.ca:
+        return msgspec.structs.replace(clients.asked, ca=bundle.ca, crl=bundle.crl)
+    why = f"the authorities in {source.object} cannot be used"
+    if bundle.problem is None:
+        why = f"{source.object} does not exist"
+        problems.add(
+            "LB3013",
+            claim.origin,
+            why,
+            why="nobody gets in: who the clients are cannot be verified",
+            fix="check the name; it is in the Ingress's own namespace, and exports leave it out unless asked",
+            field=field_of("clients", "ca"),
+        )
+    return ClientCertificates("nobody", why=why)
+
+
+def _complaint(claim: TlsClaim, secret: SecretName, part: SecretPart) -> Problem | None:
     """Why a name does not get the certificate of its Secret; None when it does, or when the Secret itself says why."""
     name = "/".join(secret)
-    if part is None or (part.certificate is None and part.problem is None):
+    if part.certificate is None and part.problem is None:
         return Problem(
             "LB3010",
             claim.origin,
@@ -152,4 +200,15 @@ def _taken(claim: TlsClaim, winner: TlsClaim) -> Problem:
         "one name has one certificate; the older Ingress's is served",
         "name the same Secret in both",
         claim.field,
+    )
+
+
+def _contradicted(claim: TlsClaim, asker: TlsClaim) -> Problem:
+    return Problem(
+        "LB5006",
+        claim.origin,
+        f"what is asked of clients of {claim.hostname} differs from {asker.origin.object or 'an older Ingress'}",
+        "one name asks one thing of its clients; what the older Ingress says is done",
+        "say the same in both",
+        CLIENTS_FIELD,
     )

@@ -37,6 +37,7 @@ from lb.problems import Origin, Problem, Problems
 from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
 from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
+from lb.translate.material import Material, MaterialName, Parts
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
 from lb.translate.nodes import NodeTargets, find_node_targets
 from lb.translate.options import Options
@@ -47,7 +48,7 @@ from lb.translate.services import (
     Wanted,
     translate_service,
 )
-from lb.translate.tls import SecretPart, TlsClaim, assemble_names, read_secret
+from lb.translate.tls import TlsClaim, assemble_names
 
 __all__ = ["HOST_SET", "LISTENER", "Options", "Translation", "translate"]
 
@@ -60,7 +61,7 @@ HOST_SET = "ingress"
 _Name = tuple[str, str]
 """(namespace, name)"""
 
-_GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES = range(8)
+_GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES, _AUTHORITIES = range(9)
 
 _ValueT = TypeVar("_ValueT")
 _KeyT = TypeVar("_KeyT")
@@ -85,8 +86,10 @@ class _State(msgspec.Struct, frozen=True):
     native: NativePart
     tls_claims: dict[_Name, tuple[TlsClaim, ...]]
     """By Ingress, of those that have any."""
-    secrets: dict[_Name, SecretPart]
-    """That TLS claims name."""
+    material: Parts
+    """Secrets and ConfigMaps that TLS claims and Services name."""
+    shown: dict[str, Certificate]
+    """To endpoints, by name."""
     tls_hosts: dict[str, TlsHost]
     certificates: dict[str, Certificate]
     problems: Groups
@@ -124,6 +127,7 @@ _NO_STATE = _State(
     {},
     {},
     {},
+    {},
     Groups(),
 )
 
@@ -145,6 +149,8 @@ class _Build:
         """Of the groups that have others than before."""
         self._rewanted: dict[_Name, None] = {}
         """Services that something else refers to than before, or otherwise."""
+        self._material = Material(view, self._old.material, self._stale_material())
+        self._users_of_material_changed = self._fresh
 
     def run(self) -> Translation:
         old = self._old
@@ -154,13 +160,14 @@ class _Build:
         updates = self._translate_ingresses(classes, moved_ports)
         ingresses = _patch(old.ingresses, updates)
         claims, hosts = self._assemble_hosts(updates)
-        tls_claims, secrets = self._translate_secrets(updates)
-        tls_hosts, certificates = self._assemble_tls(tls_claims, secrets)
+        tls_claims = self._follow_claims(updates)
+        tls_hosts, certificates = self._assemble_tls(tls_claims)
         users = self._find_users(updates)
         slice_owners, stale = self._follow_slices()
         services, upstreams = self._translate_services(users, ingresses, native, stale)
         self._check_nodes(services)
-        config = self._assemble_config(hosts, upstreams, native, tls_hosts, certificates)
+        material, shown = self._keep_material(tls_claims, services)
+        config = self._assemble_config(hosts, upstreams, native, tls_hosts, certificates, shown)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
         problems = old.problems.patch(self._problems)
         state = _State(
@@ -175,7 +182,8 @@ class _Build:
             slice_owners,
             native,
             tls_claims,
-            secrets,
+            material,
+            shown,
             tls_hosts,
             certificates,
             problems,
@@ -278,45 +286,55 @@ class _Build:
 
     # -- TLS
 
-    def _translate_secrets(
-        self, updates: Mapping[_Name, IngressPart | None]
-    ) -> tuple[dict[_Name, tuple[TlsClaim, ...]], dict[_Name, SecretPart]]:
-        """The names that Ingresses want to be served by TLS, and the Secrets with their certificates."""
+    def _follow_claims(self, updates: Mapping[_Name, IngressPart | None]) -> dict[_Name, tuple[TlsClaim, ...]]:
+        """The names that Ingresses want to be served by TLS."""
         old = self._old
         changed = {
             name: (part.tls or None) if part is not None else None
             for name, part in updates.items()
             if (part is not None and part.tls) or name in old.tls_claims
         }
-        claims = _patch(old.tls_claims, changed)
-        stale = self._changed["Secret"] & old.secrets.keys()
-        if claims is old.tls_claims and not stale and not self._fresh:
-            return claims, old.secrets
-        wanted = dict.fromkeys(one.secret for of_one in claims.values() for one in of_one if one.secret is not None)
-        secrets: dict[_Name, SecretPart] = {}
-        for name in wanted:
-            part = old.secrets.get(name)
-            if part is None or name in stale or self._fresh:
-                new = read_secret(self._view.get("Secret", *name), name, part)
-                part = part if part == new else new
-                self._set_problems((_SECRET, *name), (part.problem,) if part.problem is not None else ())
-            secrets[name] = part
-        for name in old.secrets.keys() - wanted.keys():
-            self._set_problems((_SECRET, *name), ())
-        return claims, old.secrets if secrets == old.secrets else secrets
+        self._users_of_material_changed |= bool(changed)
+        return _patch(old.tls_claims, changed)
 
     def _assemble_tls(
-        self, claims: dict[_Name, tuple[TlsClaim, ...]], secrets: dict[_Name, SecretPart]
+        self, claims: dict[_Name, tuple[TlsClaim, ...]]
     ) -> tuple[dict[str, TlsHost], dict[str, Certificate]]:
         old = self._old
-        if claims is old.tls_claims and secrets is old.secrets:
+        if claims is old.tls_claims and not self._stale_material() and not self._fresh:
             return old.tls_hosts, old.certificates
-        hosts, certificates, problems = assemble_names(chain.from_iterable(claims.values()), secrets)
+        hosts, certificates, problems = assemble_names(chain.from_iterable(claims.values()), self._material)
         self._set_problems((_TLS, "", ""), problems)
         return (
             old.tls_hosts if hosts == old.tls_hosts else hosts,
             old.certificates if certificates == old.certificates else certificates,
         )
+
+    def _stale_material(self) -> set[MaterialName]:
+        """What was read from Secrets and ConfigMaps that may say something else now."""
+        if self._fresh:
+            return set(self._old.material)
+        if not self._old.material or not (self._changed["Secret"] or self._changed["ConfigMap"]):
+            return set()
+        return {name for name in self._old.material if (name.namespace, name.name) in self._changed[name.kind]}
+
+    def _keep_material(
+        self, claims: Mapping[_Name, tuple[TlsClaim, ...]], services: Mapping[_Name, ServicePart]
+    ) -> tuple[Parts, dict[str, Certificate]]:
+        """What was read of Secrets and ConfigMaps that somebody still names, and the certificates for endpoints."""
+        shown = self._old.shown
+        wanted = None
+        if self._users_of_material_changed:
+            users = [part.tls for part in services.values() if part.tls.uses]
+            wanted = chain(_named_by(claims), chain.from_iterable(tls.uses for tls in users))
+            new = {tls.certificate.name: tls.certificate for tls in users if tls.certificate is not None}
+            shown = shown if new == shown else new
+        parts = self._material.parts(wanted)
+        for name, part in self._material.changed():
+            group = _SECRET if name.use == "certificate" else _AUTHORITIES
+            problem = part.problem if part is not None else None
+            self._set_problems((group, name.namespace, f"{name.kind}/{name.name}"), (problem,) if problem else ())
+        return parts, shown
 
     # -- Services and upstreams
 
@@ -363,6 +381,9 @@ class _Build:
         if self._fresh:
             return dict.fromkeys(chain(users, _services(native.references), old))
         stale = (stale | self._changed["Service"] | self._changed["Endpoints"]) & old.keys()
+        material = self._stale_material()
+        if material:
+            stale |= {name for name, part in old.items() if not material.isdisjoint(part.tls.uses)}
         if self._changed["Node"]:
             stale |= {name for name, part in old.items() if part.uses_nodes}
         if self._changed["Resolution"]:
@@ -390,9 +411,11 @@ class _Build:
                 wanted = before.wanted
             part: ServicePart | None = None
             if wanted.ports:
-                part = translate_service(self._view, self._options, self._nodes, *name, wanted)
+                part = translate_service(self._view, self._options, self._nodes, self._material, *name, wanted)
             if part == before:
                 continue
+            if any(one is not None and one.tls.uses for one in (part, before)):
+                self._users_of_material_changed = True
             services[name] = part
             self._set_problems((_SERVICE, *name), part.problems if part is not None else ())
             for upstream in before.upstreams if before is not None else ():
@@ -456,10 +479,11 @@ class _Build:
         native: NativePart,
         tls_hosts: dict[str, TlsHost],
         certificates: dict[str, Certificate],
+        shown: dict[str, Certificate],
     ) -> Config:
         old = self._old
         same = hosts is old.hosts and upstreams is old.upstreams and native is old.native
-        same = same and tls_hosts is old.tls_hosts and certificates is old.certificates
+        same = same and tls_hosts is old.tls_hosts and certificates is old.certificates and shown is old.shown
         if self._previous is not None and same and self._options == old.options:
             return self._previous.config
         problems = Problems(native.problems)
@@ -469,7 +493,7 @@ class _Build:
             host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
         all_upstreams = self._with_native_upstreams(upstreams, native, problems)
         self._set_problems((_NATIVE, "", ""), tuple(problems))
-        return Config(listeners, host_sets, all_upstreams, {**certificates, **native.config.certificates})
+        return Config(listeners, host_sets, all_upstreams, {**shown, **certificates, **native.config.certificates})
 
     def _listeners(
         self,
@@ -551,6 +575,14 @@ _NOBODY: frozenset[_Name] = frozenset()
 
 def _age(claim: Claim) -> Age:
     return claim.age
+
+
+def _named_by(claims: Mapping[_Name, tuple[TlsClaim, ...]]) -> Iterable[MaterialName]:
+    for claim in chain.from_iterable(claims.values()):
+        if claim.secret is not None:
+            yield MaterialName("certificate", "Secret", *claim.secret)
+        if claim.clients is not None and claim.clients.authorities is not None:
+            yield claim.clients.authorities
 
 
 def _services(references: tuple[Reference, ...]) -> dict[_Name, None]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lb.objects.core import (
+    ConfigMap,
     EndpointAddress,
     EndpointPort,
     Endpoints,
@@ -17,6 +18,7 @@ from lb.objects.core import (
     NodeCondition,
     NodeStatus,
     ObjectReference,
+    Secret,
     Service,
     ServicePort,
     ServiceSpec,
@@ -39,6 +41,7 @@ from lb.objects.networking import (
 )
 from lb.objects.view import NativeConfig, Resolution, Stored
 from lb.problems import Origin
+from tests.harness.certificates import Authority
 
 NAMESPACES = st.sampled_from(["a", "b"])
 SERVICES = st.sampled_from(["one", "two", "three"])
@@ -100,14 +103,19 @@ INGRESSES = st.builds(
     _metas(
         st.sampled_from(["red", "green", "blue"]),
         lb__balance=["round-robin", "least-connections", "best"],
-        **{"lb__response-timeout": ["5s", "soon"], "kubernetes.io__ingress.class": ["lb", "other"]},
+        **{
+            "lb__response-timeout": ["5s", "soon"],
+            "kubernetes.io__ingress.class": ["lb", "other"],
+            "lb__client-certificate": ["required", "optional", "off", "maybe"],
+            "lb__client-ca": ["material", "configmap/material", "gone"],
+        },
     ),
     st.builds(
         IngressSpec,
         ingress_class_name=st.sampled_from([None, None, None, "lb", "other", "gone"]),
         default_backend=st.none() | BACKENDS,
         rules=st.lists(RULES, max_size=3).map(tuple),
-        tls=st.sampled_from([(), (IngressTLS(),)]),
+        tls=st.sampled_from([(), (IngressTLS(),), (IngressTLS(secret_name="material"),)]),
     ),
 )
 
@@ -137,7 +145,13 @@ SERVICE_OBJECTS = st.builds(
         SERVICES,
         lb__balance=["round-robin", "least-connections"],
         lb__targets=["endpoints", "nodeports", "moon"],
-        **{"lb__connect-timeout": ["1s"]},
+        **{
+            "lb__connect-timeout": ["1s"],
+            "lb__backend-tls": ["true", "false", "maybe"],
+            "lb__backend-ca": ["material", "configmap/material", "gone"],
+            "lb__backend-certificate": ["material", "gone"],
+            "lb__backend-verify": ["false"],
+        },
     ),
     st.builds(
         ServiceSpec,
@@ -234,9 +248,28 @@ NATIVES = st.builds(
     ),
 )
 
+_AUTHORITIES = [Authority(), Authority()]
+_PAIRS = [authority.issue("x.example.com", "y.example.com") for authority in _AUTHORITIES]
+
+# None of them is bad: what turns bad keeps what it had before, which a translation from nothing cannot know.
+SECRETS = st.builds(
+    lambda namespace, authority, pair: Secret(
+        ObjectMeta("material", namespace),
+        string_data={"ca.crt": authority.pem, "tls.crt": pair.chain, "tls.key": pair.key},
+    ),
+    NAMESPACES,
+    st.sampled_from(_AUTHORITIES),
+    st.sampled_from(_PAIRS),
+)
+CONFIG_MAPS = st.builds(
+    lambda namespace, authority: ConfigMap(ObjectMeta("material", namespace), {"ca.crt": authority.pem}),
+    NAMESPACES,
+    st.sampled_from(_AUTHORITIES),
+)
+
 OBJECTS: SearchStrategy[Object] = st.one_of(
     INGRESSES, INGRESSES, INGRESSES, CLASSES, SERVICE_OBJECTS, SERVICE_OBJECTS, _slices(), _slices(),
-    ENDPOINTS, NODE_OBJECTS, RESOLUTIONS, NATIVES,
+    ENDPOINTS, NODE_OBJECTS, RESOLUTIONS, NATIVES, SECRETS, CONFIG_MAPS,
 )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ import base64
 import msgspec
 import pytest
 
-from lb.model.tls import TlsHost
-from lb.objects.core import Secret
-from lb.objects.meta import ObjectMeta
+from lb.model.tls import ClientCertificates, TlsHost
+from lb.model.upstream import Upstream
+from lb.objects.core import ConfigMap, Secret
+from lb.objects.meta import Key, ObjectMeta
 from lb.objects.view import Changes, Stored
 from lb.problems import Origin
 from lb.sources.store import Store
@@ -148,3 +149,129 @@ def test_keys_are_hidden_in_dumps() -> None:
     cluster.put(pair)
     assert pair.key not in repr(cluster.translation)
     assert "PRIVATE KEY" not in repr(cluster.translation.config)
+
+
+# Client certificates and TLS to endpoints, over time
+
+ASKING = INGRESS.replace(
+    "namespace: shop}", "namespace: shop, annotations: {lb/client-certificate: required, lb/client-ca: clients}}"
+)
+SERVICE = """
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: shop, annotations: {lb/backend-tls: "true", lb/backend-ca: configmap/internal}}
+spec: {ports: [{port: 80, targetPort: 8443}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-1, namespace: shop, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{port: 8443}]
+endpoints: [{addresses: [10.0.0.1]}]
+"""
+
+
+class Guarded(Cluster):
+    """A host that asks for certificates, in front of endpoints whose certificates are verified."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        written = read_store(ASKING + SERVICE)
+        for kind in ("Ingress", "Service", "EndpointSlice"):
+            for (namespace, name), one in written.all(kind).items():
+                self.store.put(Stored(one.object, Origin(kind, namespace, name)))
+        self.translation = translate(self.store, Options(), Changes(everything=True), None)
+        self.store.take_changes()
+
+    def change(self, *found: Secret | ConfigMap) -> None:
+        for one in found:
+            self.store.put(Stored(one, Origin(type(one).__name__, "shop", one.metadata.name)))
+        self.translation = translate(self.store, Options(), self.store.take_changes(), self.translation)
+
+    def clients(self, name: str = "web.example.com") -> ClientCertificates:
+        return self.served()[name].clients
+
+    def upstream(self) -> Upstream:
+        return self.translation.config.upstreams["shop/a:80"]
+
+    def problems(self) -> list[str]:
+        return [problem.code for problem in self.translation.problems if problem.code in ("LB3013", "LB3014")]
+
+
+def authorities(*found: Authority, lists: str = "") -> Secret:
+    data = {"ca.crt": "".join(one.pem for one in found) or "nothing", **({"ca.crl": lists} if lists else {})}
+    return Secret(metadata=ObjectMeta("clients", "shop"), string_data=data)
+
+
+def internal(*found: Authority) -> ConfigMap:
+    return ConfigMap(ObjectMeta("internal", "shop"), {"ca.crt": "".join(one.pem for one in found) or "nothing"})
+
+
+def test_nobody_gets_in_before_there_are_authorities_and_the_last_good_ones_stay() -> None:
+    cluster = Guarded()
+    assert (cluster.clients().mode, cluster.clients().why) == ("nobody", "Secret shop/clients does not exist")
+    assert cluster.problems() == ["LB3013"] * 2, "of the Ingress, and of the Service"
+    cluster.change(authorities(AUTHORITY))
+    assert (cluster.clients().mode, cluster.clients().ca) == ("required", AUTHORITY.pem)
+    assert cluster.clients("plain.example.com") == cluster.clients(), "a host that no section names is no way around"
+    cluster.change(authorities())
+    assert cluster.clients().ca == AUTHORITY.pem
+    assert "LB3014" in cluster.problems()
+    other = Authority("Other")
+    cluster.change(authorities(other, lists=other.revoke()))
+    assert (cluster.clients().ca, bool(cluster.clients().crl)) == (other.pem, True)
+    assert "LB3014" not in cluster.problems()
+    cluster.store.drop(Key("Secret", "shop", "clients"))
+    cluster.change()
+    assert cluster.clients().mode == "nobody", "what is taken away is no mistake"
+
+
+def test_endpoints_get_nothing_before_there_are_authorities_and_the_last_good_ones_stay() -> None:
+    cluster = Guarded()
+    assert (cluster.upstream().endpoints, cluster.upstream().unavailable) == (
+        (),
+        "ConfigMap shop/internal does not exist",
+    )
+    cluster.change(internal(AUTHORITY))
+    tls = cluster.upstream().tls
+    assert tls is not None
+    assert (tls.verify, tls.server_name, tls.ca) == (True, "a.shop.svc", AUTHORITY.pem)
+    assert len(cluster.upstream().endpoints) == 1
+    before = cluster.upstream()
+    cluster.change(internal())
+    assert cluster.upstream() is before
+    assert "LB3014" in cluster.problems()
+    cluster.store.drop(Key("ConfigMap", "shop", "internal"))
+    cluster.change()
+    assert cluster.upstream().endpoints == ()
+
+
+def test_what_nobody_names_any_more_is_forgotten() -> None:
+    cluster = Guarded()
+    cluster.change(authorities(), internal())
+    assert sorted(cluster.problems()) == ["LB3014", "LB3014"]
+    for kind, name in (("Ingress", "web"), ("Service", "a")):
+        cluster.store.drop(Key(kind, "shop", name))
+    cluster.change()
+    assert cluster.problems() == []
+
+
+@pytest.mark.parametrize("value", ["other/clients", "shop/clients", "secret/other/clients", "configmap/../clients", ""])
+def test_authorities_of_another_namespace_are_refused(value: str) -> None:
+    store = read_store(ASKING.replace("lb/client-ca: clients", f"lb/client-ca: '{value}'"))
+    store.put(Stored(authorities(AUTHORITY), Origin("Secret", "shop", "clients")))
+    translation = translate(store, Options(), Changes(everything=True), None)
+    tls = translation.config.listeners[TLS_LISTENER].tls
+    assert tls is not None
+    assert tls.hosts["web.example.com"].clients.mode == "nobody"
+    assert [problem.code for problem in translation.problems if problem.severity == "error"].count("LB5001") == 1
+
+
+def test_an_older_ingress_that_asks_nothing_is_no_way_around() -> None:
+    older = INGRESS.replace("name: web,", "name: older, creationTimestamp: '2020-01-01T00:00:00Z',")
+    store = read_store(f"{older}\n---{ASKING}")
+    store.put(Stored(authorities(AUTHORITY), Origin("Secret", "shop", "clients")))
+    tls = translate(store, Options(), Changes(everything=True), None).config.listeners[TLS_LISTENER].tls
+    assert tls is not None
+    assert tls.hosts["web.example.com"].clients.mode == "required"
