@@ -23,6 +23,7 @@ from msgspec import Meta
 from lb.model.form import option_fields
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.tls import TlsPolicy
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
 from lb.translate.options import NodeAddressType, Targets
@@ -132,6 +133,11 @@ class Kubernetes(Section, frozen=True):
     """Port of the listener that serves Ingresses."""
     https_port: Annotated[int, Meta(ge=1, le=65_535)] = 443
     """Port of the listener that serves Ingresses by TLS, when one of them asks for it."""
+    tls_policy: TlsPolicy = "intermediate"
+    """Versions and ciphers of that listener: `modern` (TLS 1.3), `intermediate` (and 1.2), or `old` (and 1.2's CBC and
+    RSA ciphers, for clients of before 2014)."""
+    hsts: Annotated[str, Meta(pattern="^[ -~]*$")] = ""
+    """What that listener sends as Strict-Transport-Security, such as `max-age=31536000`; empty: nothing."""
 
 
 class Certificates(Section, frozen=True):

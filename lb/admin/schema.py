@@ -66,6 +66,10 @@ class Status(msgspec.Struct, frozen=True):
     upstreams: int
     problems: dict[Severity, int]
     log_level: str
+    tls_library: str = ""
+    """`OpenSSL 3.5.4 30 Sep 2025`"""
+    tls_groups_missing: tuple[str, ...] = ()
+    """Key exchange groups of the policies that this library does not have; they are left out."""
 
 
 class ConfigStatus(msgspec.Struct, frozen=True):

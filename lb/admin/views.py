@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from lb import __version__
+from lb._fastpath.credentials import library_version
 from lb.admin import schema
 from lb.admin.daemon import Daemon
 from lb.certs.pem import expiry_of, read_chain
+from lb.compile.tls import missing_groups
 from lb.model.config import Config
 from lb.model.explain import Explanation, make_ask
 from lb.model.explain import explain as explain_request
@@ -63,6 +65,8 @@ def status(daemon: Daemon) -> schema.Status:
         upstreams=len(config.upstreams),
         problems=_count_problems(daemon),
         log_level=logs.level(),
+        tls_library=library_version(),
+        tls_groups_missing=missing_groups(),
     )
 
 
@@ -241,6 +245,7 @@ def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client:
         _EndpointStates(daemon),
         published=ports,
         place=daemon.pipeline.place,
+        refused=daemon.pipeline.compiler.refused,
     )
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from lb.certs.expiry import judge
 from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
 from lb.cli.places import Place, Places
+from lb.compile.tls import check as check_tls
 from lb.model.config import Config
 from lb.problems import CODES, SEVERITIES, Problem
 from lb.sources.locate import locate_all
@@ -53,7 +54,7 @@ def command(
     Every problem is told with its object, file, line and column, why it matters and how to fix it. Exits with 0 when
     there is no error, with 1 when there are some, with 2 for wrong usage.
     """
-    read = _with_expiry(read_input(paths, config_file, flags))
+    read = _with_certificates(read_input(paths, config_file, flags))
     findings = _locate(read.problems)
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
@@ -67,11 +68,12 @@ def command(
         raise SystemExit(1)
 
 
-def _with_expiry(read: Input) -> Input:
-    """Certificates that have expired, or will soon, are told here only: what else is asked of the input stays true."""
+def _with_certificates(read: Input) -> Input:
+    """Certificates that have expired, or will soon, and what OpenSSL would refuse are told here only: what else is
+    asked of the input stays true."""
     ahead_seconds = read.settings.certificates.expiry_warning_ms / 1000
     found = judge(read.config.certificates.values(), time.time(), ahead_seconds)
-    return msgspec.structs.replace(read, problems=(*read.problems, *found))
+    return msgspec.structs.replace(read, problems=(*read.problems, *check_tls(read.config).values(), *found))
 
 
 def _locate(problems: Sequence[Problem]) -> list[_Finding]:

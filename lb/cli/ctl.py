@@ -253,6 +253,7 @@ def _show_status(console: Console, answer: Json) -> None:
         ("under way", f"{answer['exchanges']} requests, {answer['connections']} connections"),
         ("problems", found or "none"),
         ("log level", answer["log_level"]),
+        ("TLS", f"{answer['tls_library']}{_without(answer['tls_groups_missing'])}"),
     ]
     for name, value in rows:
         console.print(f"{name:11} {value}", markup=False, highlight=False)
@@ -281,6 +282,10 @@ def _show_listeners(console: Console, answer: Json) -> None:
         for one in answer
     ]
     _table(console, ("LISTENER", "ADDRESS", "STATE", "HOST SET", "CONNECTIONS#", "REQUESTS#"), rows)
+
+
+def _without(groups: Sequence[str]) -> str:
+    return f", without {', '.join(groups)}" if groups else ""
 
 
 def _show_certificates(console: Console, answer: Json) -> None:

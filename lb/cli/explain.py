@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -24,8 +26,10 @@ from lb.cli.inputs import (
     read_input,
     translation_options,
 )
+from lb.compile.tls import check as check_tls
 from lb.model.explain import (
     Ask,
+    CertificateStep,
     EndpointStep,
     Explanation,
     HostStep,
@@ -33,6 +37,7 @@ from lb.model.explain import (
     OptionStep,
     RouteStep,
     Source,
+    TlsStep,
     UpstreamStep,
     Verdict,
     explain,
@@ -44,7 +49,7 @@ from lb.settings import SettingsError, parse_publish
 from lb.sources.locate import locate_all
 from lb.sources.store import Store
 
-StepT = TypeVar("StepT", ListenerStep, RouteStep, UpstreamStep, EndpointStep)
+StepT = TypeVar("StepT", ListenerStep, CertificateStep, RouteStep, UpstreamStep, EndpointStep)
 
 MARKS: dict[Verdict, tuple[str, str]] = {"won": ("✓", "green"), "lost": ("✗", "red"), "not-reached": ("·", "dim")}
 MAX_LOSERS = 12
@@ -119,7 +124,7 @@ def _explain_files(
     listeners = read.config.listeners.values()
     ports = {one.name: binds[one.port].port for one in listeners if one.port in binds}
     _tell_unread(read.problems)
-    told = _with_lines(explain(read.config, ask, published=ports))
+    told = _with_lines(explain(read.config, ask, published=ports, refused=check_tls(read.config)))
     return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told)))
 
 
@@ -157,6 +162,7 @@ def _with_lines(told: Explanation) -> Explanation:
     """Objects of JSON files know only their item; their lines are looked up here, for all of them at once."""
     upstreams = told.upstreams
     sources = [step.source for steps in (told.listeners, told.routes, upstreams) for step in steps]
+    sources += [one.source for one in (told.tls.certificates if told.tls is not None else ())]
     sources += [endpoint.source for upstream in upstreams for endpoint in upstream.endpoints]
     sources = list({source for source in sources if source.file and not source.line})
     origins = locate_all([Origin(file=source.file, item=source.item) for source in sources])
@@ -168,9 +174,13 @@ def _with_lines(told: Explanation) -> Explanation:
     def locate(step: StepT) -> StepT:
         return msgspec.structs.replace(step, source=lines.get(step.source, step.source))
 
+    tls = told.tls
+    if tls is not None:
+        tls = msgspec.structs.replace(tls, certificates=tuple(map(locate, tls.certificates)))
     return msgspec.structs.replace(
         told,
         listeners=tuple(map(locate, told.listeners)),
+        tls=tls,
         routes=tuple(map(locate, told.routes)),
         upstreams=tuple(
             msgspec.structs.replace(locate(one), endpoints=tuple(map(locate, one.endpoints))) for one in upstreams
@@ -195,6 +205,8 @@ def print_explanation(console: Console, told: Explanation) -> None:
     query = "" if told.query is None else f"?{told.query}"
     _print(console, "request", Text(f"{told.method} {told.host}{told.path}{query}"))
     _print_rows(console, "listener", [_listener_row(one) for one in told.listeners])
+    if told.tls is not None:
+        _print_rows(console, "tls", list(_tls_rows(told.tls, time.time())))
     _print_rows(console, "host", [_host_row(one) for one in told.hosts])
     _print_rows(console, "route", list(_route_rows(told.routes)))
     if told.action:
@@ -208,6 +220,29 @@ def print_explanation(console: Console, told: Explanation) -> None:
 
 def _listener_row(step: ListenerStep) -> Text:
     return _step(step.verdict, f"{step.name} {step.bind}, serves host set {step.host_set}", step.source)
+
+
+def _tls_rows(step: TlsStep, now: float) -> Iterator[Text]:
+    name = step.server_name or "no name"
+    yield _step("won", f"{step.entry} for {name}", why=step.why)
+    for number, one in enumerate(step.certificates):
+        verdict: Verdict = "lost" if one.mistake else "won" if number == 0 else "not-reached"
+        yield _certificate_row(one, verdict, now)
+    yield Text(f"    policy {step.policy}")
+    yield Text(f"    {step.clients}")
+
+
+def _certificate_row(step: CertificateStep, verdict: Verdict, now: float) -> Text:
+    name = f"certificate {step.name}" if step.name else "lb's self-made certificate"
+    whys = [step.mistake] if step.mistake else []
+    if step.expires:
+        date = datetime.fromtimestamp(step.expires, UTC).strftime("%Y-%m-%d")
+        whys.append(f"expired on {date}" if step.expires <= now else f"until {date}")
+    if verdict == "not-reached":
+        whys.append("for clients that do not understand the one above")
+    row = Text("    ")
+    row.append_text(_step(verdict, f"{name} ({step.kind})" if step.kind else name, why="; ".join(whys)))
+    return _with_source(row, step.source)
 
 
 def _host_row(step: HostStep) -> Text:
@@ -237,6 +272,8 @@ def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
     affinity = f", affinity {upstream.affinity}" if upstream.affinity != "none" else ""
     verdict: Verdict = "won" if upstream.serves and upstream.share else "lost" if upstream.share else "not-reached"
     yield _step(verdict, f"{upstream.name}{share}{policy}{affinity}", upstream.source, upstream.why)
+    if upstream.tls:
+        yield Text(f"    {upstream.tls}")
     for endpoint in upstream.endpoints[:MAX_ENDPOINTS]:
         yield _endpoint_row(endpoint)
     rest = len(upstream.endpoints) - MAX_ENDPOINTS

@@ -159,6 +159,8 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         node_address=kubernetes.node_address,
         port=kubernetes.port,
         https_port=kubernetes.https_port,
+        tls_policy=kubernetes.tls_policy,
+        hsts=kubernetes.hsts,
         balance=defaults.balance,
         http=defaults.http,
         route=defaults.route,

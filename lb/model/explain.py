@@ -13,14 +13,24 @@ from typing import Any, Literal
 
 import msgspec
 
+from lb.model.address import is_ip_address as is_address
 from lb.model.config import Config
+from lb.model.explain_tls import (
+    Chosen,
+    asks_the_same,
+    choose,
+    describe_clients,
+    describe_policy,
+    describe_upstream,
+    tell_certificates,
+)
 from lb.model.form import option_fields
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
-from lb.problems import Origin
+from lb.problems import Origin, Problem
 
 States = Mapping[str, Sequence[Mapping[str, Any]]]
 """Upstream -> its endpoints as the running daemon sees them: `key`, `state`, `weight`, `active`, … (EndpointStats)."""
@@ -35,6 +45,8 @@ STATUS = {
     "no-route": 404,
     "no-upstream": 503,
     "no-endpoint": 503,
+    "misdirected": 421,
+    "plain-http": 400,
 }
 """What lb answers for the reasons that routing can end with: a part of lb/_fastpath/c/reasons.h."""
 
@@ -65,6 +77,10 @@ class Ask(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     client: str = ""
     """IP address of the client; empty when it does not matter."""
+    scheme: str = ""
+    """http or https; empty: what the listener speaks."""
+    server_name: str = ""
+    """Whom the client names in the TLS handshake; an address is no name."""
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,6 +110,36 @@ class ListenerStep(msgspec.Struct, frozen=True):
     host_set: str
     verdict: Verdict
     source: Source
+
+
+class CertificateStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A certificate that the client may be shown."""
+
+    name: str
+    """Empty: the one that lb makes for itself."""
+    kind: str
+    names: tuple[str, ...] = ()
+    expires: float = 0
+    """Seconds since the epoch; 0: not known."""
+    mistake: str = ""
+    """Why clients will refuse it, or why it is not shown."""
+    source: Source = Source()
+
+
+class TlsStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The handshake before the request."""
+
+    server_name: str
+    """Empty: the client names nobody."""
+    entry: str
+    """Of the listener: `shop.example.com`, `*.example.com`, or `*`."""
+    why: str
+    """exact name, what the wildcard covers, or that it is the default."""
+    policy: str
+    clients: str
+    """What is asked of clients."""
+    certificates: tuple[CertificateStep, ...] = ()
+    """Clients get the first one whose kind of key they understand."""
 
 
 class HostStep(msgspec.Struct, frozen=True):
@@ -151,6 +197,8 @@ class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
     why: str = ""
     """Why it cannot serve; empty when it can."""
     source: Source = Source()
+    tls: str = ""
+    """How its endpoints are spoken to over TLS; empty: in the clear."""
 
     @property
     def serves(self) -> bool:
@@ -171,6 +219,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The name that logs and metrics show. `ok` when the request is forwarded."""
     why: str
     listeners: tuple[ListenerStep, ...] = ()
+    tls: TlsStep | None = None
     hosts: tuple[HostStep, ...] = ()
     routes: tuple[RouteStep, ...] = ()
     action: str = ""
@@ -203,7 +252,15 @@ def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: s
         method=method,
         headers=tuple(headers),
         client=client,
+        scheme=parts["scheme"] or "",
+        server_name=_server_name(parts["authority"]),
     )
+
+
+def _server_name(authority: str) -> str:
+    """What clients say of a URL's host in the handshake: no port, no address, no dot at the end (RFC 6066 3)."""
+    host = authority.rpartition("]")[0] or authority.partition(":")[0]
+    return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -220,14 +277,16 @@ def explain(
     listener: str | None = None,
     published: Mapping[str, int] | None = None,
     place: Callable[[Origin], Origin] | None = None,
+    refused: Mapping[str, Problem] | None = None,
 ) -> Explanation:
     """How `config` serves the request.
 
     `listener` names the listener that takes it, when that is known better than from the port; `published` are the
     ports on which clients reach listeners instead of their own, by name. `states` are the endpoints' live states;
-    without them the model's are told. `place` knows where the object of an origin stands now.
+    without them the model's are told. `place` knows where the object of an origin stands now. `refused` is what OpenSSL
+    would not take of the certificates and policies (TlsParts.refused).
     """
-    return _Explainer(config, ask, states or {}, published or {}, place or _as_it_says).explain(listener)
+    return _Explainer(config, ask, states or {}, published or {}, place or _as_it_says, refused or {}).explain(listener)
 
 
 class _End(Exception):
@@ -249,10 +308,12 @@ class _Explainer:
         states: States,
         published: Mapping[str, int],
         place: Callable[[Origin], Origin],
+        refused: Mapping[str, Problem],
     ) -> None:
         self._config = config
         self._published = published
         self._place = place
+        self._refused = refused
         self._ask = ask
         self._states = states
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
@@ -269,11 +330,17 @@ class _Explainer:
 
     def _walk(self, name: str | None) -> tuple[int | None, str, str]:
         listener = self._choose_listener(name)
+        shaken = self._shake_hands(listener)
         request = self._normalize(listener)
         host = self._choose_host(listener, request)
+        self._check_direction(listener, shaken, request)
         route = self._choose_route(host, request)
         self._note_client(listener)
         self._found["options"] = tuple(_listener_and_route_options(listener, route))
+        if route.options.https_redirect and not self._is_secure(listener):
+            self._found["action"] = f"redirect to https ({route.options.https_redirect})"
+            why = f"plain HTTP of {host.hostname} is sent to https"
+            return route.options.https_redirect, "local-answer", why
         if isinstance(route.action, Respond):
             self._found["action"] = f"answer {route.action.status}"
             return route.action.status, "local-answer", route.action.why or "the route says so"
@@ -315,6 +382,63 @@ class _Explainer:
         if listener.address == self._ask.host.rpartition(":")[0].strip("[]"):
             return 0
         return 1 if listener.address in ("", "0.0.0.0", "::") else 2  # noqa: S104  # compares, does not bind
+
+    def _shake_hands(self, listener: Listener) -> Chosen | None:
+        """What comes before the request on a listener that speaks TLS."""
+        scheme, server_name = self._ask.scheme, self._ask.server_name
+        if listener.protocol == "http":
+            if scheme == "https":
+                self._notes.append(
+                    f"listener {listener.name} speaks plain HTTP: TLS must end at a proxy before it, which"
+                    " trusted_proxies must name if its X-Forwarded-Proto is to be believed"
+                )
+            return None
+        if scheme == "http":
+            raise _End("plain-http", f"listener {listener.name} speaks TLS, and the client does not")
+        chosen = choose(listener, server_name)
+        clients = chosen.host.clients
+        self._found["tls"] = TlsStep(
+            server_name,
+            chosen.name,
+            chosen.why,
+            describe_policy(listener),
+            describe_clients(clients),
+            tuple(self._certificates(chosen, server_name)),
+        )
+        refused = self._refused.get(f"listener {listener.name} {chosen.name}")
+        if refused is not None:
+            self._notes.append(f"{refused.what}: {refused.why}")
+        if clients.mode == "nobody":
+            raise _End("tls-handshake-failed", f"no client of {chosen.name} gets in: {clients.why}")
+        return chosen
+
+    def _certificates(self, chosen: Chosen, server_name: str) -> Iterator[CertificateStep]:
+        for told in tell_certificates(self._config, chosen, server_name):
+            refused = self._refused.get(f"certificate {told.name}")
+            mistake = f"{refused.what}; {refused.why}" if refused is not None else told.mistake
+            yield CertificateStep(told.name, told.kind, told.names, told.expires, mistake, self._source(told.origin))
+
+    def _check_direction(self, listener: Listener, shaken: Chosen | None, request: Request) -> None:
+        """A request must not come by a connection that was made under other rules (RFC 9110 15.5.20)."""
+        if shaken is None:
+            return
+        wanted = choose(listener, request.host)
+        if not asks_the_same(shaken.host.clients, wanted.host.clients):
+            what = f"{request.host or 'no host'} asks something else of clients than the name of the handshake"
+            raise _End("misdirected", f"{what}, {self._ask.server_name or 'none'}")
+
+    def _is_secure(self, listener: Listener) -> bool:
+        """Whether the client speaks TLS, to lb or to a proxy that is believed."""
+        if listener.protocol == "https":
+            return True
+        said = next((value for name, value in self._ask.headers if name.lower() == "x-forwarded-proto"), "")
+        return said.strip().lower() == "https" and self._is_trusted(listener)
+
+    def _is_trusted(self, listener: Listener) -> bool:
+        if not self._ask.client:
+            return False
+        client = ip_address(self._ask.client)
+        return any(client in ip_network(one, strict=False) for one in listener.http.trusted_proxies)
 
     def _normalize(self, listener: Listener) -> Request:
         if self._ask.method == "CONNECT":
@@ -399,6 +523,9 @@ class _Explainer:
         endpoints = tuple(
             _judge_endpoint(one, live.get(one.key), self._source(one.origin)) for one in upstream.endpoints
         )
+        refused = self._refused.get(f"upstream {name}")
+        if refused is not None:
+            self._notes.append(f"{refused.what}: {refused.why}")
         if upstream.affinity == "client-ip":
             self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
         return UpstreamStep(
@@ -409,6 +536,7 @@ class _Explainer:
             endpoints,
             _why_unavailable(upstream, endpoints),
             self._source(upstream.origin),
+            describe_upstream(upstream.tls),
         )
 
     def _source(self, origin: Origin, field: str = "") -> Source:
@@ -419,10 +547,8 @@ class _Explainer:
     def _note_client(self, listener: Listener) -> None:
         if not self._ask.client:
             return
-        client = ip_address(self._ask.client)
-        trusted = any(client in ip_network(one, strict=False) for one in listener.http.trusted_proxies)
-        verb = "believed and extended" if trusted else "replaced"
-        self._notes.append(f"X-Forwarded-* headers from {client} are {verb}")
+        verb = "believed and extended" if self._is_trusted(listener) else "replaced"
+        self._notes.append(f"X-Forwarded-* headers from {ip_address(self._ask.client)} are {verb}")
 
 
 def describe_match(match: Match) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.tls import TlsPolicy
 from lb.model.upstream import Balance, UpstreamOptions
 
 Targets = Literal["endpoints", "nodeports"]
@@ -31,6 +32,10 @@ class Options(msgspec.Struct, frozen=True):
     """Port of the listener that serves Ingresses."""
     https_port: int = 443
     """Port where those with TLS are served."""
+    tls_policy: TlsPolicy = "intermediate"
+    """Versions and ciphers there."""
+    hsts: str = ""
+    """Strict-Transport-Security there."""
     balance: Balance = "round-robin"
     http: HttpOptions = HttpOptions()
     route: RouteOptions = RouteOptions()

@@ -515,7 +515,7 @@ class _Build:
                     protocol="https",
                     host_set=HOST_SET,
                     http=self._options.http,
-                    tls=ListenerTls(tls_hosts),
+                    tls=ListenerTls(tls_hosts, self._options.tls_policy, self._options.hsts),
                 )
             )
         own = {}

@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -42,6 +43,7 @@ class FakePipeline:
         self.newest = self.last_good = Build(7, "published", 1.7e9, stages, {"Ingress": 3}, problems)
         self.last_refused: Build | None = None
         self.outcomes = Counter(published=7)
+        self.compiler = SimpleNamespace(refused={})
         self.lock = asyncio.Lock()
         origin = Origin("Service", "shop", "web", "shop.yaml", 30, 1)
         self.read_problems: tuple[Problem, ...] = ()

@@ -34,6 +34,9 @@ CASES = {
     "explain-published-by-settings.txt": ["http://one.example.com:8444/", "-c", "two-ports.yaml"],
     "explain-no-host.txt": ["http://a.b.example.com/", "shop.yaml"],
     "explain-bad-target.txt": ["http://shop.example.com/a%2fb", "shop.yaml"],
+    "explain-tls.txt": ["https://web.example.com/", "../../golden/client-certificates.in.yaml"],
+    "explain-tls-nobody.txt": ["https://missing.example.com/", "../../golden/client-certificates.in.yaml"],
+    "explain-tls-endpoints.txt": ["http://all.example.com/b-all", "../../golden/backend-tls.in.yaml"],
 }
 
 

@@ -208,13 +208,13 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("url", "lines", "ask"),
     [
-        ("http://Shop.example.com", [], Ask("Shop.example.com")),
-        ("shop.example.com:81/a?b#c", [], Ask("shop.example.com:81", "/a?b", 81)),
-        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443)),
+        ("http://Shop.example.com", [], Ask("Shop.example.com", scheme="http", server_name="shop.example.com")),
+        ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
+        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
-            Ask("a", "/", 8080, headers=(("host", "a"), ("X-A", "b c"))),
+            Ask("a", "/", 8080, headers=(("host", "a"), ("X-A", "b c")), scheme="http"),
         ),
     ],
 )

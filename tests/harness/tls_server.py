@@ -1,0 +1,68 @@
+"""An endpoint that speaks TLS, with Python's own `ssl`: says what it was asked, and to whom it spoke."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from tests.harness.certificates import Authority, Pair
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the headers it got, or with the digest of the body; `/bulk` with 4 MiB."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/bulk":
+            self._answer(BULK)
+        else:
+            self._answer("".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items()).encode())
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(hashlib.sha256(body).hexdigest().encode())
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+BULK = os.urandom(4 << 20)
+
+
+class TlsServer(ThreadingHTTPServer):
+    """An endpoint that speaks TLS; with `clients_of` only to whom that authority has signed."""
+
+    daemon_threads = True
+
+    def __init__(self, directory: Path, pair: Pair, clients_of: Authority | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Echo)
+        self.names: list[str | None] = []
+        """Whom the clients asked for (SNI), one for each handshake."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        path = directory / f"server-{self.server_address[1]}.pem"
+        path.write_text(pair.chain + pair.key)
+        context.load_cert_chain(path)
+        context.sni_callback = lambda _, name, __: self.names.append(name)
+        if clients_of is not None:
+            context.load_verify_locations(cadata=clients_of.pem)
+            context.verify_mode = ssl.CERT_REQUIRED
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def key(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Failed handshakes are what some tests want."""
