@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -14,13 +15,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.harness.certificates import Authority, Pair, make_key, pem
 from tests.harness.native import respond
+from tests.harness.nginx import Nginx
 from tests.harness.ocsp import response_for
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT, LbProcess
@@ -104,8 +108,19 @@ def test_renewals_of_files_fail_no_handshake(site: Site) -> None:
                 failures.append(error)
                 return
 
+    def http2() -> None:
+        """Eight connections at a time, which h2load opens by ALPN and gives three streams each."""
+        command = ["h2load", "-n24", "-c8", "-m3", f"https://shop.example.com:{site.port}/"]
+        while not over.is_set():
+            done = subprocess.run(
+                [*command, f"--connect-to=127.0.0.1:{site.port}"], capture_output=True, text=True, check=False
+            )
+            if "24 succeeded, 0 failed, 0 errored" not in done.stdout or "protocol: h2\n" not in done.stdout:
+                failures.append(AssertionError(done.stdout + done.stderr))
+                return
+
     with site.run() as lb:
-        threads = [threading.Thread(target=handshake) for _ in range(4)]
+        threads = [threading.Thread(target=one) for one in (handshake, handshake, handshake, http2)]
         for thread in threads:
             thread.start()
         try:
@@ -188,8 +203,20 @@ def test_stapled_response(site: Site) -> None:
         assert "OCSP Response Status: successful" in status()
         (one,) = lb.get("/v1/certificates")["items"]
         assert one["stapled"] is True
+        until = datetime.now(UTC) + timedelta(seconds=2)
+        _replace(site.directory / "certs/shop.ocsp", response_for(AUTHORITY, pair, until))
+        wait_until(lambda: "no response sent" in status(), "nothing is stapled whose time is over")
+        assert datetime.now(UTC) >= until - timedelta(seconds=1), "OCSP counts in seconds"
+        _replace(site.directory / "certs/shop.ocsp", response_for(AUTHORITY, pair))
+        wait_until(lambda: "OCSP Response Status: successful" in status(), "a new one")
         (site.directory / "certs/shop.ocsp").unlink()
         wait_until(lambda: "no response sent" in status(), "nothing is stapled any more")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    half = path.with_name(f".{path.name}")
+    half.write_bytes(content)
+    half.replace(path)
 
 
 def test_expiry_is_told_everywhere_and_the_certificate_served(site: Site) -> None:
@@ -297,6 +324,59 @@ def test_keys_of_a_secret_are_followed(shared: Site) -> None:
         assert _session(shared, fresh)[1], "what was there before is used"
         for key in keys:
             assert base64.b64encode(key).decode() not in lb.stderr
+
+
+def _ticket(port: int, directory: Path, *options: str) -> bytes:
+    """A session ticket of TLS 1.2, as the server has sealed it."""
+    path = directory / f"session-{port}.pem"
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-servername", "shop.example.com", "-tls1_2"]
+    done = subprocess.run(
+        [*command, "-sess_out", str(path), *options], input="", capture_output=True, text=True, timeout=20, check=False
+    )
+    assert "Verify return code" in done.stdout, done.stderr
+    shown = subprocess.run(
+        ["openssl", "sess_id", "-in", str(path), "-noout", "-text"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = re.findall(r"^    [0-9a-f]{4} - ((?:[0-9a-f]{2}[ -]?){1,16})", shown, re.MULTILINE)
+    return bytes.fromhex("".join(lines).replace("-", " "))
+
+
+def _opened(ticket: bytes, key: bytes) -> bytes:
+    """What a ticket holds, by nginx's layout of the key file (ngx_ssl_session_ticket_keys) and RFC 5077 4."""
+    if len(key) == 48:
+        name, aes, mac = key[:16], key[16:32], key[32:]
+    else:
+        name, mac, aes = key[:16], key[16:48], key[48:]
+    assert ticket[:16] == name
+    assert hmac.digest(mac, ticket[:-32], "sha256") == ticket[-32:]
+    plain = Cipher(algorithms.AES(aes), modes.CBC(ticket[16:32])).decryptor()
+    return plain.update(ticket[32:-32]) + plain.finalize()
+
+
+@pytest.mark.parametrize("size", [80, 48])
+def test_tickets_are_sealed_as_nginx_seals_them(shared: Site, size: int) -> None:
+    """With the same file. What is inside stays each one's own: the session's context is part of it, which for both
+    is made of what the host asks of its clients, so that either makes a whole handshake of the other's ticket.
+    """
+    key = os.urandom(size)
+    path = shared.directory / "current.key"
+    path.write_bytes(key)
+    _settings(shared, files=[str(path)])
+    chain, private = shared.directory / "certs/shop.crt", shared.directory / "certs/shop.key"
+    port = free_port()
+    server = f"""
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        ssl_certificate {chain};
+        ssl_certificate_key {private};
+        ssl_session_ticket_key {path};
+    }}
+    """
+    with Nginx(shared.directory / "nginx", more=server), shared.run("lb", "-c", str(shared.path)):
+        theirs, ours = (_ticket(one, shared.directory) for one in (port, shared.port))
+        for ticket in (theirs, ours):
+            assert _opened(ticket, key).startswith(b"\x30"), "a session in ASN.1"
+        assert len(_ticket(shared.port, shared.directory, "-sess_in", str(shared.directory / f"session-{port}.pem")))
 
 
 # Secrecy

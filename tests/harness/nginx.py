@@ -39,6 +39,7 @@ http {{
         location = /nothing {{ return 204; }}
         location = /drop {{ return 444; }}
     }}
+    {more}
 }}
 """
 
@@ -46,14 +47,15 @@ http {{
 class Nginx:
     """A running nginx; files in `html` are served."""
 
-    def __init__(self, directory: Path, *, keepalive_requests: int = 1_000) -> None:
+    def __init__(self, directory: Path, *, keepalive_requests: int = 1_000, more: str = "") -> None:
+        """`more`: further servers."""
         assert NGINX is not None, "nginx is not installed; .ci/run installs it"
         self.port = free_port()
         self.html = directory / "html"
         self.html.mkdir(parents=True)
         path = directory / "nginx.conf"
         path.write_text(
-            _CONFIGURATION.format(directory=directory, port=self.port, keepalive_requests=keepalive_requests)
+            _CONFIGURATION.format(directory=directory, port=self.port, keepalive_requests=keepalive_requests, more=more)
         )
         self.process = subprocess.Popen(
             [NGINX, "-p", str(directory), "-c", str(path)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL

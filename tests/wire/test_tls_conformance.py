@@ -45,6 +45,7 @@ from tests.harness.client_hello import (
     Alert,
     Hello,
     ServerHello,
+    answer,
     record,
     say,
     server_name,
@@ -465,3 +466,70 @@ def test_depth(world: World, depth: int, gets_in: bool) -> None:
         return
     with pytest.raises((ssl.SSLError, ConnectionError)), client.connect(directory=world.directory) as connected:
         ask(connected, name)
+
+
+# ------------------------------------------------------------------------------------------------------------- storms
+
+
+def test_a_storm_of_handshakes_is_served_and_established_connections_go_on(world: World) -> None:
+    """First messages all at once, so that most have to wait for their turn; then thousands one after the other."""
+    lb = world.serving.lb
+    before = lb.metrics()
+    with contextlib.ExitStack() as stack:
+        established = [stack.enter_context(world.client().connect()) for _ in range(4)]
+        waiting = [stack.enter_context(socket.create_connection(world.address(), 20)) for _ in range(300)]
+        hello = Hello().records()
+        for client in waiting:
+            client.sendall(hello)
+        for connected in established:
+            assert ask(connected, "shop.example.com").status == 200
+        for client in waiting:
+            assert isinstance(answer(client), ServerHello), "who waits is not forgotten"
+    assert lb.metric("lb_tls_handshakes_deferred_total") > before["lb_tls_handshakes_deferred_total"]
+    over = threading.Event()
+    failures: list[BaseException] = []
+    done: list[int] = []
+
+    def handshakes() -> None:
+        client = world.client()
+        context = client.context()
+        try:
+            for _ in range(150):
+                with client.connect(context) as connected:
+                    done.append(ask(connected, "shop.example.com").status)
+        except BaseException as error:
+            failures.append(error)
+
+    def requests() -> None:
+        try:
+            with world.client().connect() as connected:
+                while not over.is_set():
+                    assert ask(connected, "shop.example.com").status == 200
+        except BaseException as error:
+            failures.append(error)
+
+    storm = [threading.Thread(target=handshakes) for _ in range(8)]
+    others = [threading.Thread(target=requests) for _ in range(2)]
+    for thread in (*storm, *others):
+        thread.start()
+    for thread in storm:
+        thread.join()
+    over.set()
+    for thread in others:
+        thread.join()
+    assert not failures
+    assert done == [200] * 1_200
+    assert lb.metric("lb_tls_handshakes_total") >= before["lb_tls_handshakes_total"] + 1_200
+
+
+def test_waiting_for_clients_costs_no_turns(world: World) -> None:
+    """A handshake that cannot go on is not tried again and again: the loop sleeps."""
+    lb = world.serving.lb
+    timeouts = world.count("tls-timeout")
+    turns = lb.metric("lb_reactor_turns_total")
+    with contextlib.ExitStack() as stack:
+        for number in range(60):
+            client = stack.enter_context(socket.create_connection(world.address(), 20))
+            client.sendall(Hello().records()[: number * 5])
+        wait_until(lambda: world.count("tls-timeout") >= timeouts + 60, "all have timed out")
+    assert lb.metric("lb_reactor_turns_total") - turns < 2_000
