@@ -55,7 +55,7 @@ from tests.harness.native import Native, forward, respond
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
 from tests.harness.tls_client import TlsClient, ask
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import SANITIZED, wait_until
 
 POLICIES = ("modern", "intermediate", "old")
 SUITES_1_3 = [0x1301, 0x1302, 0x1303]
@@ -533,3 +533,23 @@ def test_waiting_for_clients_costs_no_turns(world: World) -> None:
             client.sendall(Hello().records()[: number * 5])
         wait_until(lambda: world.count("tls-timeout") >= timeouts + 60, "all have timed out")
     assert lb.metric("lb_reactor_turns_total") - turns < 2_000
+
+
+@pytest.mark.skipif(SANITIZED, reason="the sanitizers keep what is freed")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_idle_connections_hold_no_buffers(world: World, version: ssl.TLSVersion) -> None:
+    """Less than a record each, all in all: what OpenSSL needs to go on, and nothing of what has passed."""
+    client = world.client(version=version)
+    context = client.context()
+    lb = world.serving.lb
+    with contextlib.ExitStack() as stack:
+
+        def connect(count: int) -> None:
+            for _ in range(count):
+                connected = stack.enter_context(client.connect(context))
+                assert ask(connected, "shop.example.com").status == 200
+
+        connect(50)  # what a first connection brings is no part of it
+        before = lb.rss_bytes()
+        connect(300)
+        assert (lb.rss_bytes() - before) / 300 < 15_000
