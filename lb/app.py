@@ -234,7 +234,8 @@ class Application:
 
     def _look_at_certificates(self) -> None:
         refused = self.pipeline.compiler.refused.values()
-        self.expiry.look(self.pipeline.config.certificates, refused, time.time())
+        config = self.pipeline.config
+        self.expiry.look(config.certificates, config.revocation_lists(), refused, time.time())
 
     def _follow_ticket_keys(self) -> None:
         """Session ticket keys from outside, when the settings name some; those in use stay while these are no good."""

@@ -127,6 +127,7 @@ CODES: dict[str, Code] = {
     "LB6006": Code("warning", "OCSP response is out of date"),
     "LB6007": Code("error", "certificate is refused by OpenSSL"),
     "LB6008": Code("error", "authorities or revocation lists are refused by OpenSSL"),
+    "LB6009": Code("error", "revocation list is out of date"),
 }
 
 

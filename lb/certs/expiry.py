@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 from lb.certs.ocsp import holds_until
-from lb.certs.pem import CertificateError, Pair, read_chain
+from lb.certs.pem import CertificateError, Pair, read_bundle, read_chain
 from lb.problems import Origin, Problem
 
 DAY_SECONDS = 86_400
@@ -51,6 +52,40 @@ def judge(certificates: Iterable[Served], now: float, ahead_seconds: float) -> I
                 "it is not stapled any more; clients that must have one refuse the certificate",
                 "fetch a new one regularly, or take the file away",
             )
+
+
+class Lists(NamedTuple):
+    """Revocation lists that somebody is verified by."""
+
+    whose: str
+    """`clients of api.example.com on https`"""
+    crl: str
+    """PEM."""
+    origin: Origin
+
+
+def judge_lists(lists: Iterable[Lists], now: float) -> Iterator[Problem]:
+    """Revocation lists whose time is over: OpenSSL verifies nobody by them (X509_V_ERR_CRL_HAS_EXPIRED)."""
+    for one in lists:
+        end = _first_end(one.crl)
+        if end is not None and end.timestamp() <= now:
+            yield Problem(
+                "LB6009",
+                one.origin,
+                f"a revocation list for {one.whose} was good until {_date(end)}",
+                "nobody whom its authority has signed is accepted until there is a newer one",
+                "fetch the list regularly, well before its end",
+            )
+
+
+@lru_cache(maxsize=1_024)
+def _first_end(crl: str) -> datetime | None:
+    """When the first of some lists ends, if any does."""
+    try:
+        ends = [one.next_update_utc for one in read_bundle(crl).lists]
+    except (CertificateError, ValueError):  # what cannot be read has its own problem
+        return None
+    return min((end for end in ends if end is not None), default=None)
 
 
 def _judge_leaf(one: Served, pair: Pair, now: float, ahead_seconds: float) -> Iterator[Problem]:
@@ -106,9 +141,11 @@ class Expiry:
         self._tell = tell
         self._told_at: dict[Problem, float] = {}
 
-    def look(self, certificates: Mapping[str, Served], refused: Iterable[Problem], now: float) -> None:
+    def look(
+        self, certificates: Mapping[str, Served], lists: Iterable[Lists], refused: Iterable[Problem], now: float
+    ) -> None:
         """`refused` is what OpenSSL would not take; it is told with the rest."""
-        found = [*refused, *judge(certificates.values(), now, self._ahead_seconds)]
+        found = [*refused, *judge(certificates.values(), now, self._ahead_seconds), *judge_lists(lists, now)]
         self.problems = tuple(dict.fromkeys(found))
         told = {problem: self._told_at.get(problem) for problem in self.problems}
         self._told_at = {problem: at for problem, at in told.items() if at is not None and now - at < DAY_SECONDS}

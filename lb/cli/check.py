@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from lb.certs.expiry import judge
+from lb.certs.expiry import judge, judge_lists
 from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
 from lb.cli.places import Place, Places
 from lb.compile.tls import check as check_tls
@@ -72,7 +72,11 @@ def _with_certificates(read: Input) -> Input:
     """Certificates that have expired, or will soon, and what OpenSSL would refuse are told here only: what else is
     asked of the input stays true."""
     ahead_seconds = read.settings.certificates.expiry_warning_ms / 1000
-    found = judge(read.config.certificates.values(), time.time(), ahead_seconds)
+    now = time.time()
+    found = [
+        *judge(read.config.certificates.values(), now, ahead_seconds),
+        *judge_lists(read.config.revocation_lists(), now),
+    ]
     return msgspec.structs.replace(read, problems=(*read.problems, *check_tls(read.config).values(), *found))
 
 

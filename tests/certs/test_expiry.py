@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from lb.certs.expiry import DAY_SECONDS, Expiry, judge
-from lb.certs.pem import read_chain
+from lb.certs.expiry import DAY_SECONDS, Expiry, Lists, judge, judge_lists
+from lb.certs.pem import read_bundle, read_chain
 from lb.model.tls import Certificate
 from lb.problems import Origin, Problem
 from tests.harness.certificates import Authority, Pair
@@ -75,15 +75,15 @@ def test_told_at_once_and_again_every_day() -> None:
     told: list[Problem] = []
     expiry = Expiry(AHEAD, told.append)
     served = {"shop/web-tls": certificate()}
-    expiry.look(served, (), END - AHEAD - 1)
+    expiry.look(served, (), (), END - AHEAD - 1)
     assert (expiry.problems, told) == ((), [])
     for hours in range(26):
-        expiry.look(served, (), END - AHEAD + hours * 3_600)
+        expiry.look(served, (), (), END - AHEAD + hours * 3_600)
     assert [problem.code for problem in told] == ["LB6002", "LB6002"]
-    expiry.look(served, (), END + 1)
+    expiry.look(served, (), (), END + 1)
     assert [problem.code for problem in told][2:] == ["LB6003"]
     renewed = {"shop/web-tls": certificate(AUTHORITY.issue("shop.example.com", days=900))}
-    expiry.look(renewed, (), END + 2)
+    expiry.look(renewed, (), (), END + 2)
     assert expiry.problems == ()
     assert len(told) == 3
 
@@ -91,5 +91,21 @@ def test_told_at_once_and_again_every_day() -> None:
 def test_what_openssl_refuses_is_told_with_the_rest() -> None:
     told: list[Problem] = []
     refused = Problem("LB6007", Origin(), "certificate shop/web-tls is refused by OpenSSL: ca md too weak")
-    Expiry(0, told.append).look({"shop/web-tls": certificate()}, [refused], BEGIN)
+    Expiry(0, told.append).look({"shop/web-tls": certificate()}, (), [refused], BEGIN)
     assert told == [refused]
+
+
+def test_lists_whose_time_is_over() -> None:
+    crl = AUTHORITY.revoke()
+    (read,) = read_bundle(crl).lists
+    assert read.next_update_utc is not None
+    end = read.next_update_utc.timestamp()
+    lists = [Lists("clients of api.example.com on https", crl, Origin(file="lb.yaml", line=7))]
+    assert list(judge_lists(lists, end - 1)) == []
+    (problem,) = judge_lists(lists, end)
+    assert (problem.code, problem.origin.line) == ("LB6009", 7)
+    assert "clients of api.example.com on https" in problem.what
+    told: list[Problem] = []
+    Expiry(0, told.append).look({}, lists, (), end)
+    assert told == [problem]
+    assert list(judge_lists([Lists("x", "nonsense", Origin())], end)) == [], "that has its own problem"
