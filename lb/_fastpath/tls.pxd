@@ -107,6 +107,7 @@ cdef struct tls:
     client_facts* client
     uint8_t forward
     bint closed
+    bint failed  # what came behind the last plaintext is no TLS
     bint established
     bint h2
     uint8_t sni_size

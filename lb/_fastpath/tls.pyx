@@ -587,7 +587,7 @@ cdef void prepare_client_context(tls_context* context) noexcept nogil:
 cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
     """The plaintext of what stands at `in_at`: how much, 0 when a record is not complete yet, or TLS_FAILED.
 
-    After the peer's goodbye `closed` is set. `room` is more than the plaintext can be.
+    After the peer's goodbye `closed` is set, after a failure `failed`. `room` is more than the plaintext can be.
     """
     cdef size_t total = 0
     cdef int n, error
@@ -599,6 +599,7 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
                 t.closed = True
             elif error != SSL_ERROR_WANT_READ:
                 ERR_clear_error()
+                t.failed = True
                 return <ssize_t>total if total else TLS_FAILED
             break
         total += <size_t>n

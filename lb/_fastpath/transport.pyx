@@ -166,7 +166,7 @@ cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
     """The same for plaintext: one read of the socket, unless what came is no data, or no whole record yet."""
     cdef tls* t = c.tls
     cdef ssize_t n, made
-    while not t.closed:
+    while not t.closed and not t.failed:
         n = receive_plain(c, c.base.r.tls_in, TLS_IN_BYTES)
         if n == RECEIVE_END and c.ep != NULL:
             # Cut off without a goodbye: what ends with the connection may not be whole (RFC 8446 6.1).
@@ -178,17 +178,18 @@ cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
         made = tls_decrypt(t, buffer, size)
         send_ciphertext(c)  # what TLS says by itself: tickets, key updates, alerts
         if made < 0:
-            c.base.flags |= IO_BROKEN
-            c.base.flags &= ~<uint32_t>IO_READABLE
-            return RECEIVE_ERROR
-        if t.closed:
+            break
+        if t.closed or t.failed:
             c.base.flags |= IO_READABLE  # the end is still to be told
         if made > 0:
             return made
         if not c.base.flags & IO_READABLE:
             return RECEIVE_AGAIN
-    c.base.flags |= IO_HALF_CLOSED
     c.base.flags &= ~<uint32_t>IO_READABLE
+    if t.failed:
+        c.base.flags |= IO_BROKEN
+        return RECEIVE_ERROR
+    c.base.flags |= IO_HALF_CLOSED
     return RECEIVE_END
 
 
@@ -239,7 +240,7 @@ cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:
         n = tls_decrypt(t, r.scratch_in, SCRATCH_BYTES)
         if n < 0 or not conn_park(c, r.scratch_in, <size_t>n, SCRATCH_BYTES):
             result = TLS_FAILED
-        if t.closed:
+        if t.closed or t.failed:
             c.base.flags |= IO_READABLE
     r.handshake_ns_left -= monotonic_ns() - started
     return result

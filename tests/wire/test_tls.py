@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -370,6 +371,23 @@ def test_damaged_record_ends_the_connection(world: World) -> None:
     client.socket.sendall(record)
     with client.socket, pytest.raises((Truncated, ConnectionError, ssl.SSLError)):
         client.response()
+
+
+def test_damaged_record_behind_a_good_one_ends_the_connection(world: World) -> None:
+    """In the same packet: nobody waits for a time-out."""
+    client = Recorder(world)
+    client.handshake()
+    client.tls.write(b"GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    good = client.outgoing.read()
+    client.tls.write(b"GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    bad = bytearray(client.outgoing.read())
+    bad[-1] ^= 1
+    client.socket.settimeout(5)
+    with client.socket:
+        client.socket.sendall(good + bad)
+        with contextlib.suppress(ConnectionError):
+            while client.socket.recv(65_536):
+                pass
 
 
 @pytest.mark.parametrize("size", [1, 5, 6, 100])
