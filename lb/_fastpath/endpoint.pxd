@@ -23,7 +23,8 @@ cdef struct idle_pool:
     void* newest
     void* oldest
     void* shared  # conn*: those that speak HTTP/2 and take more streams; its reactor's only
-    char padding[32]
+    int streams  # how many the endpoint has last allowed on one connection; 0: not known. Its reactor's only
+    char padding[28]
 
 cdef struct upstream_live:
     # control plane

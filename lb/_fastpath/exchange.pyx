@@ -438,7 +438,8 @@ cdef void attempt(exchange* x) noexcept nogil:
         return
     x.u = u
     if stats != NULL:
-        bump(&stats.connects if connecting else &stats.reused)
+        # Of those who wait for a shared connection one has made it.
+        bump(&stats.connects if connecting and u.c.requests <= 1 else &stats.reused)
     if connecting:
         x.flags |= X_CONNECTING
         wait_until(x, x.up.connect_timeout_ms)
@@ -446,9 +447,12 @@ cdef void attempt(exchange* x) noexcept nogil:
         send_request(x)
 
 
+cdef void on_became_stream(void* exchange_pointer, leg* u) noexcept nogil:
+    (<exchange*>exchange_pointer).u = u
+
+
 cdef void on_connected(void* exchange_pointer, leg* u) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
-    x.u = u  # ALPN may have made a stream of what was a connection
     x.flags &= ~<uint32_t>X_CONNECTING
     x.connect_ns = monotonic_ns() - x.mark_ns
     send_request(x)
@@ -480,7 +484,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
         u.calls.abort(u)
-    if connecting and stats != NULL:
+    if connecting and stats != NULL and reason != LB_R_UPSTREAM_REFUSED:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
     if ((reused and repeatable(x)) or refused) and not x.flags & X_FRESH and x.d != NULL:
@@ -784,6 +788,8 @@ cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
     cdef bint silent = (x.u.flags & LEG_GOT_BYTES) == 0
     if x.flags & X_TUNNEL:
         finish(x, LB_R_OK if x.flags & (X_UPSTREAM_ENDED | X_CLIENT_ENDED) else reason)
+    elif x.flags & X_CONNECTING:
+        attempt_failed(x, reason)
     elif not x.flags & X_RESPONSE_STARTED and silent and reason in (
         LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED
     ):
@@ -1120,6 +1126,7 @@ cdef void exchange_install(shared* s) noexcept nogil:
     http1_set_calls(&codec)
     http2_set_calls(&codec)
     http2_server_install()
+    connecting.became_stream = on_became_stream
     connecting.connected = on_connected
     connecting.connect_failed = on_connect_failed
     upstream_set_calls(&connecting)

@@ -55,7 +55,8 @@ cdef enum:  # session.flags
     S_DOOMED = 128  # client side: to be closed when nghttp2 has returned
     S_CLIENT = 256
     S_PING_ACKED = 512
-    S_SETTLED = 1024  # the peer's settings are known
+    S_SETTLED = 1024  # client side: the peer's settings are known
+    S_BEGUN = 2048  # and those who have waited for them have begun
 
 cdef enum:  # stream.flags
     ST_HELD = 1  # an exchange has the leg
@@ -78,8 +79,7 @@ cdef enum:  # stream.flags
     ST_TUNNEL = 131072
     ST_ANSWERED = 262144  # the final response's head has been sent, or has come
     ST_RESET_AFTER = 524288  # when our side is out, tell the peer to stop (RFC 9113 8.1)
-    ST_WAITS_SETTINGS = 1048576
-    ST_TELLING = 2097152  # its exchange is being told: it must stay
+    ST_TELLING = 1048576  # its exchange is being told: it must stay
     ST_FAST = 4194304  # has the large window
 
 cdef struct session
@@ -118,7 +118,6 @@ cdef struct stream:
     size_t taken_bytes  # by the exchange, as they came
     page* in_trailers
     uint32_t interim  # responses
-    outgoing request  # client side: waits for the peer's settings
     char accept[32]  # client side: Sec-WebSocket-Accept of the client's key
 
 cdef struct session:

@@ -45,6 +45,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_RESPONSE_TOO_LARGE,
     LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_NO_WEBSOCKET,
+    LB_R_UPSTREAM_PROTOCOL,
     LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_RESET,
     LB_R_UPSTREAM_TRUNCATED,
@@ -54,6 +55,7 @@ from lb._fastpath.http2 cimport (
     CONNECTION_WINDOW,
     FIRST_WINDOW,
     MAX_SENT_BLOCK,
+    S_BEGUN,
     S_CLIENT,
     S_DOOMED,
     S_PEER_AWAY,
@@ -73,7 +75,6 @@ from lb._fastpath.http2 cimport (
     ST_PEER_RESET,
     ST_TELLING,
     ST_TUNNEL,
-    ST_WAITS_SETTINGS,
     ST_WEBSOCKET,
     calls,
     deliver_waiting,
@@ -116,7 +117,7 @@ from lb._fastpath.http2_fields cimport (
 )
 from lb._fastpath.http2_meter cimport HEADERS_PER_TURN, meter_init
 from lb._fastpath.message cimport FIELD_UPGRADE, MAX_FIELDS, head, head_add, unpack_head
-from lb._fastpath.reactor cimport IO_BROKEN, IO_DEAD, IO_WRITABLE, io, io_enqueue, reactor
+from lb._fastpath.reactor cimport IO_BROKEN, IO_DEAD, IO_HALF_CLOSED, IO_WRITABLE, io, io_enqueue, reactor
 from lb._fastpath.transport cimport (
     LEG_CLOSE,
     LEG_GOT_BYTES,
@@ -196,7 +197,10 @@ cdef bint http2_client_open(conn* c) noexcept nogil:
 
 
 cdef void http2_client_connected(conn* c) noexcept nogil:
-    """Events of the connection come here from now on."""
+    """Events of the connection come here from now on. Requests begin when the peer's SETTINGS are there: they say how
+    many there may be, and whether it knows extended CONNECT (RFC 8441 3). A peer sends them first of all (RFC 9113
+    3.4), so nobody waits for long, and a hundred requests that meet on a new connection need not be refused.
+    """
     c.base.ready = client_ready
     io_enqueue(&c.base)
 
@@ -205,19 +209,31 @@ cdef bint leaving(const session* s) noexcept nogil:
     return s.reason != 0 or (s.flags & (S_PEER_AWAY | S_TOLD_AWAY | S_DOOMED)) != 0
 
 
+cdef bint http2_client_begun(conn* c) noexcept nogil:
+    """Whether a stream of it can begin at once."""
+    return (<session*>c.session).flags & S_BEGUN != 0
+
+
+cdef uint32_t allowed_streams(session* s) noexcept nogil:
+    cdef uint32_t most = nghttp2_session_get_remote_settings(s.ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+    return most if most < CLIENT_STREAMS else CLIENT_STREAMS
+
+
 cdef int http2_client_room(conn* c) noexcept nogil:
-    """How many streams more it can carry now."""
+    """How many streams more it can carry now; of a new one, as the endpoint's last one could."""
     cdef session* s = <session*>c.session
-    cdef uint32_t most = CLIENT_STREAMS
+    cdef int most
     if s == NULL or leaving(s) or c.base.flags & (IO_BROKEN | IO_DEAD) or not nghttp2_session_check_request_allowed(
         s.ng
     ):
         return 0
     if s.flags & S_SETTLED:
-        most = nghttp2_session_get_remote_settings(s.ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
-        if most > CLIENT_STREAMS:
+        most = <int>allowed_streams(s)
+    else:
+        most = c.ep.pools[c.base.r.index].streams
+        if most == 0:
             most = CLIENT_STREAMS
-    return <int>most - s.stream_count if <int>most > s.stream_count else 0
+    return most - s.stream_count if most > s.stream_count else 0
 
 
 cdef int http2_client_streams(conn* c) noexcept nogil:
@@ -226,7 +242,9 @@ cdef int http2_client_streams(conn* c) noexcept nogil:
 
 
 cdef leg* http2_client_stream(conn* c, void* exchange) noexcept nogil:
-    """A stream for an exchange, which begins with `start`; NULL: no room, or no memory."""
+    """A stream for an exchange, which begins with `start`; NULL: no room, or no memory. The exchange waits for
+    pool_calls.begin unless http2_client_begun.
+    """
     cdef session* s = <session*>c.session
     cdef stream* st
     if http2_client_room(c) == 0:
@@ -237,7 +255,7 @@ cdef leg* http2_client_stream(conn* c, void* exchange) noexcept nogil:
     st.flags = ST_HELD
     st.leg.calls = &stream_calls
     st.leg.exchange = exchange
-    if c.requests:
+    if s.flags & S_BEGUN:
         st.leg.flags = LEG_REUSED
     c.requests += 1
     return &st.leg
@@ -299,11 +317,18 @@ cdef void end_session(session* s, int reason) noexcept nogil:
         st.flags &= ~<uint32_t>(ST_TELLING | ST_HELD)
         following = st.next
         st = following
-    if s.reason and not c.base.flags & IO_BROKEN:
-        session_say_goodbye(s, s.code)
+    if c.base.ready == client_ready and not c.base.flags & (IO_BROKEN | IO_HALF_CLOSED):
+        session_say_goodbye(s, s.code)  # before every end (RFC 9113 6.8)
         batch_flush(c.base.r)
     session_free(s)
     pool.connection_ended(c)
+
+
+cdef void lose_connection(session* s, int reason) noexcept nogil:
+    """By the peer's doing, or by what it has sent."""
+    if not s.flags & S_BEGUN:
+        pool.not_spoken(s.c)
+    end_session(s, reason)
 
 
 cdef void tell_away(session* s) noexcept nogil:
@@ -332,16 +357,18 @@ cdef void client_ready(io* source) noexcept nogil:
     result = session_read(s)
     if result != RECEIVE_AGAIN or source.flags & IO_BROKEN:
         session_settle(s)
-        end_session(s, LB_R_UPSTREAM_CLOSED if result == RECEIVE_END else LB_R_UPSTREAM_RESET)
+        lose_connection(s, LB_R_UPSTREAM_CLOSED if result == RECEIVE_END else LB_R_UPSTREAM_RESET)
         batch_flush(source.r)
         return
+    if s.reason == 0 and s.flags & S_SETTLED and not s.flags & S_BEGUN:
+        begin_waiting(s)
     if s.reason == 0:
         session_settle(s)
     batch_flush(source.r)
     if source.flags & IO_BROKEN:
         return  # and enqueued
     if s.reason:
-        end_session(s, LB_R_NO_MEMORY if s.reason == LB_R_NO_MEMORY else LB_R_BAD_RESPONSE)
+        lose_connection(s, reason_of(s))
         return
     if s.flags & S_PEER_AWAY:
         tell_away(s)
@@ -353,30 +380,50 @@ cdef void client_ready(io* source) noexcept nogil:
         pool.stream_ended(c)
 
 
+cdef int reason_of(const session* s) noexcept nogil:
+    """What the exchanges of a connection are told is wrong with it. Who does not begin with SETTINGS speaks something
+    else.
+    """
+    if s.reason == LB_R_NO_MEMORY:
+        return LB_R_NO_MEMORY
+    return LB_R_BAD_RESPONSE if s.flags & S_SETTLED else LB_R_UPSTREAM_PROTOCOL
+
+
 # ------------------------------------------------------------------------------------------------------------- requests
 
-cdef void start(leg* l, void* exchange, const outgoing* request) noexcept nogil:
-    """Send the request's head. An upgrade waits until the peer has said whether it knows extended CONNECT (RFC 8441 3).
-    """
+cdef void begin_waiting(session* s) noexcept nogil:
+    """Tell those who have waited for SETTINGS, first come first served."""
+    cdef stream* st = s.streams
+    cdef stream* following
+    cdef uint32_t room = allowed_streams(s)
+    s.flags |= S_BEGUN
+    while st != NULL and st.next != NULL:
+        st = st.next
+    while st != NULL:
+        st.flags |= ST_TELLING
+        if st.flags & ST_HELD and not st.flags & (ST_OPEN | ST_OUT_ENDED):
+            if room:
+                room -= 1
+                pool.begin(&st.leg)
+            else:
+                pool.no_room(&st.leg)
+        st.flags &= ~<uint32_t>ST_TELLING
+        following = st.previous
+        stream_release(st)
+        st = following
+
+
+cdef void start(leg* l, void* exchange, const outgoing* q) noexcept nogil:
+    """Send the request's head."""
     cdef stream* st = <stream*>l
-    l.exchange = exchange
-    if request.no_body_expected:
-        st.flags |= ST_NO_BODY
-    st.request = request[0]
-    if request.upgrade and not st.s.flags & S_SETTLED:
-        st.flags |= ST_WAITS_SETTINGS
-    else:
-        submit(st)
-
-
-cdef void submit(stream* st) noexcept nogil:
     cdef session* s = st.s
     cdef head* h = &s.c.base.r.message
-    cdef outgoing* q = &st.request
     cdef pairs out
     cdef nghttp2_data_provider provider
     cdef bint ended = q.ended and not q.upgrade
-    st.flags &= ~<uint32_t>ST_WAITS_SETTINGS
+    l.exchange = exchange
+    if q.no_body_expected:
+        st.flags |= ST_NO_BODY
     unpack_head(q.at, h)
     h.upgrade = q.upgrade
     if q.upgrade:
@@ -446,12 +493,10 @@ cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_da
 
 
 cdef void on_settings(session* s) noexcept nogil:
-    cdef stream* st = s.streams
-    s.flags |= S_SETTLED
-    while st != NULL:
-        if st.flags & ST_WAITS_SETTINGS:
-            submit(st)
-        st = st.next
+    cdef uint32_t most = allowed_streams(s)
+    # Who allows none on this connection may allow some on the next one.
+    s.c.ep.pools[s.c.base.r.index].streams = <int>most if most else 1
+    s.flags |= S_SETTLED | S_STREAM_ENDED
 
 
 cdef void on_response(stream* st, bint ended) noexcept nogil:
@@ -529,7 +574,8 @@ cdef void lost(stream* st) noexcept nogil:
 cdef void let_go(stream* st) noexcept nogil:
     st.leg.exchange = NULL
     st.flags &= ~<uint32_t>ST_HELD
-    if st.leg.flags & LEG_CLOSE:
+    # Who has waited for SETTINGS in vain leaves nobody behind to do the same.
+    if st.leg.flags & LEG_CLOSE or not st.s.flags & S_BEGUN:
         http2_client_leave(st.s.c)
 
 

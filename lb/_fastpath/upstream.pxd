@@ -7,6 +7,7 @@ waits for another reactor.
 
 Connections that speak HTTP/2 are never in a pool: they are shared by the exchanges of their reactor, each of which has
 a stream, and a new one is made when all are full. Whether an endpoint speaks it is configured, or found out by ALPN.
+Connecting ends with the endpoint's SETTINGS: an endpoint that sends none in time, or something else, does not speak it.
 """
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor
@@ -14,6 +15,7 @@ from lb._fastpath.table cimport upstream_view
 from lb._fastpath.transport cimport leg
 
 cdef struct connect_calls:
+    void (*became_stream)(void* exchange, leg* u) noexcept nogil  # ALPN has chosen HTTP/2; it is still connecting
     void (*connected)(void* exchange, leg* u) noexcept nogil
     void (*connect_failed)(void* exchange, int reason) noexcept nogil
 

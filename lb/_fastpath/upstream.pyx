@@ -18,6 +18,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
     LB_R_UPSTREAM_PROTOCOL,
+    LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_TLS_FAILED,
     SO_ERROR,
     SOCK_CLOEXEC,
@@ -59,6 +60,7 @@ from lb._fastpath.http1 cimport (
     leg_waiting,
 )
 from lb._fastpath.http2_client cimport (
+    http2_client_begun,
     http2_client_close,
     http2_client_connected,
     http2_client_each,
@@ -114,6 +116,9 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     http1_calls.done = release_leg
     http1_calls.abort = close_leg
     no_calls.abort = keep_leg
+    sharing.begin = shared_begins
+    sharing.no_room = shared_is_full
+    sharing.not_spoken = shared_not_spoken
     sharing.stream_ended = shared_rests
     sharing.going_away = shared_unlink
     sharing.connection_ended = shared_ended
@@ -133,7 +138,7 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     cdef conn* c = NULL
     connecting[0] = False
     if view.protocol != PROTOCOL_HTTP1:
-        c = shared_with_room(r, view, ep)  # `fresh` or not: one that fails or goes away has no room
+        c = shared_with_room(r, view, ep, must_be_open)  # `fresh` or not: one that fails or goes away has no room
         if c != NULL or view.protocol == PROTOCOL_HTTP2:
             return shared_lease(r, view, ep, c, exchange, connecting, reason)
     if not fresh:
@@ -154,13 +159,20 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
 
 # -------------------------------------------------------------------------------------------------- shared connections
 
-cdef conn* shared_with_room(reactor* r, const upstream_view* view, endpoint* ep) noexcept nogil:
+cdef conn* shared_with_room(reactor* r, const upstream_view* view, endpoint* ep, bint must_be_open) noexcept nogil:
     cdef conn* c = <conn*>ep.pools[r.index].shared
-    while c != NULL and (
-        c.wire != view.wire or c.base.flags & IO_HALF_CLOSED or http2_client_room(c) == 0
-    ):
+    while c != NULL and not has_room(view, c, must_be_open):
         c = c.older
     return c
+
+
+cdef bint has_room(const upstream_view* view, conn* c, bint must_be_open) noexcept nogil:
+    if c.wire != view.wire or c.base.flags & IO_HALF_CLOSED or http2_client_room(c) == 0:
+        return False
+    if view.max_requests_per_connection and c.requests >= <uint32_t>view.max_requests_per_connection:
+        return False
+    # As in HTTP/1's pools. What has come on one in use is another stream's.
+    return not must_be_open or not http2_client_begun(c) or http2_client_streams(c) or conn_quiet(c)
 
 
 cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn* c, void* exchange, bint* connecting,
@@ -177,8 +189,7 @@ cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn
             upstream_close(c)
             return NULL
     timer_rest(&c.timer)
-    # With TLS it is connected only after the handshake.
-    connecting[0] = c.base.ready == connect_ready or c.base.ready == handshake_ready
+    connecting[0] = not http2_client_begun(c)
     l = http2_client_stream(c, exchange)
     if l == NULL:
         reason[0] = LB_R_NO_MEMORY
@@ -216,13 +227,14 @@ cdef void shared_ended(conn* c) noexcept nogil:
 
 
 cdef void shared_rests(conn* c) noexcept nogil:
-    """A stream has ended: keep the connection when it can be used again."""
+    """A stream has ended, or its limits have changed: keep the connection when it can be used again."""
     cdef endpoint* ep = c.ep
+    cdef bint unused = http2_client_streams(c) == 0
     if lb_peek_int(&c.base.r.s.draining) or lb_peek_int(&ep.retired) or lb_peek_int(&ep.admin) == ADMIN_DOWN or (
-        c.idle_timeout_ms <= 0
+        c.idle_timeout_ms <= 0 or (unused and http2_client_room(c) == 0)
     ):
         http2_client_leave(c)
-    elif http2_client_streams(c) == 0:
+    elif unused:
         timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + c.idle_timeout_ms)
 
 
@@ -232,8 +244,17 @@ cdef void shared_timeout(timer* t) noexcept nogil:
         http2_client_leave(c)
 
 
-cdef void tell_connected(leg* l, int reason) noexcept nogil:
+cdef void shared_begins(leg* l) noexcept nogil:
+    endpoint_connected(l.c.ep)
     calls.connected(l.exchange, l)
+
+
+cdef void shared_is_full(leg* l) noexcept nogil:
+    calls.connect_failed(l.exchange, LB_R_UPSTREAM_REFUSED)
+
+
+cdef void shared_not_spoken(conn* c) noexcept nogil:
+    endpoint_connect_failed(c.ep, c.base.r)
 
 
 cdef void tell_failed(leg* l, int reason) noexcept nogil:
@@ -557,17 +578,19 @@ cdef void not_connected(conn* c, int reason) noexcept nogil:
 
 cdef void share(conn* c, void* exchange) noexcept nogil:
     """ALPN has chosen HTTP/2: whom the connection was made for gets its first stream."""
+    cdef leg* l
     c.leg.exchange = NULL
     if not shared_begin(c):
         calls.connect_failed(exchange, LB_R_NO_MEMORY)
         return
     http2_client_connected(c)
-    if http2_client_stream(c, exchange) == NULL:
+    l = http2_client_stream(c, exchange)
+    if l == NULL:
         http2_client_leave(c)
         c.leg.calls = &no_calls
         calls.connect_failed(exchange, LB_R_NO_MEMORY)
     else:
-        http2_client_each(c, tell_connected, 0)
+        calls.became_stream(exchange, l)
 
 
 cdef void established(conn* c) noexcept nogil:
@@ -582,12 +605,11 @@ cdef void established(conn* c) noexcept nogil:
     if c.session == NULL and not h2 and c.parked != NULL:
         not_connected(c, LB_R_BAD_RESPONSE)  # an answer before there was a question
         return
-    endpoint_connected(c.ep)
     if c.session != NULL:
         http2_client_connected(c)
-        http2_client_each(c, tell_connected, 0)
     elif h2:
         share(c, exchange)
     else:
+        endpoint_connected(c.ep)
         calls.connected(exchange, l)
     batch_flush(r)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -187,6 +188,8 @@ class _Connection(ABC):
 
     def abort(self) -> None:
         """End the connection with RST."""
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     @abstractmethod
@@ -298,9 +301,7 @@ class _Http1(_Connection):
             call.feed(early)
 
     def reset(self, call: Call, code: int) -> None:
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.transport.abort()
+        self.abort()
 
 
 class _Http2(_Connection):
@@ -314,6 +315,7 @@ class _Http2(_Connection):
         self.machine = h2.connection.H2Connection(config)
         self.machine.local_settings = h2.settings.Settings(client=False, initial_values=dict(server.settings))
         self.machine.initiate_connection()
+        self.machine.increment_flow_control_window(1 << 30)  # handlers read in any order; each stream's window holds
         self.flush()
 
     def flush(self) -> None:
@@ -595,6 +597,9 @@ class HttpServer:
         assert not found, "\n".join(found)
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
+
         async def end() -> None:
             self._server.close()
             for connection in self.open:
