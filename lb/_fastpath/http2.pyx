@@ -4,6 +4,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from lb._fastpath.c.nghttp2 cimport (
+    NGHTTP2_CANCEL,
+    NGHTTP2_CONNECT_ERROR,
     NGHTTP2_DATA,
     NGHTTP2_DATA_FLAG_EOF,
     NGHTTP2_DATA_FLAG_NO_COPY,
@@ -559,9 +561,15 @@ cdef int on_send_data(nghttp2_session* ng, nghttp2_frame* frame, const uint8_t* 
     return 0
 
 
+cdef bint by_our_will(uint32_t code) noexcept nogil:
+    """Whether streams are reset with this code for what we want, not for what has come on them."""
+    return code in (NGHTTP2_NO_ERROR, NGHTTP2_CANCEL, NGHTTP2_INTERNAL_ERROR, NGHTTP2_CONNECT_ERROR)
+
+
 cdef int on_frame_sent(nghttp2_session* ng, const nghttp2_frame* frame, void* user_data) noexcept nogil:
     cdef session* s = <session*>user_data
     cdef stream* st
+    cdef bint fault
     if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             st = <stream*>nghttp2_session_get_stream_user_data(ng, frame.hd.stream_id)
@@ -572,8 +580,10 @@ cdef int on_frame_sent(nghttp2_session* ng, const nghttp2_frame* frame, void* us
     elif frame.hd.type == NGHTTP2_RST_STREAM:
         meter_note_reset(&s.meter, frame.hd.stream_id)
         st = <stream*>nghttp2_session_get_stream_user_data(ng, frame.hd.stream_id)
-        # A stream that we cut because of what came on it costs the peer as much as one it cuts itself.
-        if (st == NULL or not st.flags & ST_RESET) and not meter_charge(&s.meter, METER_FAULT, s.c.base.r.now_ms):
+        # A stream that we cut because of what came on it costs the peer as much as one it cuts itself. One that is
+        # gone may have been cut by both sides at once.
+        fault = not by_our_will(frame.rst_stream.error_code) if st == NULL else not st.flags & ST_RESET
+        if fault and not meter_charge(&s.meter, METER_FAULT, s.c.base.r.now_ms):
             session_doom(s, LB_R_H2_MADE_YOU_RESET, <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM)
     elif frame.hd.type == NGHTTP2_GOAWAY and frame.goaway.error_code != NGHTTP2_NO_ERROR:
         session_doom(s, LB_R_H2_PROTOCOL_ERROR, frame.goaway.error_code)

@@ -115,7 +115,7 @@ from lb._fastpath.http2_fields cimport (
     trailers_from_block,
     websocket_accept,
 )
-from lb._fastpath.http2_meter cimport HEADERS_PER_TURN, meter_init
+from lb._fastpath.http2_meter cimport HEADERS_PER_TURN, meter_init, meter_stream_begun
 from lb._fastpath.message cimport FIELD_UPGRADE, MAX_FIELDS, head, head_add, unpack_head
 from lb._fastpath.reactor cimport IO_BROKEN, IO_DEAD, IO_HALF_CLOSED, IO_WRITABLE, io, io_enqueue, reactor
 from lb._fastpath.transport cimport (
@@ -443,6 +443,7 @@ cdef void start(leg* l, void* exchange, const outgoing* q) noexcept nogil:
         stream_mark(st, ST_LOST)
         return
     st.flags |= ST_OPEN
+    meter_stream_begun(&s.meter)
     if ended:
         st.flags |= ST_OUT_ENDED
     io_enqueue(&s.c.base)

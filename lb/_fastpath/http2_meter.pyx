@@ -79,10 +79,22 @@ cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil:
     return m.tokens[kind] >= 0
 
 
+cdef void give(meter* m, int kind, int count) noexcept nogil:
+    if m.tokens[kind] < <int64_t>burst_of(kind) * UNIT:
+        m.tokens[kind] += count * UNIT
+
+
 cdef void meter_data_sent(meter* m) noexcept nogil:
-    """Who takes data gives window back, for the stream and for the connection."""
-    if m.tokens[METER_WINDOW] < <int64_t>WINDOW_BURST * UNIT:
-        m.tokens[METER_WINDOW] += 2 * UNIT
+    """Who takes data gives window back, for the stream and for the connection; gRPC measures with a PING how fast it
+    comes, in every round trip.
+    """
+    give(m, METER_WINDOW, 2)
+    give(m, METER_PING, 1)
+
+
+cdef void meter_stream_begun(meter* m) noexcept nogil:
+    """Of ours: the peer may reset it without being a flood, and who answers early always does (RFC 9113 8.1)."""
+    give(m, METER_RESET, 1)
 
 
 cdef int reason_of(int kind) noexcept nogil:

@@ -153,6 +153,7 @@ cdef void conn_unpark(conn* c) noexcept nogil
 cdef void conn_shut(conn* c) noexcept nogil
 cdef void conn_close(conn* c, bint reset) noexcept nogil
 cdef bint conn_quiet(conn* c) noexcept nogil
+cdef bint conn_open(const conn* c) noexcept nogil
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil
 cdef void conn_leave(conn* c) noexcept nogil

@@ -8,6 +8,7 @@ from lb._fastpath.c.sys cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     MSG_PEEK,
+    POLLRDHUP,
     SHUT_WR,
     SO_LINGER,
     SOL_SOCKET,
@@ -17,6 +18,8 @@ from lb._fastpath.c.sys cimport (
     lb_add_int,
     linger_option,
     msghdr,
+    poll,
+    pollfd,
     recv,
     send,
     sendmsg,
@@ -202,6 +205,15 @@ cdef bint conn_quiet(conn* c) noexcept nogil:
         c.base.flags &= ~<uint32_t>IO_READABLE
         return True
     return receive_tls(c, c.base.r.scratch_in, SCRATCH_BYTES) == RECEIVE_AGAIN
+
+
+cdef bint conn_open(const conn* c) noexcept nogil:
+    """Whether the peer has not ended the connection yet; what it may have sent before that is left alone."""
+    cdef pollfd one
+    one.fd = c.base.fd
+    one.events = <short>POLLRDHUP
+    one.revents = 0
+    return poll(&one, 1, 0) == 0
 
 
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:

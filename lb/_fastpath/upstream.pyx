@@ -94,6 +94,7 @@ from lb._fastpath.transport cimport (
     conn_handshake,
     conn_leave,
     conn_new,
+    conn_open,
     conn_quiet,
     leg_calls,
 )
@@ -171,8 +172,8 @@ cdef bint has_room(const upstream_view* view, conn* c, bint must_be_open) noexce
         return False
     if view.max_requests_per_connection and c.requests >= <uint32_t>view.max_requests_per_connection:
         return False
-    # As in HTTP/1's pools. What has come on one in use is another stream's.
-    return not must_be_open or not http2_client_begun(c) or http2_client_streams(c) or conn_quiet(c)
+    # Whoever ends it in good order says so by a GOAWAY, and what has crossed that is sent again. Others just close it.
+    return not must_be_open or not http2_client_begun(c) or http2_client_streams(c) or conn_open(c)
 
 
 cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn* c, void* exchange, bint* connecting,

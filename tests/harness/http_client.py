@@ -330,6 +330,10 @@ class HttpClient:
         elif isinstance(event, h2.events.StreamReset):
             exchange.reset = Reset(int(event.error_code or 0))
 
+    def ping(self) -> None:
+        self.h2.ping(bytes(8))
+        self._flush()
+
     # What exchanges do
 
     def send_data(self, exchange: Exchange, data: bytes) -> None:

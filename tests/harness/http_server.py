@@ -429,6 +429,10 @@ class _Http2(_Connection):
 
     # For tests of HTTP/2 itself
 
+    def ping(self) -> None:
+        self.machine.ping(bytes(8))
+        self.flush()
+
     def change(self, settings: Mapping[h2.settings.SettingCodes, int]) -> None:
         """Send SETTINGS."""
         self.machine.update_settings(dict(settings))

@@ -382,6 +382,20 @@ def test_endpoint_that_is_not_there(make: Make) -> None:
         assert bodies([client.begin() for _ in range(30)]) == [b"there"] * 30
 
 
+def test_endpoint_that_says_nothing(make: Make) -> None:
+    """It has not been spoken to before its SETTINGS, so that another one can serve whatever it is."""
+    silent = RawBackend(lambda connection: connection.wait_for_end() and None)
+    with silent:
+        setup = make(Endpoint("there"))
+        setup.use(silent.key, setup.endpoint.key, protocol="http2", connect_timeout="100ms")
+        with setup.client() as client:
+            assert bodies([client.begin("/", "POST") for _ in range(10)]) == [b"there"] * 10
+        setup.use(silent.key, protocol="http2", connect_timeout="100ms")
+        with setup.client() as client:
+            assert client.get("/silent").status == 504
+        assert setup.reason("/silent") == "connect-timeout"
+
+
 def test_response_timeout_resets_the_stream_only(make: Make) -> None:
     setup = make(Endpoint(), route={"response_timeout": "100ms"})
     with setup.client() as client:
@@ -472,6 +486,58 @@ def test_endpoint_without_a_header_table(make: Make) -> None:
         setup.endpoint.change({SettingCodes.HEADER_TABLE_SIZE: 4096})
         for _ in range(5):
             assert client.get(headers=[(b"x-same", b"again")]).status == 200
+
+
+# ----------------------------------------------------------------------------------- what looks like a flood and is none
+
+
+def test_endpoint_measures_with_pings(make: Make) -> None:
+    """gRPC estimates bandwidth by a PING for each round trip in which data has come."""
+
+    async def measure(call: Call) -> None:
+        seen = hashlib.sha256()
+        while data := await call.read():
+            call.connection.ping()
+            seen.update(data)
+        await call.answer(200, seen.hexdigest().encode())
+
+    setup = make(Endpoint(handler=measure))
+    with setup.client() as client:
+        exchange = client.begin("/", "POST", end=False)
+        for piece in pieces(4 * MEGABYTE, 8192):
+            exchange.send(bytes(piece))
+        exchange.end()
+        assert exchange.rest().body == digest(4 * MEGABYTE)
+    assert setup.endpoint.server.accepted == 1
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_client_measures_with_pings(make: Make, version: str) -> None:
+    """The same on the other side, while it downloads; the endpoint speaks either protocol."""
+    setup = make(Endpoint(), protocol="http2" if version == "2" else "http1")
+    with setup.client() as client:
+        exchange = client.begin(f"/bulk/{LARGE}")
+        seen = hashlib.sha256()
+        while data := exchange.read():
+            client.ping()
+            seen.update(data)
+        assert seen.hexdigest().encode() == digest(LARGE)
+        assert client.get().status == 200
+
+
+def test_endpoint_that_answers_early_every_time(make: Make) -> None:
+    """The rest of each request is not wanted, which RST_STREAM says (RFC 9113 8.1)."""
+
+    async def hasty(call: Call) -> None:
+        await call.answer(200, b"early")
+        call.reset(ErrorCodes.NO_ERROR)
+
+    setup = make(Endpoint(handler=hasty))
+    with setup.client() as client:
+        for _ in range(600):
+            exchange = client.begin("/", "POST", end=False)
+            assert exchange.rest().body == b"early"
+    assert setup.endpoint.server.accepted == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- changes

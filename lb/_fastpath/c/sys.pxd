@@ -65,6 +65,13 @@ cdef extern from "base.h" nogil:
     int errno
     int EADDRNOTAVAIL, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
 
+    # poll: of a single socket
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLRDHUP, POLLHUP, POLLERR
+    int poll(pollfd* fds, unsigned long count, int timeout)
     # epoll and eventfd
     ctypedef union epoll_data_t:
         void* ptr
