@@ -43,9 +43,10 @@ cdef enum:  # exchange.flags
     X_GRPC = 1048576
     X_GRPC_DEADLINE = 2097152  # the request's deadline is the client's own, from grpc-timeout
     X_GRPC_WEB = 4194304
-    X_GRPC_WEB_TEXT = 8388608  # in base64
+    X_GRPC_WEB_TEXT = 8388608  # the request's body is base64
     X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
     X_KEEPS_BODY = 16777216  # all that has come of the body is kept (replay.pxd)
+    X_GRPC_WEB_TEXT_OUT = 33554432  # the response's body will be
 
 cdef struct exchange:
     reactor* r
@@ -90,7 +91,7 @@ cdef struct exchange:
     uint8_t request_id_size
     signed char grpc_status  # GRPC_NONE: none was seen
     uint8_t grpc_type_size
-    char grpc_type[64]  # its content type
+    char grpc_type[64]  # content type of its response
     char grpc_upstream_type[64]  # gRPC-Web: the one that the endpoint sees
     uint32_t base64_bits  # gRPC-Web: what the quartet that is not complete yet holds
     uint8_t base64_count

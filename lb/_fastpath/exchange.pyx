@@ -7,6 +7,7 @@ from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
+    LB_R_BAD_HEADER,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -56,7 +57,7 @@ from lb._fastpath.counters cimport (
     upstream_traffic,
 )
 from lb._fastpath.forwarded cimport add_forwarded, is_secure, put_address
-from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, keep_metadata, note_grpc, note_grpc_status
+from lb._fastpath.grpc cimport GRPC_NONE, GRPC_STATUSES, keep_metadata, note_deadline, note_grpc, note_grpc_status
 from lb._fastpath.grpc_web cimport (
     bridge_request,
     bridge_request_body,
@@ -209,6 +210,11 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
     x.rt = route_at(x.host, rank)
     x.route_id = x.rt.id
     x.routed = True
+    if x.rt.grpc_web:
+        bridge_request(x, h)
+    if x.flags & X_GRPC and not note_deadline(x, h):
+        refuse(x, LB_R_BAD_HEADER)
+        return
     x.max_body = x.rt.max_body_bytes if x.rt.max_body_bytes >= 0 else view.max_body_bytes
     if x.max_body > 0 and h.content_length > x.max_body:
         refuse(x, LB_R_BODY_TOO_LARGE)
@@ -220,8 +226,6 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
         send_redirect(x, h)
         finish(x, LB_R_LOCAL_ANSWER)
         return
-    if x.rt.grpc_web:
-        bridge_request(x, h)
     if x.rt.action == ACTION_RESPOND:
         answer(x, x.rt.status, LB_R_LOCAL_ANSWER, text_at(x.host, x.rt.body), x.rt.body.size)
         return
@@ -266,7 +270,7 @@ cdef void note_request(exchange* x, head* h) noexcept nogil:
     for i in range(h.field_count):
         f = &h.fields[i]
         if f.id == FIELD_CONTENT_TYPE:
-            note_grpc(x, h, f)
+            note_grpc(x, f)
         elif f.id == FIELD_ACCEPT:
             if mentions(f.value, f.value_size, b"application/json", 16):
                 x.flags |= X_JSON

@@ -9,7 +9,9 @@ cdef enum:
     GRPC_STATUSES = 17
     GRPC_NONE = -1  # no status was seen
 
-cdef void note_grpc(exchange* x, head* h, const field* content_type) noexcept nogil
+cdef bint is_grpc_type(const char* p, size_t n) noexcept nogil
+cdef void note_grpc(exchange* x, const field* content_type) noexcept nogil
+cdef bint note_deadline(exchange* x, const head* h) noexcept nogil
 cdef void note_grpc_status(exchange* x, const head* h) noexcept nogil
 cdef int grpc_status_of(int status, int reason) noexcept nogil
 cdef void keep_metadata(head* trailers) noexcept nogil

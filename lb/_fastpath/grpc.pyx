@@ -25,26 +25,38 @@ cdef enum:  # codes of statuscodes.md
     UNAUTHENTICATED = 16
 
 
-cdef void note_grpc(exchange* x, head* h, const field* content_type) noexcept nogil:
-    """Whether this is a gRPC call (`application/grpc`, with `+proto` or the like behind it), and until when."""
-    cdef int i
-    cdef const field* f
-    cdef int64_t timeout_ms
+cdef bint is_grpc_type(const char* p, size_t n) noexcept nogil:
+    """`application/grpc`, with `+proto` or parameters behind it; application/grpc-web is another protocol."""
+    if n < 16 or not lb_equal_nocase(p, b"application/grpc", 16):
+        return False
+    return n == 16 or p[16] in (c"+", c";", c" ")
+
+
+cdef void note_grpc(exchange* x, const field* content_type) noexcept nogil:
+    """Whether this is a gRPC call."""
     cdef uint32_t size = content_type.value_size
-    if size < 16 or not lb_equal_nocase(content_type.value, b"application/grpc", 16):
+    if not is_grpc_type(content_type.value, size):
         return
-    if size > 16 and content_type.value[16] != c"+" and content_type.value[16] != c";":
-        return  # application/grpc-web is another protocol
     x.flags |= X_GRPC
     x.grpc_type_size = <uint8_t>(size if size < sizeof(x.grpc_type) else 16)
     memcpy(x.grpc_type, content_type.value, x.grpc_type_size)
+
+
+cdef bint note_deadline(exchange* x, const head* h) noexcept nogil:
+    """Until when the call may last (PROTOCOL-HTTP2.md, Requests: Timeout). False: what stands there is no timeout."""
+    cdef int i
+    cdef const field* f
+    cdef int64_t timeout_ms
     for i in range(h.field_count):
         f = &h.fields[i]
-        if f.name_size == 12 and lb_equal_nocase(f.name, b"grpc-timeout", 12):
-            timeout_ms = parse_timeout(f.value, f.value_size)
-            if timeout_ms >= 0:
-                x.flags |= X_GRPC_DEADLINE
-                x.request_deadline_ms = x.r.now_ms + timeout_ms
+        if f.name_size != 12 or not lb_equal_nocase(f.name, b"grpc-timeout", 12):
+            continue
+        timeout_ms = parse_timeout(f.value, f.value_size)
+        if timeout_ms < 0 or x.flags & X_GRPC_DEADLINE:
+            return False
+        x.flags |= X_GRPC_DEADLINE
+        x.request_deadline_ms = x.r.now_ms + timeout_ms
+    return True
 
 
 cdef int64_t parse_timeout(const char* text, size_t size) noexcept nogil:

@@ -3,8 +3,17 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport lb_equal_nocase, lb_lower
-from lb._fastpath.exchange cimport X_CHUNKED, X_GRPC, X_GRPC_WEB, X_GRPC_WEB_TEXT, X_HAS_BODY
-from lb._fastpath.message cimport FIELD_CONTENT_TYPE, field
+from lb._fastpath.exchange cimport (
+    X_CHUNKED,
+    X_GRPC,
+    X_GRPC_WEB,
+    X_GRPC_WEB_TEXT,
+    X_GRPC_WEB_TEXT_OUT,
+    X_HAS_BODY,
+)
+from lb._fastpath.grpc cimport is_grpc_type
+from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
+from lb._fastpath.message cimport FIELD_ACCEPT, FIELD_CONTENT_TYPE, field
 from lb._fastpath.transport cimport batch_flush
 
 cdef enum:
@@ -13,45 +22,76 @@ cdef enum:
     WEB_TEXT = 25  # of "application/grpc-web-text"
     SLICE = 24576  # bytes encoded at a time: a multiple of 3 whose base64 fits scratch_text
     TRAILERS_FRAME = 0x80  # flag of a frame that holds trailers
+    TRAILERS_AT = 8192  # where it is made in scratch_out: behind what frames it
 
 
 # ------------------------------------------------------------------------------------------------------------- requests
 
-cdef bint ends_word(const field* f, uint32_t size) noexcept nogil:
-    return f.value_size == size or f.value[size] == c"+" or f.value[size] == c";"
+cdef uint32_t web_type_size(const char* p, size_t n) noexcept nogil:
+    """How long the name of a gRPC-Web type is that begins here, up to its `+proto` or parameters; 0: it is none."""
+    cdef uint32_t size = WEB
+    if n < WEB or not lb_equal_nocase(p, b"application/grpc-web", WEB):
+        return 0
+    if n >= WEB_TEXT and lb_equal_nocase(p + WEB, b"-text", 5):
+        size = WEB_TEXT
+        if n >= WEB_TEXT + 7 and lb_equal_nocase(p + WEB_TEXT, b"-base64", 7):
+            size = WEB_TEXT + 7  # what `-text` stands for
+    return size if n == size or p[size] in (c"+", c";", c",", c" ") else 0
+
+
+cdef bint wants_text(const head* h, bint by_default) noexcept nogil:
+    """Whether the response is to be base64: the client says so in Accept; who says nothing gets what it sends."""
+    cdef int i
+    cdef size_t at
+    cdef uint32_t size
+    cdef const field* f
+    cdef bint binary = False
+    for i in range(h.field_count):
+        f = &h.fields[i]
+        if f.id != FIELD_ACCEPT:
+            continue
+        for at in range(f.value_size):
+            size = web_type_size(f.value + at, f.value_size - at)
+            if size > WEB:
+                return True
+            if size:
+                binary = True
+    return by_default and not binary
 
 
 cdef void bridge_request(exchange* x, head* h) noexcept nogil:
     """Make a gRPC-Web call a gRPC call; any other request stays as it is."""
     cdef int i
-    cdef field* f
-    cdef uint32_t size, room = sizeof(x.grpc_type)
+    cdef field* f = NULL
+    cdef uint32_t size, rest, begun
     for i in range(h.field_count):
-        f = &h.fields[i]
-        if f.id != FIELD_CONTENT_TYPE or not WEB <= f.value_size <= room:
-            continue
-        if not lb_equal_nocase(f.value, b"application/grpc-web", WEB):
-            continue
-        size = WEB
-        if f.value_size >= WEB_TEXT and lb_equal_nocase(f.value + WEB, b"-text", 5):
-            size = WEB_TEXT
-        if not ends_word(f, size):
-            continue
-        x.flags |= X_GRPC | X_GRPC_WEB
-        x.grpc_type_size = <uint8_t>f.value_size
-        memcpy(x.grpc_type, f.value, f.value_size)
-        memcpy(x.grpc_upstream_type, <const char*>b"application/grpc", GRPC)
-        memcpy(x.grpc_upstream_type + GRPC, f.value + size, f.value_size - size)
-        f.value = x.grpc_upstream_type
-        f.value_size = GRPC + f.value_size - size
-        h.te_trailers = True
-        if size == WEB_TEXT:
-            x.flags |= X_GRPC_WEB_TEXT
-            if x.flags & X_HAS_BODY:
-                h.content_length = -1
-                h.chunked = True
-                x.flags |= X_CHUNKED
+        if h.fields[i].id == FIELD_CONTENT_TYPE:
+            f = &h.fields[i]
+    size = web_type_size(f.value, f.value_size) if f != NULL else 0
+    if size == 0:
         return
+    rest = f.value_size - size
+    if WEB_TEXT + rest > sizeof(x.grpc_type):
+        return
+    x.flags |= X_GRPC | X_GRPC_WEB
+    begun = WEB
+    if wants_text(h, size > WEB):
+        x.flags |= X_GRPC_WEB_TEXT_OUT
+        begun = WEB_TEXT
+    memcpy(x.grpc_type, <const char*>b"application/grpc-web-text", begun)
+    memcpy(x.grpc_type + begun, f.value + size, rest)
+    x.grpc_type_size = <uint8_t>(begun + rest)
+    memcpy(x.grpc_upstream_type, <const char*>b"application/grpc", GRPC)
+    memcpy(x.grpc_upstream_type + GRPC, f.value + size, rest)
+    f.value = x.grpc_upstream_type
+    f.value_size = GRPC + rest
+    h.te_trailers = True
+    if size > WEB:
+        x.flags |= X_GRPC_WEB_TEXT
+        if x.flags & X_HAS_BODY:
+            h.content_length = -1
+            h.chunked = True
+            x.flags |= X_CHUNKED
 
 
 cdef int base64_value(uint8_t c) noexcept nogil:
@@ -106,15 +146,21 @@ cdef bint bridge_request_body(exchange* x, const char* data, size_t size) noexce
 # ------------------------------------------------------------------------------------------------------------ responses
 
 cdef void bridge_response(exchange* x, head* h) noexcept nogil:
-    """The content type that the client asked for. Trailers become a part of the body, so its length is not known."""
+    """The content type that the client asked for. Trailers become a part of the body, so its length is not known. What
+    is no gRPC response stays as it is.
+    """
     cdef int i
     cdef field* f
+    cdef bint bridged = False
     for i in range(h.field_count):
         f = &h.fields[i]
-        if f.id == FIELD_CONTENT_TYPE and f.value_size >= GRPC and lb_equal_nocase(f.value, b"application/grpc", GRPC):
+        if f.id == FIELD_CONTENT_TYPE and is_grpc_type(f.value, f.value_size):
             f.value = x.grpc_type
             f.value_size = x.grpc_type_size
-    if h.has_body:
+            bridged = True
+    if not bridged:
+        x.flags &= ~<uint32_t>(X_GRPC_WEB | X_GRPC_WEB_TEXT_OUT)
+    elif h.has_body:
         h.content_length = -1
 
 
@@ -129,7 +175,7 @@ cdef size_t bridge_response_body(exchange* x, const char* data, size_t size) noe
     cdef const uint8_t* p = <const uint8_t*>data
     cdef size_t i, n, at, total = 0
     cdef uint32_t bits
-    if not x.flags & X_GRPC_WEB_TEXT:
+    if not x.flags & X_GRPC_WEB_TEXT_OUT:
         x.d.calls.send_body(x.d, data, size)
         return size
     while size and x.d != NULL:
@@ -157,7 +203,7 @@ cdef size_t bridge_response_body(exchange* x, const char* data, size_t size) noe
 
 cdef size_t bridge_trailers(exchange* x, const head* trailers) noexcept nogil:
     """Send the trailers as the last frame of the body; how many bytes that made."""
-    cdef char* out = x.r.scratch_out + 16384  # base64 is made in scratch_text
+    cdef char* out = x.r.scratch_out + TRAILERS_AT  # base64 is made in scratch_text
     cdef size_t size = 5, k
     cdef uint32_t length
     cdef int i
@@ -165,8 +211,8 @@ cdef size_t bridge_trailers(exchange* x, const head* trailers) noexcept nogil:
     batch_flush(x.r)
     for i in range(trailers.field_count):
         f = &trailers.fields[i]
-        if f.drop or size + f.name_size + f.value_size + 4 > 16384:
-            continue
+        if f.drop or size + f.name_size + f.value_size + 4 > MAX_RESPONSE_HEAD:
+            continue  # never for its size: no codec takes that much
         for k in range(f.name_size):
             out[size + k] = <char>lb_lower[<uint8_t>f.name[k]]
         size += f.name_size

@@ -457,6 +457,22 @@ cdef void put_pair(pairs* out, const char* name, size_t name_size, const char* v
     out.bytes += name_size + value_size
 
 
+cdef bint stays_out_of_table(const field* f) noexcept nogil:
+    """Whether a field is never indexed: many clients share the table of one connection.
+
+    That holds for their secrets (RFC 7541 7.1.3), for ids, which never come again, and for what gRPC's libraries parse:
+    grpc-core keeps with an entry that it was malformed, and finds so whatever takes its name from that entry. One
+    client's `grpc-timeout: x` would end the calls of all others.
+    """
+    if f.id in (FIELD_AUTHORIZATION, FIELD_COOKIE, FIELD_X_REQUEST_ID):
+        return True
+    if f.name_size > 5 and lb_equal_nocase(f.name, b"grpc-", 5):
+        return True
+    if f.name_size > 4 and lb_equal_nocase(f.name + f.name_size - 4, b"-bin", 4):
+        return True
+    return f.name_size == 12 and lb_equal_nocase(f.name, b"x-request-id", 12)
+
+
 cdef void put_fields(pairs* out, const head* h) noexcept nogil:
     """nghttp2 copies names in lower case."""
     cdef int i
@@ -466,12 +482,7 @@ cdef void put_fields(pairs* out, const head* h) noexcept nogil:
         f = &h.fields[i]
         if f.drop:
             continue
-        flags = <uint8_t>NGHTTP2_NV_FLAG_NONE
-        # Secrets of many clients share the table of one connection (RFC 7541 7.1.3); ids never come again.
-        if f.id in (FIELD_AUTHORIZATION, FIELD_COOKIE, FIELD_X_REQUEST_ID) or (
-            f.name_size == 12 and lb_equal_nocase(f.name, b"x-request-id", 12)
-        ):
-            flags = <uint8_t>NGHTTP2_NV_FLAG_NO_INDEX
+        flags = <uint8_t>(NGHTTP2_NV_FLAG_NO_INDEX if stays_out_of_table(f) else NGHTTP2_NV_FLAG_NONE)
         put_pair(out, f.name, f.name_size, f.value, f.value_size, flags)
 
 

@@ -488,7 +488,7 @@ def test_endpoint_without_a_header_table(make: Make) -> None:
             assert client.get(headers=[(b"x-same", b"again")]).status == 200
 
 
-# ----------------------------------------------------------------------------------- what looks like a flood and is none
+# ---------------------------------------------------------------------------------------------- no floods, though alike
 
 
 def test_endpoint_measures_with_pings(make: Make) -> None:
