@@ -39,6 +39,28 @@ StatsT = TypeVar("StatsT", bound="Traffic")
 OTHER = "_other"
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 
+GRPC_STATUSES = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+    "none",
+)
+"""Of gRPC calls, by their numbers from 0 on (gRPC's statuscodes.md); the last one for calls that ended without any."""
+
 
 class Metric(msgspec.Struct, frozen=True):
     """A metric as users see it. Counters are named without their `_total`, as the client library wants it."""
@@ -85,6 +107,7 @@ METRICS = _metrics(
     Metric("lb_route_received_bytes", "counter", ("route",), "Bytes from clients."),
     Metric("lb_route_sent_bytes", "counter", ("route",), "Bytes to clients."),
     Metric("lb_route_request_duration_seconds", "histogram", ("route",), "Whole exchanges."),
+    Metric("lb_route_grpc_calls", "counter", ("route", "grpc_status"), "gRPC calls by how they ended."),
     # Upstreams
     Metric("lb_upstream_responses", "counter", ("upstream", "code_class"), "Responses received from endpoints."),
     Metric("lb_upstream_sent_bytes", "counter", ("upstream",), "Bytes to endpoints."),
@@ -172,6 +195,8 @@ class Scrape(msgspec.Struct, frozen=True):
     bounds: Sequence[float]
     listeners: Mapping[str, ListenerStats]
     routes: Mapping[str, Traffic]
+    grpc_calls: Mapping[str, Sequence[int]]
+    """By route, one count for each of GRPC_STATUSES."""
     upstreams: Mapping[str, UpstreamStats]
     endpoints: Mapping[str, Sequence[EndpointStats]]
     reasons: Mapping[str, int]
@@ -214,6 +239,7 @@ class Exposition(Collector):
         self._add_listeners()
         for route, traffic in self._scrape.routes.items():
             self._add_traffic("lb_route", "request_duration_seconds", (route,), traffic)
+        self._add_grpc_calls()
         self._add_upstreams()
         self._add_endpoints()
         return iter(self._families.values())
@@ -262,6 +288,13 @@ class Exposition(Collector):
             self._add("lb_listener_requests", stats["requests"], name)
             self._add_traffic("lb_listener", "request_duration_seconds", (name,), stats)
 
+    def _add_grpc_calls(self) -> None:
+        """Only what has happened: of most statuses no route has ever seen one."""
+        for route, counts in self._scrape.grpc_calls.items():
+            for status, count in zip(GRPC_STATUSES, counts, strict=True):
+                if count:
+                    self._add("lb_route_grpc_calls", count, route, status)
+
     def _add_upstreams(self) -> None:
         for name, stats in self._scrape.upstreams.items():
             self._add("lb_upstream_requests_active", stats["active"], name)
@@ -303,6 +336,15 @@ def fold(stats: Mapping[str, StatsT], shown: set[str]) -> dict[str, StatsT]:
     rest = [stats[name] for name in stats if name not in shown]
     if rest:
         kept[OTHER] = cast(StatsT, {key: _sum([one[key] for one in rest]) for key in rest[0]})  # type: ignore[literal-required]
+    return kept
+
+
+def fold_counts(counts: Mapping[str, list[int]], shown: set[str]) -> dict[str, list[int]]:
+    """The same of plain lists."""
+    kept = {name: counts[name] for name in counts if name in shown}
+    rest = [counts[name] for name in counts if name not in shown]
+    if rest:
+        kept[OTHER] = cast("list[int]", _sum(rest))
     return kept
 
 
@@ -376,6 +418,7 @@ class Metrics:
             bounds=self._bounds,
             listeners=engine.listener_stats(),
             routes=fold(routes, shown_routes),
+            grpc_calls=fold_counts(engine.grpc_stats(), shown_routes),
             upstreams=fold(upstreams, shown_upstreams),
             endpoints=self._endpoints(shown_upstreams),
             reasons=engine.reasons(),

@@ -38,6 +38,7 @@ class FakeEngine:
         self.opened: dict[str, list[int]] = {}
         self.closed: list[str] = []
         self.routes: dict[str, dict[str, Any]] = {}
+        self.grpc_calls: dict[str, list[int]] = {}
         self.endpoints: dict[str, list[dict[str, Any]]] = {}
         self.changes: list[tuple[str, str, str | None, int | None]] = []
         self.fail_to_publish = False
@@ -72,6 +73,9 @@ class FakeEngine:
 
     def route_stats(self) -> dict[str, dict[str, Any]]:
         return self.routes
+
+    def grpc_stats(self) -> dict[str, list[int]]:
+        return self.grpc_calls
 
     def upstream_stats(self) -> dict[str, dict[str, Any]]:
         counts = {"active": 1, "queued": 0, "attempts": 41, "retries": 1, "connects": 6, "connect_failures": 1}

@@ -36,6 +36,7 @@ class Fixed:
 def engine() -> FakeEngine:
     engine = FakeEngine()
     engine.routes = {"shop/web:0:0": traffic(30, 1), "shop/web:0:1": traffic(10)}
+    engine.grpc_calls = {"shop/web:0:0": [3, *[0] * 17]}
     engine.endpoints = {"shop/web:http": [endpoint_state("127.0.0.11:9001"), endpoint_state("127.0.0.12:9001")]}
     return engine
 
@@ -103,6 +104,23 @@ async def test_many_names_are_summed(engine: FakeEngine) -> None:
     assert routes == {f"r{index}" for index in range(40, 50)} | {OTHER}
     assert found["lb_route_request_duration_seconds_count", (("route", OTHER),)] == sum(range(40))
     assert sum(1 for name, _ in found if name == "lb_endpoint_up") == 1
+
+
+async def test_grpc_calls_are_told_by_status(engine: FakeEngine) -> None:
+    one, other = [0] * 18, [0] * 18
+    one[0], one[4], one[17] = 7, 2, 1
+    other[0], other[14] = 3, 5
+    engine.grpc_calls = {"shop/web:0:0": one, "shop/web:0:1": other}
+    found = samples(parse_prometheus((await render(engine, max_routes=1))[0]))
+    calls: dict[str, dict[str, float]] = {}
+    for (name, labels), value in found.items():
+        if name == "lb_route_grpc_calls_total":
+            route, status = dict(labels)["route"], dict(labels)["grpc_status"]
+            calls.setdefault(route, {})[status] = value
+    assert calls == {
+        "shop/web:0:0": {"OK": 7, "DEADLINE_EXCEEDED": 2, "none": 1},
+        OTHER: {"OK": 3, "UNAVAILABLE": 5},
+    }
 
 
 def test_a_name_that_was_chosen_stays() -> None:

@@ -154,6 +154,29 @@ def test_status_of_the_endpoint_goes_through(world: World, code: grpc.StatusCode
     world.serving.lb.wait_log(target=f"/{SERVICE}/fail", grpc_status=code.value[0])
 
 
+def test_calls_are_counted_by_route_and_status(world: World) -> None:
+    serving = world.serving
+
+    def counted(status: str) -> float:
+        return serving.lb.metric("lb_route_grpc_calls_total", route="counted", grpc_status=status)
+
+    serving.native.host("counted.test", forward("counted", "plain"))
+    serving.apply()
+    with world.calls("counted.test") as calls:
+        for _ in range(3):
+            calls.echo(b"", timeout=DEADLINE)
+        for code in (5, 5, 14):
+            with pytest.raises(grpc.RpcError):
+                calls.fail(b"%d it" % code, timeout=DEADLINE)
+    ask_raw(world, f"/{SERVICE}/echo", (b"grpc-timeout", b"x"), host="counted.test")  # answered by lb
+    with HttpClient(serving.address(), "2") as client:  # given up
+        exchange = client.start("counted.test", f"/{SERVICE}/wait", "POST", [(b"content-type", b"application/grpc")])
+        exchange.cancel()
+    wait_until(lambda: counted("none") == 1, "the call that was given up has ended")
+    statuses = ("OK", "NOT_FOUND", "UNAVAILABLE", "INTERNAL", "UNKNOWN")
+    assert [counted(status) for status in statuses] == [3, 2, 1, 1, 0]
+
+
 # ------------------------------------------------------------------------------------------- cancellation and deadlines
 
 
