@@ -107,6 +107,7 @@ CODES: dict[str, Code] = {
     "LB4006": Code("warning", "Service has no nodePort"),
     "LB4007": Code("warning", "no node can serve as target"),
     "LB4008": Code("error", "address is no IP address"),
+    "LB4009": Code("warning", "appProtocol asks for TLS that is not set up"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),

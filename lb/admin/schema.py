@@ -183,6 +183,8 @@ class UpstreamInfo(msgspec.Struct, frozen=True):
     name: str
     balance: str
     affinity: str
+    protocol: str
+    """What its endpoints speak: http1, http2, or auto (by ALPN)."""
     endpoints: int
     endpoints_ready: int
     unavailable: str

@@ -272,6 +272,7 @@ def _upstream_info(
         name=model.name,
         balance=model.balance,
         affinity=model.affinity,
+        protocol=model.protocol,
         endpoints=len(endpoints),
         endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
         unavailable=model.unavailable,

@@ -270,8 +270,9 @@ def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
     share = "" if upstream.share == 1 else f" gets {upstream.share:.0%}"
     policy = f", {upstream.balance}" if upstream.balance else ""
     affinity = f", affinity {upstream.affinity}" if upstream.affinity != "none" else ""
+    protocol = {"http1": "", "http2": ", HTTP/2"}.get(upstream.protocol, ", HTTP/2 or HTTP/1 by ALPN")
     verdict: Verdict = "won" if upstream.serves and upstream.share else "lost" if upstream.share else "not-reached"
-    yield _step(verdict, f"{upstream.name}{share}{policy}{affinity}", upstream.source, upstream.why)
+    yield _step(verdict, f"{upstream.name}{share}{policy}{affinity}{protocol}", upstream.source, upstream.why)
     if upstream.tls:
         yield Text(f"    {upstream.tls}")
     for endpoint in upstream.endpoints[:MAX_ENDPOINTS]:

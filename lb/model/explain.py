@@ -29,7 +29,7 @@ from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
-from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
 States = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -199,6 +199,8 @@ class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
     source: Source = Source()
     tls: str = ""
     """How its endpoints are spoken to over TLS; empty: in the clear."""
+    protocol: Protocol = "http1"
+    """What its endpoints speak."""
 
     @property
     def serves(self) -> bool:
@@ -537,6 +539,7 @@ class _Explainer:
             _why_unavailable(upstream, endpoints),
             self._source(upstream.origin),
             describe_upstream(upstream.tls),
+            protocol=upstream.protocol,
         )
 
     def _source(self, origin: Origin, field: str = "") -> Source:

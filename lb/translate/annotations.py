@@ -21,11 +21,12 @@ from lb.model.address import is_ip_address
 from lb.model.units import parse_duration, parse_size
 from lb.objects.view import Stored
 from lb.problems import Problems
+from lb.translate.protocols import BACKEND_PROTOCOLS
 
 PREFIX = "lb/"
 
 Place = Literal["Ingress", "Service"]
-Part = Literal["route", "upstream", "balance", "targets", "clients", "tls"]
+Part = Literal["route", "upstream", "balance", "protocol", "targets", "clients", "tls"]
 
 GUARDED: dict[str, str] = {
     "clients": "nobody gets in until it is mended",
@@ -66,6 +67,7 @@ class Values(msgspec.Struct, frozen=True):
     """How endpoints are spoken to over TLS (lb/translate/backend_tls.py)."""
     mistakes: Mapping[str, str] = {}
     """Of the GUARDED parts: what is wrong with one of their annotations."""
+    protocol: Any = None
 
 
 NOTHING = Values()
@@ -161,6 +163,11 @@ def _one_of(*choices: str) -> Callable[[str], object]:
     return parse
 
 
+def _protocol(value: str) -> object:
+    _one_of(*BACKEND_PROTOCOLS)(value)
+    return BACKEND_PROTOCOLS[value]
+
+
 def _route(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Ingress",), "route", field, parse, text)
 
@@ -186,6 +193,15 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         _one_of("round-robin", "least-connections"),
         "How an endpoint is chosen: `round-robin` or `least-connections`. On an Ingress it holds for all its backends; "
         "the Service's own annotation wins, then the oldest Ingress.",
+    ),
+    Annotation(
+        "lb/backend-protocol",
+        ("Service",),
+        "protocol",
+        "",
+        _protocol,
+        "What endpoints speak: `http1`, `http2`, `grpc` (which is HTTP/2), or `auto`: what TLS agrees on (ALPN), and "
+        "HTTP/1 where there is no TLS. Without it the port's `appProtocol` says so.",
     ),
     Annotation(
         "lb/targets",
@@ -351,6 +367,7 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
         values["clients"],
         values["tls"],
         mistakes,
+        protocol=values["protocol"].get(""),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, cast
 from lb.model.address import is_ip_address
 from lb.model.upstream import Endpoint
 from lb.objects.core import EndpointAddress, Endpoints, EndpointSubset, ObjectReference, Service, ServicePort
-from lb.objects.discovery import EndpointSlice, SliceEndpoint
+from lb.objects.discovery import EndpointSlice, SliceEndpoint, SlicePort
 from lb.objects.view import Stored, View
 from lb.problems import Problem, Problems
 
@@ -49,6 +49,16 @@ def find_backings(view: View, stored: Stored, port: ServicePort, problems: Probl
         for family in families
     )
     return first if _can_serve(first) or not _can_serve(second) else second
+
+
+def slice_app_protocols(view: View, service: Service, port: ServicePort) -> list[str]:
+    """What the slices' ports for a Service port say of its protocol, each once."""
+    said = []
+    for stored in view.slices_of(service.metadata.namespace, service.metadata.name):
+        found = _find_slice_port(cast(EndpointSlice, stored.object), port)
+        if found is not None and found.app_protocol:
+            said.append(found.app_protocol)
+    return list(dict.fromkeys(said))
 
 
 def usable(backings: Iterable[Backing]) -> tuple[Endpoint, ...]:
@@ -114,13 +124,16 @@ def _slice_port(one: EndpointSlice, port: ServicePort) -> int | None:
     on: a Service port without a name takes the slice's only port whatever its name, and a slice without ports takes a
     numeric targetPort.
     """
-    ports = [candidate for candidate in one.ports or () if (candidate.protocol or "TCP") == "TCP"]
-    for candidate in ports:
-        if (candidate.name or "") == port.name:
-            return candidate.port or _numeric_target(port)
-    if not port.name and len(ports) == 1:
-        return ports[0].port or _numeric_target(port)
+    found = _find_slice_port(one, port)
+    if found is not None:
+        return found.port or _numeric_target(port)
     return None if one.ports else _numeric_target(port)
+
+
+def _find_slice_port(one: EndpointSlice, port: ServicePort) -> SlicePort | None:
+    ports = [candidate for candidate in one.ports or () if (candidate.protocol or "TCP") == "TCP"]
+    named = next((candidate for candidate in ports if (candidate.name or "") == port.name), None)
+    return ports[0] if named is None and not port.name and len(ports) == 1 else named
 
 
 def _numeric_target(port: ServicePort) -> int | None:

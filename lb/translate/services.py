@@ -14,17 +14,18 @@ from typing import cast
 import msgspec
 
 from lb.model.address import is_ip_address
-from lb.model.upstream import Balance, Endpoint, Upstream
+from lb.model.upstream import Balance, Endpoint, Protocol, Upstream
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, read_annotations
 from lb.translate.backend_tls import BackendTls, read_backend_tls
-from lb.translate.endpoints import Backing, find_backings, usable
+from lb.translate.endpoints import Backing, find_backings, slice_app_protocols, usable
 from lb.translate.material import Material
 from lb.translate.nodes import NodeTargets, node_endpoints
 from lb.translate.options import Options
+from lb.translate.protocols import read_app_protocol
 
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -200,7 +201,24 @@ class _ServiceTranslation:
             resolve,
             self._stored.origin,
             self._tls.tls,
+            protocol=self._protocol(port),
         )
+
+    def _protocol(self, port: ServicePort | None) -> Protocol:
+        annotated = cast("Protocol | None", self._values.protocol)
+        if port is None:
+            return annotated or "http1"
+        name, said = read_app_protocol(port.app_protocol, *slice_app_protocols(self._view, self._service, port))
+        if said.tls and self._tls.tls is None and not self._tls.why:
+            self._add(
+                "LB4009",
+                f"port {port.port} of Service {self._name} has appProtocol {name}, which is TLS",
+                "its endpoints are spoken to without TLS: whom to trust is not said",
+                "set lb/backend-tls, and lb/backend-ca if the endpoints' certificates are not signed by the system's "
+                "authorities",
+                f"spec.ports[{self._service.spec.ports.index(port)}].appProtocol",
+            )
+        return annotated or said.protocol
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         backings = find_backings(self._view, self._stored, port, self._problems)
