@@ -402,6 +402,11 @@ cdef void dispatch(exchange* x) noexcept nogil:
     """Choose an endpoint and start an attempt; queue when all are full; answer when there is none."""
     cdef reactor* r = x.r
     cdef int i = balance_pick(r, x.up, x.tried, x.client_hash)
+    if i < 0 and i != PICK_FULL and x.tried and x.reason == LB_R_UPSTREAM_REFUSED:
+        # All have refused it, and none has looked at it. On a new connection the next one may have better luck: an
+        # endpoint that ends its connections every now and then refuses whatever crosses its goodbye.
+        x.tried = 0
+        i = balance_pick(r, x.up, x.tried, x.client_hash)
     if i == PICK_FULL:
         wait_for_place(x)
     else:

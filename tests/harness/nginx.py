@@ -31,7 +31,7 @@ http {{
     client_max_body_size 100m;
     keepalive_requests {keepalive_requests};
     server {{
-        listen 127.0.0.1:{port} backlog=1024;
+        listen 127.0.0.1:{port} {protocol} backlog=1024;
         root {directory}/html;
         location /gzip/ {{ alias {directory}/html/; gzip on; gzip_min_length 1; gzip_types *; }}
         location = /hello {{ default_type text/plain; return 200 "hello from nginx\\n"; }}
@@ -45,9 +45,11 @@ http {{
 
 
 class Nginx:
-    """A running nginx; files in `html` are served."""
+    """A running nginx; files in `html` are served. With `http2` it speaks nothing else, in the clear."""
 
-    def __init__(self, directory: Path, *, keepalive_requests: int = 1_000, more: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, keepalive_requests: int = 1_000, http2: bool = False, more: str = ""
+    ) -> None:
         """`more`: further servers."""
         assert NGINX is not None, "nginx is not installed; .ci/run installs it"
         self.port = free_port()
@@ -55,7 +57,13 @@ class Nginx:
         self.html.mkdir(parents=True)
         path = directory / "nginx.conf"
         path.write_text(
-            _CONFIGURATION.format(directory=directory, port=self.port, keepalive_requests=keepalive_requests, more=more)
+            _CONFIGURATION.format(
+                directory=directory,
+                port=self.port,
+                protocol="http2" if http2 else "",
+                keepalive_requests=keepalive_requests,
+                more=more,
+            )
         )
         self.process = subprocess.Popen(
             [NGINX, "-p", str(directory), "-c", str(path)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
