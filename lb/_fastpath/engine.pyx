@@ -267,7 +267,8 @@ cdef class UpstreamView:
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
             int protocol=0, ClientTls tls=None):
         """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
-        connections, connections per endpoint, queue, queue timeout. `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
+        connections, connections per endpoint, queue, queue timeout, streams per connection. `protocol`: 0 HTTP/1, 1 HTTP/2,
+        2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -289,7 +290,7 @@ cdef class UpstreamView:
             self.p.wire |= tls.p.id << 2
         (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
-         self.p.max_queue, self.p.queue_timeout_ms) = policy
+         self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection) = policy
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))

@@ -6,7 +6,7 @@ when that may have changed.
 from lb._fastpath.transport cimport conn, leg
 
 cdef enum:
-    CLIENT_STREAMS = 100  # on one connection, or as many as its peer allows
+    CLIENT_STREAMS = 1048576  # on one connection, if nobody asks for fewer
     MAX_INTERIM_RESPONSES = 32
 
 cdef struct pool_calls:

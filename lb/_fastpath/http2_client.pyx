@@ -25,7 +25,6 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_option_set_max_send_header_block_length,
     nghttp2_option_set_no_auto_window_update,
     nghttp2_option_set_no_closed_streams,
-    nghttp2_option_set_peer_max_concurrent_streams,
     nghttp2_session,
     nghttp2_session_callbacks,
     nghttp2_session_callbacks_set_on_begin_headers_callback,
@@ -149,7 +148,6 @@ cdef void http2_set_pool_calls(pool_calls* given) noexcept nogil:
     if options == NULL and nghttp2_option_new(&options) == 0:
         nghttp2_option_set_no_auto_window_update(options, 1)
         nghttp2_option_set_no_closed_streams(options, 1)
-        nghttp2_option_set_peer_max_concurrent_streams(options, CLIENT_STREAMS)
         nghttp2_option_set_max_send_header_block_length(options, MAX_SENT_BLOCK)
     client_side.deliver = deliver
     client_side.deliver_end = deliver_end

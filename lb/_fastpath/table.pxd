@@ -160,6 +160,7 @@ cdef struct upstream_view:
     int max_connections_per_endpoint
     int max_queue
     int queue_timeout_ms
+    int max_streams_per_connection
 
 cdef struct table_pin:
     # Exchanges of one reactor that use the table; written by that reactor only.

@@ -172,6 +172,8 @@ cdef bint has_room(const upstream_view* view, conn* c, bint must_be_open) noexce
         return False
     if view.max_requests_per_connection and c.requests >= <uint32_t>view.max_requests_per_connection:
         return False
+    if view.max_streams_per_connection and http2_client_streams(c) >= view.max_streams_per_connection:
+        return False
     # Whoever ends it in good order says so by a GOAWAY, and what has crossed that is sent again. Others just close it.
     return not must_be_open or not http2_client_begun(c) or http2_client_streams(c) or conn_open(c)
 

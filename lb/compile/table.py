@@ -232,6 +232,7 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         _int32(options.max_connections_per_endpoint),
         _int32(options.max_queue),
         _int32(options.queue_timeout_ms),
+        _int32(options.max_streams_per_connection),
     )
 
 

@@ -55,6 +55,8 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     """How long an unused connection is kept. A server's `Keep-Alive: timeout=` shortens it."""
     max_requests_per_connection: int = 0
     """After how many requests a connection to an endpoint is closed."""
+    max_streams_per_connection: int = 100
+    """Requests under way on one HTTP/2 connection, unless the endpoint allows fewer; others get another one."""
     max_connections: int = 0
     """Requests under way in the whole upstream; what is over it waits in the queue."""
     max_connections_per_endpoint: int = 0

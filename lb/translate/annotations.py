@@ -300,6 +300,12 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "After how many requests a connection is closed; `0` for no limit.",
     ),
     _upstream(
+        "max-streams-per-connection",
+        "max_streams_per_connection",
+        _count,
+        "Requests under way on one HTTP/2 connection, if the endpoint allows as many; `0` for no limit but its own.",
+    ),
+    _upstream(
         "max-connections", "max_connections", _count, "Requests under way in the whole Service; `0` for no limit."
     ),
     _upstream(

@@ -194,6 +194,16 @@ def test_more_connections_when_the_endpoint_allows_few_streams(make: Make) -> No
     assert setup.endpoint.server.accepted == 3
 
 
+@pytest.mark.parametrize(("limit", "connections"), [(3, [1, 3, 3, 3]), (0, [10])])
+def test_more_connections_when_few_streams_are_configured(make: Make, limit: int, connections: list[int]) -> None:
+    setup = make(Endpoint(), max_streams_per_connection=limit)
+    with setup.client() as client:
+        exchanges = held(setup, client, 10)
+        assert sorted(len(one.calls) for one in setup.endpoint.server.open) == connections
+        setup.endpoint.release()
+        assert bodies(exchanges) == [b"one"] * 10
+
+
 def test_burst_before_the_limit_is_known(make: Make) -> None:
     """Streams that went out beyond it are refused, or wait; none of them is lost."""
     setup = make(Endpoint(settings={STREAMS: 4}))

@@ -93,7 +93,6 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     void nghttp2_option_set_no_closed_streams(nghttp2_option* option, int value)
     void nghttp2_option_set_max_outbound_ack(nghttp2_option* option, size_t value)
     void nghttp2_option_set_builtin_recv_extension_type(nghttp2_option* option, uint8_t type)
-    void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option* option, uint32_t value)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option* option, size_t value)
 
     int nghttp2_session_server_new2(nghttp2_session** session, const nghttp2_session_callbacks* callbacks,
