@@ -66,6 +66,7 @@ from lb._fastpath.grpc_web cimport (
     bridge_trailers,
 )
 from lb._fastpath.http2 cimport http2_set_calls
+from lb._fastpath.http2_client cimport http2_client_silent
 from lb._fastpath.http2_server cimport http2_server_cut, http2_server_install
 from lb._fastpath.http1 cimport (
     build_request,
@@ -991,6 +992,7 @@ cdef void on_timer(timer* t) noexcept nogil:
     cdef reactor* r = x.r
     if r.now_ms >= x.request_deadline_ms:
         leave_line(x)
+        doubt_connection(x)
         fail(x, LB_R_GRPC_DEADLINE if x.flags & X_GRPC_DEADLINE else LB_R_REQUEST_TIMEOUT)
     elif r.now_ms >= x.wait_deadline_ms:
         if x.flags & X_WAITING:
@@ -1000,12 +1002,22 @@ cdef void on_timer(timer* t) noexcept nogil:
             endpoint_connect_failed(x.ep, r)  # a node that is gone answers no SYN
             attempt_failed(x, LB_R_CONNECT_TIMEOUT)
         else:
+            doubt_connection(x)
             fail(x, LB_R_RESPONSE_TIMEOUT)
     elif r.now_ms >= idle_deadline(x):
         fail(x, idle_reason(x))
     else:
         set_timer(x)
     batch_flush(r)
+
+
+cdef void doubt_connection(exchange* x) noexcept nogil:
+    """Time is up. A shared connection on which nothing has come all the while may lead to a machine that is gone, which
+    the kernel finds out after a quarter of an hour: nothing new begins on it. One that only this exchange has ends with
+    it anyway.
+    """
+    if x.u != NULL and not x.flags & X_CONNECTING and http2_client_silent(x.u.c, x.mark_ns // 1000000):
+        x.u.flags |= LEG_CLOSE
 
 
 cdef int idle_reason(exchange* x) noexcept nogil:

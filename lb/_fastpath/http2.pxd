@@ -141,6 +141,7 @@ cdef struct session:
     int64_t sweep_ms
     int64_t idle_deadline_ms
     int64_t progress_ms  # the last byte that the peer has taken
+    int64_t heard_ms  # the last one that has come from it
 
 cdef exchange_calls calls
 

@@ -1,5 +1,5 @@
 """Endpoints that speak HTTP/2 (http2_client.pxd)."""
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from lb._fastpath.c.nghttp2 cimport (
@@ -232,6 +232,11 @@ cdef int http2_client_room(conn* c) noexcept nogil:
         if most == 0:
             most = CLIENT_STREAMS
     return most - s.stream_count if most > s.stream_count else 0
+
+
+cdef bint http2_client_silent(conn* c, int64_t since_ms) noexcept nogil:
+    """Whether it is a shared connection on which nothing at all has come since then."""
+    return c.session != NULL and (<session*>c.session).heard_ms < since_ms
 
 
 cdef int http2_client_streams(conn* c) noexcept nogil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -75,6 +76,11 @@ class Exchange:
         """Wait for the response's head. Reset."""
         self._until(lambda: self.answer.status)
         return self.answer
+
+    def poll(self) -> None:
+        """Take note of what has come, without waiting for it."""
+        while select.select([self.client.socket], [], [], 0)[0] and not self.client.ended:
+            self.client.pump()
 
     def interim(self, count: int = 1) -> list[tuple[int, Headers]]:
         """Wait for so many interim responses. Reset."""

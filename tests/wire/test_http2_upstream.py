@@ -407,14 +407,36 @@ def test_endpoint_that_says_nothing(make: Make) -> None:
 
 
 def test_response_timeout_resets_the_stream_only(make: Make) -> None:
-    setup = make(Endpoint(), route={"response_timeout": "100ms"})
-    with setup.client() as client:
+    """As long as anything else comes on its connection."""
+    setup = make(Endpoint(), route={"response_timeout": "200ms"})
+    with setup.client() as client, setup.client() as other:
         assert client.get().status == 200
-        assert client.get("/hold").status == 504
-        call = setup.endpoint.server.calls[1]
+        exchange = client.begin("/hold")
+        call = setup.endpoint.server.wait_calls(2)[1]
+        while not exchange.answer.status:
+            assert other.get().status == 200
+            exchange.poll()
+        assert exchange.rest().status == 504
         wait_until(lambda: call.cancelled == ErrorCodes.CANCEL, "the endpoint is told")
         assert client.get().status == 200
     assert setup.endpoint.server.accepted == 1
+
+
+def test_silent_connection_gets_nothing_new(make: Make) -> None:
+    """Whatever is at its other end, a new connection finds out; what runs on the old one may still end well."""
+    setup = make(Endpoint(), route={"response_timeout": "300ms"})
+    with setup.client() as client:
+        assert client.get().status == 200
+        second = client.begin("/hold/patient", "POST", end=False)  # no timeout holds before its request is complete
+        setup.endpoint.server.wait_calls(2)
+        first = held(setup, client, 1)[0]
+        assert first.rest().status == 504
+        assert client.get().status == 200
+        assert setup.endpoint.server.accepted == 2
+        setup.endpoint.release()
+        second.end()
+        assert second.rest().body == b"one"
+        wait_until(lambda: len(setup.endpoint.server.open) == 1, "the old connection is closed")
 
 
 # -------------------------------------------------------------------------------------------------------- flow control
