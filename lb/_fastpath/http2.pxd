@@ -57,6 +57,7 @@ cdef enum:  # session.flags
     S_PING_ACKED = 512
     S_SETTLED = 1024  # client side: the peer's settings are known
     S_BEGUN = 2048  # and those who have waited for them have begun
+    S_TOLD_END = 4096  # nghttp2 itself has told the peer why this is the end
 
 cdef enum:  # stream.flags
     ST_HELD = 1  # an exchange has the leg

@@ -149,6 +149,8 @@ cdef void session_say_goodbye(session* s, uint32_t code) noexcept nogil:
     cdef uint8_t frame[17]
     cdef uint32_t last = <uint32_t>nghttp2_session_get_last_proc_stream_id(s.ng) if s.ng != NULL else 0
     cdef int i
+    if s.flags & S_TOLD_END:
+        return
     frame[0] = 0
     frame[1] = 0
     frame[2] = 8
@@ -188,11 +190,11 @@ cdef bint session_input(session* s, const char* p, size_t n) noexcept nogil:
 
 
 cdef size_t session_step(session* s, const char* p, size_t n) noexcept nogil:
-    """Give nghttp2 as much as the meter allows; how much that was."""
+    """Give nghttp2 as much as the meter allows; how many bytes are done with."""
     cdef int reason = 0
     cdef uint32_t code = 0
     cdef ssize_t used
-    n = meter_frames(&s.meter, p, n, s.c.base.r.now_ms, &s.heads_left, &reason, &code)
+    cdef size_t done = meter_frames(&s.meter, &p, &n, s.c.base.r.now_ms, &s.heads_left, &reason, &code)
     if reason:
         session_doom(s, reason, code)
     elif n:
@@ -202,7 +204,7 @@ cdef size_t session_step(session* s, const char* p, size_t n) noexcept nogil:
         if used < 0:
             session_doom(s, LB_R_NO_MEMORY if used == NGHTTP2_ERR_NOMEM else LB_R_H2_PROTOCOL_ERROR,
                          <uint32_t>NGHTTP2_PROTOCOL_ERROR)
-    return n
+    return done
 
 
 cdef bint session_take_parked(session* s) noexcept nogil:
@@ -587,6 +589,7 @@ cdef int on_frame_sent(nghttp2_session* ng, const nghttp2_frame* frame, void* us
         if fault and not meter_charge(&s.meter, METER_FAULT, s.c.base.r.now_ms):
             session_doom(s, LB_R_H2_MADE_YOU_RESET, <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM)
     elif frame.hd.type == NGHTTP2_GOAWAY and frame.goaway.error_code != NGHTTP2_NO_ERROR:
+        s.flags |= S_TOLD_END
         session_doom(s, LB_R_H2_PROTOCOL_ERROR, frame.goaway.error_code)
     return 0
 

@@ -12,6 +12,7 @@ from lb._fastpath.c.nghttp2 cimport nghttp2_session
 
 cdef enum:
     PREFACE_SIZE = 24
+    FRAME_HEAD = 9
     MAX_CONTINUATIONS = 8  # frames behind one HEADERS
     MAX_HEADER_BLOCK = 65536  # compressed bytes
     RESET_IDS = 64
@@ -34,8 +35,10 @@ cdef struct meter:
     uint32_t reset_count
     int32_t newest_id  # of the streams that the peer has begun
     bint reset_seen  # among the bytes that nghttp2 has not had yet
-    uint8_t begun[9]  # of a frame's head, when a read has ended inside it
+    uint8_t begun[FRAME_HEAD]  # a frame's head that reads have cut: nghttp2 gets heads whole
     uint8_t begun_size
+    bint padding_due  # the current frame's first byte says how much padding it has
+    bint ends_stream
     uint8_t continuations
     bint in_block  # between HEADERS and its END_HEADERS
     uint32_t left  # of the current frame's payload
@@ -47,6 +50,6 @@ cdef void meter_init(meter* m, nghttp2_session* ng, size_t preface, int64_t now_
 cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil
 cdef void meter_data_sent(meter* m) noexcept nogil
 cdef void meter_stream_begun(meter* m) noexcept nogil
-cdef size_t meter_frames(meter* m, const char* p, size_t n, int64_t now_ms, int* heads_left,
+cdef size_t meter_frames(meter* m, const char** p, size_t* n, int64_t now_ms, int* heads_left,
         int* reason, uint32_t* code) noexcept nogil
 cdef void meter_note_reset(meter* m, int32_t stream_id) noexcept nogil

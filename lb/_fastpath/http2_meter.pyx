@@ -1,6 +1,6 @@
 """The buckets of http2_meter.pxd."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_CONTINUATION,
@@ -8,6 +8,7 @@ from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_ENHANCE_YOUR_CALM,
     NGHTTP2_FLAG_END_HEADERS,
     NGHTTP2_FLAG_END_STREAM,
+    NGHTTP2_FLAG_PADDED,
     NGHTTP2_HEADERS,
     NGHTTP2_PING,
     NGHTTP2_PRIORITY,
@@ -155,6 +156,8 @@ cdef int begin_frame(meter* m, const uint8_t* h, int64_t now_ms, int* heads_left
     cdef int kind = kind_of(h[3], h[4], length)
     cdef int32_t stream_id = stream_of(h)
     m.left = length
+    m.padding_due = h[3] == NGHTTP2_DATA and length != 0 and h[4] & NGHTTP2_FLAG_PADDED
+    m.ends_stream = (h[4] & NGHTTP2_FLAG_END_STREAM) != 0
     if h[3] == NGHTTP2_PRIORITY and stream_id == 0:
         code[0] = <uint32_t>NGHTTP2_PROTOCOL_ERROR
         return LB_R_H2_PROTOCOL_ERROR  # RFC 9113 6.3; nghttp2 looks at none of them
@@ -193,42 +196,66 @@ cdef bint to_be_looked_at(const meter* m, const uint8_t* h) noexcept nogil:
     return id <= m.newest_id and nghttp2_session_get_stream_user_data(m.ng, id) == NULL
 
 
-cdef size_t meter_frames(meter* m, const char* p, size_t n, int64_t now_ms, int* heads_left,
+cdef int look_at_padding(meter* m, uint8_t padding, int64_t now_ms, uint32_t* code) noexcept nogil:
+    """The first byte of a padded DATA frame. nghttp2 looks at it only while the stream is open."""
+    m.padding_due = False
+    if padding >= m.left:
+        code[0] = <uint32_t>NGHTTP2_PROTOCOL_ERROR
+        return LB_R_H2_PROTOCOL_ERROR  # RFC 9113 6.1
+    if <uint32_t>padding + 1 == m.left and not m.ends_stream and not meter_charge(m, METER_EMPTY, now_ms):
+        return reason_of(METER_EMPTY)
+    return 0
+
+
+cdef size_t collect_head(meter* m, const char* p, size_t n) noexcept nogil:
+    """Take of a frame's head what is there; how many bytes that is."""
+    cdef size_t size = <size_t>(FRAME_HEAD - m.begun_size)
+    if size > n:
+        size = n
+    memcpy(m.begun + m.begun_size, p, size)
+    m.begun_size += <uint8_t>size
+    return size
+
+
+cdef size_t meter_frames(meter* m, const char** p, size_t* n, int64_t now_ms, int* heads_left,
         int* reason, uint32_t* code) noexcept nogil:
-    """How many of these bytes nghttp2 may have before it is asked again: all of them, mostly. When `heads_left` is used
-    up it is others' turn. With a `reason` the connection is to be ended instead, with this error code.
+    """Look through `n` received bytes: how many of them are done with, which are all, mostly. `p` and `n` become what
+    nghttp2 gets of that before it is asked again. When `heads_left` is used up it is others' turn. With a `reason` the
+    connection is to be ended instead, with this error code.
     """
     cdef size_t at = 0
-    cdef const uint8_t* head_at
+    cdef size_t size = n[0]
+    cdef const char* start = p[0]
     reason[0] = 0
     code[0] = <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM
-    m.reset_seen = False
-    while at < n:
-        if m.left:
-            if m.left > n - at:
-                m.left -= <uint32_t>(n - at)
-                return n
+    if m.left == 0:
+        m.reset_seen = False  # nghttp2 has had all of it
+    if m.left == 0 and size and (m.begun_size or size < FRAME_HEAD):
+        n[0] = 0
+        if m.begun_size == 0 and heads_left[0] <= 0 and not m.in_block:
+            return 0
+        at = collect_head(m, start, size)
+        if m.begun_size == FRAME_HEAD:
+            m.begun_size = 0
+            p[0] = <const char*>m.begun
+            n[0] = FRAME_HEAD
+            reason[0] = begin_frame(m, m.begun, now_ms, heads_left, code)
+        return at
+    while at < size and reason[0] == 0:
+        if m.padding_due:
+            reason[0] = look_at_padding(m, <uint8_t>start[at], now_ms, code)
+        if m.left > size - at:
+            m.left -= <uint32_t>(size - at)
+            at = size
+        elif m.left:
             at += m.left
             m.left = 0
-            continue
-        if m.begun_size == 0:
-            if heads_left[0] <= 0 and not m.in_block:
-                return at
-            if n - at >= 9:
-                head_at = <const uint8_t*>p + at
-                if at and to_be_looked_at(m, head_at):
-                    return at
-                at += 9
-                reason[0] = begin_frame(m, head_at, now_ms, heads_left, code)
-                if reason[0]:
-                    return at
-                continue
-        m.begun[m.begun_size] = <uint8_t>p[at]
-        m.begun_size += 1
-        at += 1
-        if m.begun_size == 9:
-            m.begun_size = 0
-            reason[0] = begin_frame(m, m.begun, now_ms, heads_left, code)
-            if reason[0]:
-                return at
-    return n
+        elif size - at < FRAME_HEAD or (heads_left[0] <= 0 and not m.in_block) or (
+            at and to_be_looked_at(m, <const uint8_t*>start + at)
+        ):
+            break
+        else:
+            reason[0] = begin_frame(m, <const uint8_t*>start + at, now_ms, heads_left, code)
+            at += FRAME_HEAD
+    n[0] = at
+    return at

@@ -48,7 +48,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int NGHTTP2_NV_FLAG_NONE, NGHTTP2_NV_FLAG_NO_INDEX
     int NGHTTP2_DATA, NGHTTP2_HEADERS, NGHTTP2_PRIORITY, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, NGHTTP2_PING
     int NGHTTP2_GOAWAY, NGHTTP2_WINDOW_UPDATE, NGHTTP2_CONTINUATION, NGHTTP2_PRIORITY_UPDATE
-    int NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_END_HEADERS, NGHTTP2_FLAG_ACK
+    int NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_END_HEADERS, NGHTTP2_FLAG_PADDED, NGHTTP2_FLAG_ACK
     int NGHTTP2_HCAT_REQUEST, NGHTTP2_HCAT_RESPONSE, NGHTTP2_HCAT_HEADERS
     int NGHTTP2_DATA_FLAG_EOF, NGHTTP2_DATA_FLAG_NO_END_STREAM, NGHTTP2_DATA_FLAG_NO_COPY
     int NGHTTP2_SETTINGS_ENABLE_PUSH, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
@@ -57,7 +57,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     int NGHTTP2_NO_ERROR, NGHTTP2_PROTOCOL_ERROR, NGHTTP2_INTERNAL_ERROR, NGHTTP2_STREAM_CLOSED, NGHTTP2_REFUSED_STREAM
     int NGHTTP2_CANCEL, NGHTTP2_CONNECT_ERROR, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_HTTP_1_1_REQUIRED
     int NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE, NGHTTP2_ERR_CALLBACK_FAILURE
-    int NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_WOULDBLOCK
+    int NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_HTTP_HEADER, NGHTTP2_ERR_NOMEM, NGHTTP2_ERR_WOULDBLOCK
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks** callbacks)
     void nghttp2_session_callbacks_set_on_begin_headers_callback(
@@ -67,6 +67,9 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         nghttp2_session_callbacks* callbacks,
         int (*callback)(nghttp2_session*, const nghttp2_frame*, const uint8_t*, size_t, const uint8_t*, size_t,
                         uint8_t, void*) noexcept nogil)
+    void nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(
+        nghttp2_session_callbacks* callbacks,
+        int (*callback)(nghttp2_session*, const nghttp2_frame*, int, void*) noexcept nogil)
     void nghttp2_session_callbacks_set_on_invalid_header_callback(
         nghttp2_session_callbacks* callbacks,
         int (*callback)(nghttp2_session*, const nghttp2_frame*, const uint8_t*, size_t, const uint8_t*, size_t,
