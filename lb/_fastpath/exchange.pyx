@@ -913,6 +913,20 @@ cdef void on_request_refused(leg* d, int reason, listener_view* view) noexcept n
     refuse(x, reason)
 
 
+cdef void on_request_malformed(leg* d, int reason, listener_view* view) noexcept nogil:
+    """A request that its codec ends without a response, for its head or for what came behind it."""
+    cdef exchange* x = <exchange*>d.exchange
+    if x == NULL:
+        x = exchange_new(d, view)
+        if x == NULL:
+            bump(&d.c.base.r.counts.reasons[reason])
+            return
+        make_request_id(x)
+    x.d = NULL
+    d.exchange = NULL
+    finish(x, reason)
+
+
 cdef void refuse(exchange* x, int reason) noexcept nogil:
     """Answer with the status that belongs to the reason. Nothing has been sent yet."""
     cdef int status = lb_reason_statuses[reason]
@@ -1130,6 +1144,7 @@ cdef void exchange_install(shared* s) noexcept nogil:
     cdef connect_calls connecting
     codec.request_head = on_request_head
     codec.request_refused = on_request_refused
+    codec.request_malformed = on_request_malformed
     codec.request_body = on_request_body
     codec.request_end = on_request_end
     codec.request_failed = on_request_failed

@@ -114,7 +114,7 @@ from lb._fastpath.http2_fields cimport (
     trailers_from_block,
     websocket_accept,
 )
-from lb._fastpath.http2_meter cimport HEADERS_PER_TURN, meter_init, meter_stream_begun
+from lb._fastpath.http2_meter cimport FRAME_HEAD, HEADERS_PER_TURN, meter_init, meter_stream_begun
 from lb._fastpath.message cimport FIELD_UPGRADE, MAX_FIELDS, head, head_add, unpack_head
 from lb._fastpath.reactor cimport IO_BROKEN, IO_DEAD, IO_HALF_CLOSED, IO_WRITABLE, io, io_enqueue, reactor
 from lb._fastpath.transport cimport (
@@ -477,7 +477,7 @@ cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_da
             if st.flags & ST_ANSWERED:
                 on_trailers(st)
             else:
-                on_response(st, (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)
+                on_response(st, frame.hd.length, (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)
         block_end(&s.block, &s.c.base.r.pages)
     elif frame.hd.type == NGHTTP2_DATA:
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
@@ -503,7 +503,8 @@ cdef void on_settings(session* s) noexcept nogil:
     s.flags |= S_SETTLED | S_STREAM_ENDED
 
 
-cdef void on_response(stream* st, bint ended) noexcept nogil:
+cdef void on_response(stream* st, size_t size, bint ended) noexcept nogil:
+    """A response's head, of `size` compressed bytes, is complete."""
     cdef reactor* r = st.s.c.base.r
     cdef head* h = &r.message
     cdef int result
@@ -512,7 +513,7 @@ cdef void on_response(stream* st, bint ended) noexcept nogil:
     if result:
         lose(st, LB_R_RESPONSE_TOO_LARGE if result > 0 else LB_R_BAD_RESPONSE)
         return
-    h.size = st.s.meter.block_bytes + 9
+    h.size = <uint32_t>(size + FRAME_HEAD)
     if h.status < 200:
         st.interim += 1
         if st.interim > MAX_INTERIM_RESPONSES:

@@ -295,6 +295,13 @@ cdef int request_from_block(const field_block* b, head* h, const listener_view* 
         fields_begun = True
         if same(&name, b"cookie", 6) and cookie >= 0 and plain_value(&value):
             # Crumbs are one field again (RFC 9113 8.2.3), put together behind what resolve_target writes to `work`.
+            # Empty ones would leave a blank at its end, which no field may have.
+            if value.size == 0:
+                continue
+            if h.fields[cookie].value_size == 0:
+                h.fields[cookie].value = value.at
+                h.fields[cookie].value_size = value.size
+                continue
             if cookies == NULL:
                 cookies = work + p.path.size + 1024
                 memcpy(cookies, h.fields[cookie].value, h.fields[cookie].value_size)

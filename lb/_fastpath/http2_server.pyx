@@ -5,6 +5,7 @@ from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_CANCEL,
     NGHTTP2_CONNECT_ERROR,
     NGHTTP2_DATA,
+    NGHTTP2_ERR_HTTP_HEADER,
     NGHTTP2_FLAG_ACK,
     NGHTTP2_FLAG_END_STREAM,
     NGHTTP2_FLAG_NONE,
@@ -34,6 +35,7 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_session_callbacks,
     nghttp2_session_callbacks_set_on_begin_headers_callback,
     nghttp2_session_callbacks_set_on_frame_recv_callback,
+    nghttp2_session_callbacks_set_on_invalid_frame_recv_callback,
     nghttp2_session_get_last_proc_stream_id,
     nghttp2_session_get_stream_user_data,
     nghttp2_session_server_new2,
@@ -127,7 +129,7 @@ from lb._fastpath.http2_fields cimport (
     response_pairs,
     trailers_from_block,
 )
-from lb._fastpath.http2_meter cimport HEADERS_PER_TURN, meter_init, meter_note_reset
+from lb._fastpath.http2_meter cimport FRAME_HEAD, HEADERS_PER_TURN, meter_init, meter_note_reset
 from lb._fastpath.message cimport METHOD_HEAD, head
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
@@ -171,6 +173,7 @@ cdef void http2_server_install() noexcept nogil:
         if callbacks != NULL:
             nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, on_begin_headers)
             nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame)
+            nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(callbacks, on_invalid_frame)
     if options == NULL and nghttp2_option_new(&options) == 0:
         nghttp2_option_set_no_auto_window_update(options, 1)
         nghttp2_option_set_no_closed_streams(options, 1)
@@ -540,7 +543,7 @@ cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_da
         if st == NULL or s.reason:
             return 0
         if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
-            on_request(st, (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)
+            on_request(st, frame.hd.length, (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)
         else:
             on_trailers(st)
         block_end(&s.block, &s.c.base.r.pages)
@@ -558,14 +561,35 @@ cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_da
     return 0
 
 
+cdef int on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int error, void* user_data) noexcept nogil:
+    """nghttp2 has found a frame wrong, and resets its stream or ends the session."""
+    cdef session* s = <session*>user_data
+    cdef stream* st = s.heading
+    if frame.hd.type == NGHTTP2_HEADERS and st != NULL and st.id == frame.hd.stream_id:
+        s.heading = NULL
+        block_end(&s.block, &s.c.base.r.pages)
+        if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
+            malformed(st)
+        elif error == NGHTTP2_ERR_HTTP_HEADER:
+            st.reason = LB_R_BAD_HEADER
+    return 0
+
+
+cdef void malformed(stream* st) noexcept nogil:
+    """A request's head that has no meaning; its stream ends with PROTOCOL_ERROR."""
+    cdef listener_view* view = view_of(st.s.c)
+    if view != NULL:
+        calls.request_malformed(&st.leg, LB_R_BAD_HEADER, view)
+
+
 cdef void fault(stream* st) noexcept nogil:
     """What came on the stream breaks the protocol: it ends, and that is counted against the client."""
     nghttp2_submit_rst_stream(st.s.ng, <uint8_t>NGHTTP2_FLAG_NONE, st.id, <uint32_t>NGHTTP2_PROTOCOL_ERROR)
     io_enqueue(&st.s.c.base)
 
 
-cdef void on_request(stream* st, bint ended) noexcept nogil:
-    """A request's head is complete: start its exchange."""
+cdef void on_request(stream* st, size_t size, bint ended) noexcept nogil:
+    """A request's head, of `size` compressed bytes, is complete: start its exchange."""
     cdef session* s = st.s
     cdef conn* c = s.c
     cdef reactor* r = c.base.r
@@ -581,11 +605,11 @@ cdef void on_request(stream* st, bint ended) noexcept nogil:
     s.max_list_bytes = view.max_head_bytes
     result = request_from_block(&s.block, h, view, r.scratch_text, r.random, &websocket)
     if result == MALFORMED:
-        bump(&r.counts.reasons[LB_R_BAD_HEADER])
         fault(st)
+        malformed(st)
         return
     c.requests += 1
-    h.size = s.meter.block_bytes + 9
+    h.size = <uint32_t>(size + FRAME_HEAD)
     h.has_body = not ended and not websocket and h.content_length != 0
     h.chunked = h.has_body and h.content_length < 0
     st.flags |= ST_HELD | ST_PAUSED  # until the exchange has somewhere to send a body
@@ -637,13 +661,17 @@ cdef void lost(stream* st) noexcept nogil:
     """The stream is closed, and its exchange is not over."""
     cdef void* exchange = st.leg.exchange
     cdef int reason = st.reason
+    if st.close_code == NGHTTP2_NO_ERROR and st.flags & ST_IN_ENDED and st.flags & ST_OUT_SENT:
+        return  # a tunnel that has ended in both directions, and whose last bytes are on their way to the endpoint
     if st.flags & ST_PEER_RESET:
         reason = LB_R_CLIENT_RESET
     elif reason == 0:
         reason = LB_R_BAD_FRAMING  # nghttp2 has found the message wrong: a length that does not fit, mostly
-    if reason == LB_R_CLIENT_RESET or reason == LB_R_NO_MEMORY:
-        st.leg.exchange = NULL
-        st.flags &= ~<uint32_t>ST_HELD
+    st.flags &= ~<uint32_t>ST_HELD
+    if reason == LB_R_BAD_FRAMING or reason == LB_R_BAD_HEADER:
+        calls.request_malformed(&st.leg, reason, NULL)
+        return
+    st.leg.exchange = NULL
     calls.request_failed(exchange, reason)
 
 

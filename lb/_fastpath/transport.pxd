@@ -89,6 +89,7 @@ cdef struct exchange_calls:
     # What codecs tell the exchange.
     void (*request_head)(leg* downstream, head* h, listener_view* view) noexcept nogil
     void (*request_refused)(leg* downstream, int reason, listener_view* view) noexcept nogil
+    void (*request_malformed)(leg* downstream, int reason, listener_view* view) noexcept nogil
     void (*request_body)(void* exchange, const char* data, size_t size) noexcept nogil
     void (*request_end)(void* exchange, head* trailers) noexcept nogil
     void (*request_failed)(void* exchange, int reason) noexcept nogil
