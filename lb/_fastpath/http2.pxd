@@ -58,6 +58,7 @@ cdef enum:  # session.flags
     S_SETTLED = 1024  # client side: the peer's settings are known
     S_BEGUN = 2048  # and those who have waited for them have begun
     S_TOLD_END = 4096  # nghttp2 itself has told the peer why this is the end
+    S_SPOKEN = 8192  # something has been sent, SETTINGS first
 
 cdef enum:  # stream.flags
     ST_HELD = 1  # an exchange has the leg

@@ -1,7 +1,7 @@
 """Sessions and streams of both sides (http2.pxd)."""
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_CANCEL,
@@ -23,6 +23,7 @@ from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_NO_ERROR,
     NGHTTP2_PROTOCOL_ERROR,
     NGHTTP2_RST_STREAM,
+    NGHTTP2_SETTINGS,
     nghttp2_data_source,
     nghttp2_frame,
     nghttp2_session_callbacks_new,
@@ -55,7 +56,7 @@ from lb._fastpath.c.sys cimport (
     ssize_t,
 )
 from lb._fastpath.http2_fields cimport block_add, block_end, pairs, trailer_pairs
-from lb._fastpath.http2_meter cimport METER_FAULT, meter_charge, meter_data_sent, meter_frames, meter_note_reset
+from lb._fastpath.http2_meter cimport FRAME_HEAD, METER_FAULT, meter_charge, meter_data_sent, meter_frames, meter_note_reset
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
 from lb._fastpath.message cimport pack_head, packed_size, unpack_head
 from lb._fastpath.reactor cimport (
@@ -145,18 +146,20 @@ cdef void session_doom(session* s, int reason, uint32_t code) noexcept nogil:
 
 
 cdef void session_say_goodbye(session* s, uint32_t code) noexcept nogil:
-    """GOAWAY by our own hand, whatever state nghttp2 is in; nothing may follow it."""
+    """GOAWAY by our own hand, whatever state nghttp2 is in; nothing may follow it, and SETTINGS must come before it
+    (RFC 9113 3.4).
+    """
     cdef uint8_t frame[17]
     cdef uint32_t last = <uint32_t>nghttp2_session_get_last_proc_stream_id(s.ng) if s.ng != NULL else 0
     cdef int i
     if s.flags & S_TOLD_END:
         return
-    frame[0] = 0
-    frame[1] = 0
+    memset(frame, 0, sizeof(frame))
+    if not s.flags & (S_SPOKEN | S_CLIENT):
+        frame[3] = <uint8_t>NGHTTP2_SETTINGS
+        conn_write_copy(s.c, frame, FRAME_HEAD)
     frame[2] = 8
     frame[3] = <uint8_t>NGHTTP2_GOAWAY
-    for i in range(4, 9):
-        frame[i] = 0
     for i in range(4):
         frame[9 + i] = <uint8_t>(last >> (24 - 8 * i))
         frame[13 + i] = <uint8_t>(code >> (24 - 8 * i))
@@ -489,6 +492,7 @@ cdef void session_flush(session* s) noexcept nogil:
             session_doom(s, LB_R_NO_MEMORY, <uint32_t>NGHTTP2_INTERNAL_ERROR)
         if n <= 0:
             break
+        s.flags |= S_SPOKEN
         conn_write_copy(c, data, <size_t>n)
     s.flags &= ~<uint32_t>S_SENDING
 

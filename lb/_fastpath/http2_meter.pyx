@@ -191,7 +191,7 @@ cdef bint to_be_looked_at(const meter* m, const uint8_t* h) noexcept nogil:
         return False
     if m.reset_seen:
         return h[3] == NGHTTP2_DATA or id <= m.newest_id
-    if h[3] == NGHTTP2_DATA and nghttp2_session_get_last_proc_stream_id(m.ng) < id <= m.newest_id:
+    if h[3] == NGHTTP2_DATA and nghttp2_session_get_last_proc_stream_id(m.ng) < id == m.newest_id:
         return False  # begun right before
     return id <= m.newest_id and nghttp2_session_get_stream_user_data(m.ng, id) == NULL
 
