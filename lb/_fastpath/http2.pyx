@@ -493,8 +493,20 @@ cdef void session_flush(session* s) noexcept nogil:
         if n <= 0:
             break
         s.flags |= S_SPOKEN
-        conn_write_copy(c, data, <size_t>n)
+        if n == FRAME_HEAD and data[3] == NGHTTP2_HEADERS:
+            write_end(c, data)
+        else:
+            conn_write_copy(c, data, <size_t>n)
     s.flags &= ~<uint32_t>S_SENDING
+
+
+cdef void write_end(conn* c, const uint8_t* frame_head) noexcept nogil:
+    """Empty trailers (submit_end) as the empty DATA frame that they stand for: not all peers know the former."""
+    cdef uint8_t frame[FRAME_HEAD]
+    memcpy(frame, frame_head, FRAME_HEAD)
+    frame[3] = <uint8_t>NGHTTP2_DATA
+    frame[4] = <uint8_t>NGHTTP2_FLAG_END_STREAM
+    conn_write_copy(c, frame, FRAME_HEAD)
 
 
 cdef ssize_t read_source(nghttp2_session* ng, int32_t stream_id, uint8_t* buf, size_t size, uint32_t* flags,
@@ -630,13 +642,30 @@ cdef void stream_send_body(leg* l, const char* data, size_t size) noexcept nogil
         st.flags |= ST_FULL
 
 
+cdef void submit_end(stream* st, const head* trailers) noexcept nogil:
+    """The end of a stream of which nothing waits any more. nghttp2 sends no DATA while the window is closed, not even an
+    empty frame, which may go (RFC 9113 6.9.1). Trailers always go; when there are none, empty ones do (write_end).
+    """
+    cdef pairs out
+    out.count = 0
+    if trailers != NULL:
+        trailer_pairs(&out, trailers)
+    if nghttp2_submit_trailer(st.s.ng, st.id, out.list, out.count) != 0:
+        lose(st, LB_R_NO_MEMORY)
+    io_enqueue(&st.s.c.base)
+
+
 cdef void stream_send_end(leg* l, head* trailers) noexcept nogil:
     cdef stream* st = <stream*>l
     cdef page* p
     if not st.flags & ST_OPEN or st.flags & (ST_RESET | ST_OUT_ENDED):
         return
     st.flags |= ST_OUT_ENDED
-    if trailers != NULL and trailers.field_count and not st.flags & ST_OUT_SENT:
+    if st.out_bytes == 0 and nghttp2_session_get_stream_user_data(st.s.ng, st.id) == st:
+        submit_end(st, trailers)
+        return
+    # What waits goes first, and so does the head of a request that is not out yet.
+    if trailers != NULL and trailers.field_count:
         trailers.method_name.size = 0
         trailers.target.size = 0
         trailers.host.size = 0

@@ -63,6 +63,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_NO_MEMORY,
     LB_R_SHUTDOWN,
     lb_peek_int,
+    ssize_t,
 )
 from lb._fastpath.clients cimport idle_link, idle_unlink, view_of
 from lb._fastpath.counters cimport bump
@@ -146,6 +147,7 @@ from lb._fastpath.timers cimport timer, timer_set
 from lb._fastpath.transport cimport (
     RECEIVE_AGAIN,
     RECEIVE_END,
+    TURN_BYTES,
     batch_flush,
     conn_close,
     conn_drain,
@@ -391,11 +393,15 @@ cdef void carry_on(session* s) noexcept nogil:
 
 cdef void last_words(conn* c) noexcept nogil:
     """GOAWAY is on its way or out: nothing that comes is looked at."""
+    cdef int64_t budget = TURN_BYTES
+    cdef ssize_t n = 1
     if c.state == HTTP2_CLOSING and c.out_bytes == 0:
         linger(c)
-    while c.base.flags & IO_READABLE:
-        if conn_receive(c, c.base.r.scratch_in, SCRATCH_BYTES) <= 0:
-            break
+    while c.base.flags & IO_READABLE and n > 0 and budget > 0:
+        n = conn_receive(c, c.base.r.scratch_in, SCRATCH_BYTES)
+        budget -= n
+    if budget <= 0:
+        io_enqueue(&c.base)
     if c.base.flags & IO_BROKEN or (c.state == HTTP2_LINGER and c.base.flags & IO_HALF_CLOSED):
         gone(c, False)
 

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import h2.config
@@ -64,24 +64,28 @@ class Exchange:
         return self._connection.wait(lambda: self.request.complete or self.over) and self.request.complete
 
     def read_body(self, size: int) -> bool:
-        """Wait until so many bytes of the body have come."""
-        return self._connection.wait(lambda: len(self.request.body) >= size or self.over) and (
-            len(self.request.body) >= size
-        )
+        """Wait until so many bytes of the body have come; False when they do not."""
+        request = self.request
+        self._connection.wait(lambda: len(request.body) >= size or request.complete or self.over)
+        return len(request.body) >= size
+
+    def wait_for_end(self) -> None:
+        """Until lb gives it up."""
+        self._connection.wait(lambda: self.over)
 
     @property
     def over(self) -> bool:
         return self.request.reset is not None or self._connection.ended
 
     def head(self, status: int, *fields: Header, end: bool = False) -> None:
-        with self._connection.speaking() as h2:
+        with self._connection.speaking(self.request) as h2:
             h2.send_headers(self.request.stream, [(b":status", b"%d" % status), *fields], end_stream=end)
 
     def data(self, payload: bytes | memoryview = b"", *, end: bool = False) -> None:
         """As fast as lb's windows allow."""
         left = memoryview(payload)
         while True:
-            with self._connection.speaking() as h2:
+            with self._connection.speaking(self.request) as h2:
                 if self.over:
                     return
                 room = min(h2.local_flow_control_window(self.request.stream), h2.max_outbound_frame_size)
@@ -95,7 +99,7 @@ class Exchange:
                 return
 
     def trailers(self, *fields: Header) -> None:
-        with self._connection.speaking() as h2:
+        with self._connection.speaking(self.request) as h2:
             h2.send_headers(self.request.stream, list(fields), end_stream=True)
 
     def respond(self, status: int = 200, *fields: Header, body: bytes = b"ok", trailers: Sequence[Header] = ()) -> None:
@@ -106,12 +110,12 @@ class Exchange:
             self.trailers(*trailers)
 
     def reset(self, code: int = h2.errors.ErrorCodes.INTERNAL_ERROR) -> None:
-        with self._connection.speaking() as h2:
+        with self._connection.speaking(self.request) as h2:
             h2.reset_stream(self.request.stream, code)
 
     def away(self, last: int | None = None) -> None:
         """GOAWAY on its connection, which goes on with the streams up to `last`."""
-        with self._connection.speaking() as h2:
+        with self._connection.speaking(self.request) as h2:
             # hyper-h2 would take it for the end of everything.
             frame = h2.GoAwayFrame(0, last_stream_id=self.request.stream if last is None else last)  # type: ignore[attr-defined]
             h2._prepare_for_sending([frame])
@@ -138,11 +142,15 @@ class _Connection:
         )
 
     @contextlib.contextmanager
-    def speaking(self) -> Iterable[h2.connection.H2Connection]:  # type: ignore[misc]
+    def speaking(self, request: Http2Request) -> Iterator[h2.connection.H2Connection]:
         """hyper-h2 to say something with; a stream that is gone takes nothing any more."""
-        with self._changed, contextlib.suppress(h2.exceptions.StreamClosedError, OSError):
-            yield self._h2
-            self._flush()
+        with self._changed, contextlib.suppress(OSError):
+            try:
+                yield self._h2
+                self._flush()
+            except h2.exceptions.ProtocolError:
+                if request.reset is None and not self.ended:
+                    raise
 
     def _flush(self) -> None:
         if data := self._h2.data_to_send():

@@ -214,6 +214,15 @@ class Http2Client:
         flags = [name for name, wanted in (("END_STREAM", end), ("END_HEADERS", end_headers)) if wanted]
         return HeadersFrame(stream, self.block(*fields), flags=flags)
 
+    def long_headers(self, stream: int, *fields: Field, size: int = 16_000, end: bool = True) -> list[Part]:
+        """A head in HEADERS and as many CONTINUATION as pieces of this size make."""
+        whole = self.headers(stream, *fields, end=end, end_headers=False)
+        block = whole.data
+        whole.data = block[:size]
+        rest = [ContinuationFrame(stream, block[start : start + size]) for start in range(size, len(block), size)]
+        [whole, *rest][-1].flags.add("END_HEADERS")
+        return [whole, *rest]
+
     def request(
         self,
         target: str = "/",
