@@ -22,6 +22,7 @@ from lb._fastpath.c.nghttp2 cimport (
     NGHTTP2_INTERNAL_ERROR,
     NGHTTP2_NO_ERROR,
     NGHTTP2_PROTOCOL_ERROR,
+    NGHTTP2_REFUSED_STREAM,
     NGHTTP2_RST_STREAM,
     NGHTTP2_SETTINGS,
     nghttp2_data_source,
@@ -45,18 +46,27 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_session_set_local_window_size,
     nghttp2_session_want_read,
     nghttp2_session_want_write,
+    nghttp2_submit_ping,
     nghttp2_submit_rst_stream,
     nghttp2_submit_trailer,
 )
 from lb._fastpath.c.sys cimport (
     LB_R_H2_HEADER_BOMB,
-    LB_R_H2_MADE_YOU_RESET,
     LB_R_H2_PROTOCOL_ERROR,
     LB_R_NO_MEMORY,
     ssize_t,
 )
 from lb._fastpath.http2_fields cimport block_add, block_end, pairs, trailer_pairs
-from lb._fastpath.http2_meter cimport FRAME_HEAD, METER_FAULT, meter_charge, meter_data_sent, meter_frames, meter_note_reset
+from lb._fastpath.http2_meter cimport (
+    FRAME_HEAD,
+    METER_FAULT,
+    METER_REFUSED,
+    meter_charge,
+    meter_data_sent,
+    meter_frames,
+    meter_note_reset,
+    meter_reason,
+)
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
 from lb._fastpath.message cimport pack_head, packed_size, unpack_head
 from lb._fastpath.reactor cimport (
@@ -589,6 +599,7 @@ cdef int on_frame_sent(nghttp2_session* ng, const nghttp2_frame* frame, void* us
     cdef session* s = <session*>user_data
     cdef stream* st
     cdef bint fault
+    cdef int kind
     if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             st = <stream*>nghttp2_session_get_stream_user_data(ng, frame.hd.stream_id)
@@ -602,11 +613,15 @@ cdef int on_frame_sent(nghttp2_session* ng, const nghttp2_frame* frame, void* us
         # A stream that we cut because of what came on it costs the peer as much as one it cuts itself. One that is
         # gone may have been cut by both sides at once.
         fault = not by_our_will(frame.rst_stream.error_code) if st == NULL else not st.flags & ST_RESET
-        if fault and not meter_charge(&s.meter, METER_FAULT, s.c.base.r.now_ms):
-            session_doom(s, LB_R_H2_MADE_YOU_RESET, <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM)
+        kind = METER_REFUSED if frame.rst_stream.error_code == NGHTTP2_REFUSED_STREAM else METER_FAULT
+        if fault and not meter_charge(&s.meter, kind, s.c.base.r.now_ms):
+            session_doom(s, meter_reason(kind), <uint32_t>NGHTTP2_ENHANCE_YOUR_CALM)
     elif frame.hd.type == NGHTTP2_GOAWAY and frame.goaway.error_code != NGHTTP2_NO_ERROR:
         s.flags |= S_TOLD_END
         session_doom(s, LB_R_H2_PROTOCOL_ERROR, frame.goaway.error_code)
+    elif frame.hd.type == NGHTTP2_GOAWAY and s.flags & S_NOTICED and not s.flags & S_FINAL:
+        # Only now: nghttp2 would send a PING before the notice, and its answer would say nothing.
+        nghttp2_submit_ping(ng, <uint8_t>NGHTTP2_FLAG_NONE, NULL)
     return 0
 
 

@@ -27,6 +27,7 @@ cdef enum:  # what is counted
     METER_OTHER  # unknown kinds and GOAWAY
     METER_RESET  # streams the peer has cancelled
     METER_FAULT  # streams that were reset because of what the peer has sent on them
+    METER_REFUSED  # streams over the limit: for a moment nobody can know it, and then everybody does
     METER_COUNT
 
 cdef struct meter:
@@ -48,6 +49,7 @@ cdef struct meter:
 
 cdef void meter_init(meter* m, nghttp2_session* ng, size_t preface, int64_t now_ms) noexcept nogil
 cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil
+cdef int meter_reason(int kind) noexcept nogil
 cdef void meter_data_sent(meter* m) noexcept nogil
 cdef void meter_stream_begun(meter* m) noexcept nogil
 cdef size_t meter_frames(meter* m, const char** p, size_t* n, int64_t now_ms, int* heads_left,

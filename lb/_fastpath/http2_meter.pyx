@@ -27,6 +27,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_H2_MADE_YOU_RESET,
     LB_R_H2_PROTOCOL_ERROR,
     LB_R_H2_RAPID_RESET,
+    LB_R_H2_STREAM_FLOOD,
 )
 
 cdef enum:
@@ -43,6 +44,8 @@ cdef int burst_of(int kind) noexcept nogil:
         return 500
     if kind == METER_WINDOW:
         return WINDOW_BURST
+    if kind == METER_REFUSED:
+        return 1000
     return 100
 
 
@@ -98,11 +101,14 @@ cdef void meter_stream_begun(meter* m) noexcept nogil:
     give(m, METER_RESET, 1)
 
 
-cdef int reason_of(int kind) noexcept nogil:
+cdef int meter_reason(int kind) noexcept nogil:
+    """Why a connection ends that has no token of this kind left."""
     if kind == METER_RESET:
         return LB_R_H2_RAPID_RESET
     if kind == METER_FAULT:
         return LB_R_H2_MADE_YOU_RESET
+    if kind == METER_REFUSED:
+        return LB_R_H2_STREAM_FLOOD
     return LB_R_H2_CONTROL_FLOOD
 
 
@@ -126,6 +132,9 @@ cdef int kind_of(uint8_t type, uint8_t flags, uint32_t length) noexcept nogil:
 
 
 cdef void meter_note_reset(meter* m, int32_t stream_id) noexcept nogil:
+    """We reset this stream, or are about to."""
+    if m.reset_count <= RESET_IDS and was_reset(m, stream_id):
+        return
     m.reset_ids[m.reset_count % RESET_IDS] = stream_id
     m.reset_count += 1
 
@@ -134,20 +143,24 @@ cdef int32_t stream_of(const uint8_t* h) noexcept nogil:
     return <int32_t>((<uint32_t>(h[5] & 127) << 24) | (<uint32_t>h[6] << 16) | (<uint32_t>h[7] << 8) | h[8])
 
 
+cdef bint was_reset(const meter* m, int32_t stream_id) noexcept nogil:
+    cdef uint32_t i
+    for i in range(m.reset_count if m.reset_count < RESET_IDS else RESET_IDS):
+        if m.reset_ids[i] == stream_id:
+            return True
+    return False
+
+
 cdef bint on_closed(const meter* m, int32_t stream_id) noexcept nogil:
     """Whether the stream is over, and not by our will: whoever we have reset may not know yet. When there were more
     such than we remember, nobody is accused.
     """
-    cdef uint32_t i
     if m.ng == NULL or m.reset_count > RESET_IDS or stream_id == 0 or (
         stream_id > nghttp2_session_get_last_proc_stream_id(m.ng)
         or nghttp2_session_get_stream_user_data(m.ng, stream_id) != NULL
     ):
         return False
-    for i in range(m.reset_count):
-        if m.reset_ids[i] == stream_id:
-            return False
-    return True
+    return not was_reset(m, stream_id)
 
 
 cdef int begin_frame(meter* m, const uint8_t* h, int64_t now_ms, int* heads_left, uint32_t* code) noexcept nogil:
@@ -180,7 +193,7 @@ cdef int begin_frame(meter* m, const uint8_t* h, int64_t now_ms, int* heads_left
         if m.continuations > MAX_CONTINUATIONS or m.block_bytes > MAX_HEADER_BLOCK:
             return LB_R_H2_CONTINUATION_FLOOD
     if kind != METER_COUNT and not meter_charge(m, kind, now_ms):
-        return reason_of(kind)
+        return meter_reason(kind)
     return 0
 
 
@@ -203,7 +216,7 @@ cdef int look_at_padding(meter* m, uint8_t padding, int64_t now_ms, uint32_t* co
         code[0] = <uint32_t>NGHTTP2_PROTOCOL_ERROR
         return LB_R_H2_PROTOCOL_ERROR  # RFC 9113 6.1
     if <uint32_t>padding + 1 == m.left and not m.ends_stream and not meter_charge(m, METER_EMPTY, now_ms):
-        return reason_of(METER_EMPTY)
+        return meter_reason(METER_EMPTY)
     return 0
 
 

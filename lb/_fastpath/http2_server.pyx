@@ -44,7 +44,6 @@ from lb._fastpath.c.nghttp2 cimport (
     nghttp2_settings_entry,
     nghttp2_submit_goaway,
     nghttp2_submit_headers,
-    nghttp2_submit_ping,
     nghttp2_submit_response,
     nghttp2_submit_rst_stream,
     nghttp2_submit_settings,
@@ -420,16 +419,13 @@ cdef void hang_up(leg* l, int reason) noexcept nogil:
 
 cdef void begin_drain(session* s) noexcept nogil:
     """Lossless in both directions (RFC 9113 6.8): first the notice that there will be an end; when the client must
-    have seen it, which streams were the last.
+    have seen it, since it has answered the PING behind it (on_frame_sent), which streams were the last.
     """
-    cdef uint8_t opaque[8]
     if s.flags & S_NOTICED:
         return
     s.flags |= S_NOTICED
     s.drain_deadline_ms = s.c.base.r.now_ms + DRAIN_NOTICE_MS
-    opaque[0] = opaque[1] = opaque[2] = opaque[3] = opaque[4] = opaque[5] = opaque[6] = opaque[7] = 0
     nghttp2_submit_shutdown_notice(s.ng)
-    nghttp2_submit_ping(s.ng, <uint8_t>NGHTTP2_FLAG_NONE, opaque)
     io_enqueue(&s.c.base)
 
 

@@ -36,6 +36,7 @@
     LB_REASON(H2_PROTOCOL_ERROR, "h2-protocol-error", 0)                 \
     LB_REASON(H2_RAPID_RESET, "h2-rapid-reset", 0)                       \
     LB_REASON(H2_MADE_YOU_RESET, "h2-made-you-reset", 0)                 \
+    LB_REASON(H2_STREAM_FLOOD, "h2-stream-flood", 0)                     \
     LB_REASON(H2_CONTROL_FLOOD, "h2-control-flood", 0)                   \
     LB_REASON(H2_CONTINUATION_FLOOD, "h2-continuation-flood", 0)         \
     LB_REASON(H2_HEADER_BOMB, "h2-header-bomb", 0)                       \
