@@ -708,6 +708,11 @@ cdef size_t send_head(leg* l, head* h) noexcept nogil:
     return out.bytes
 
 
+cdef uint32_t cut_code(const stream* st) noexcept nogil:
+    """Of what ends in the middle (RFC 9113 8.5 for tunnels)."""
+    return <uint32_t>(NGHTTP2_CONNECT_ERROR if st.flags & ST_TUNNEL else NGHTTP2_INTERNAL_ERROR)
+
+
 cdef void done(leg* l) noexcept nogil:
     """The exchange is over; what is left of its response goes out by itself."""
     cdef stream* st = <stream*>l
@@ -715,7 +720,7 @@ cdef void done(leg* l) noexcept nogil:
     st.flags &= ~<uint32_t>ST_HELD
     if st.flags & ST_OPEN:
         if not st.flags & ST_OUT_ENDED:
-            stream_reset(st, <uint32_t>NGHTTP2_INTERNAL_ERROR)
+            stream_reset(st, cut_code(st))
         elif not st.flags & ST_IN_ENDED:
             # The rest of the request is not wanted (RFC 9113 8.1).
             if st.flags & ST_OUT_SENT:
@@ -740,5 +745,5 @@ cdef void abort(leg* l) noexcept nogil:
     cdef stream* st = <stream*>l
     l.exchange = NULL
     st.flags &= ~<uint32_t>ST_HELD
-    stream_reset(st, <uint32_t>(NGHTTP2_CONNECT_ERROR if st.flags & ST_TUNNEL else NGHTTP2_INTERNAL_ERROR))
+    stream_reset(st, cut_code(st))
     stream_release(st)

@@ -172,8 +172,10 @@ class _Connection:
     def serve(self) -> None:
         try:
             with self._changed:
+                for code, value in self.backend.settings.items():
+                    self._h2.local_settings[code] = value
+                self._h2.local_settings.acknowledge()
                 self._h2.initiate_connection()
-                self._h2.update_settings(dict(self.backend.settings))
                 self._flush()
             while data := self.socket.recv(262_144):
                 with self._changed:
