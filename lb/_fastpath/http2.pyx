@@ -92,6 +92,7 @@ from lb._fastpath.transport cimport (
 )
 
 cdef enum:
+    CRUMB_BYTES = 512  # a smaller frame, with more behind it, is as small as its window
     PARK_LIMIT = 131072  # one full read that is behind its time, and some more
 
 
@@ -556,7 +557,7 @@ cdef int on_send_data(nghttp2_session* ng, nghttp2_frame* frame, const uint8_t* 
     cdef session* s = st.s
     cdef conn* c = s.c
     cdef page* p
-    cdef size_t n
+    cdef size_t n, frame_size = size
     if c.out_bytes or c.base.flags & (IO_BROKEN | IO_DEAD):
         return NGHTTP2_ERR_WOULDBLOCK
     if size > st.out_bytes + st.direct_size:
@@ -581,7 +582,9 @@ cdef int on_send_data(nghttp2_session* ng, nghttp2_frame* frame, const uint8_t* 
         st.direct += size
         st.direct_size -= size
     st.progress_ms = c.base.r.now_ms
-    meter_data_sent(&s.meter)
+    # Who opens its window by a few bytes at a time gets nothing for that (CVE-2019-9511).
+    if frame_size >= CRUMB_BYTES or st.out_bytes + st.direct_size == 0:
+        meter_data_sent(&s.meter, frame_size)
     if st.flags & ST_FULL and st.out_bytes <= STREAM_LOW_WATER:
         st.flags &= ~<uint32_t>ST_FULL
         stream_mark(st, ST_DRAINED)

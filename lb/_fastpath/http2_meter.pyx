@@ -32,7 +32,8 @@ from lb._fastpath.c.sys cimport (
 
 cdef enum:
     UNIT = 1000
-    WINDOW_BURST = 4000  # and two for each DATA frame that goes out
+    WINDOW_BURST = 4000  # and some more for what goes out
+    WINDOW_PIECE = 256  # bytes of a window that are worth an update of the stream or of the connection
 
 
 cdef int burst_of(int kind) noexcept nogil:
@@ -83,16 +84,16 @@ cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil:
     return m.tokens[kind] >= 0
 
 
-cdef void give(meter* m, int kind, int count) noexcept nogil:
+cdef void give(meter* m, int kind, int64_t count) noexcept nogil:
     if m.tokens[kind] < <int64_t>burst_of(kind) * UNIT:
         m.tokens[kind] += count * UNIT
 
 
-cdef void meter_data_sent(meter* m) noexcept nogil:
-    """Who takes data gives window back, for the stream and for the connection; gRPC measures with a PING how fast it
-    comes, in every round trip.
+cdef void meter_data_sent(meter* m, size_t size) noexcept nogil:
+    """Who takes data gives window back, for the stream and for the connection, once for each frame or more often; gRPC
+    measures with a PING how fast it comes, in every round trip.
     """
-    give(m, METER_WINDOW, 2)
+    give(m, METER_WINDOW, 2 + <int64_t>(size // WINDOW_PIECE))
     give(m, METER_PING, 1)
 
 
