@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import itertools
 import signal
 import socket
 import threading
@@ -35,19 +37,30 @@ def websocket(host: str, target: str = "/") -> list[Field]:
 
 
 class Peers:
-    """What both endpoints do with a tunnel, by its target: `/shout`, `/refuse`, `/half`, `/reset`, `/slow`."""
+    """What both endpoints do with a tunnel, by its target: `/shout`, `/refuse`, `/half`, `/reset`, `/slow`, and behind
+    that a number, which tells tunnels apart.
+    """
 
     def __init__(self) -> None:
         self.received: dict[str, bytes] = {}
-        self.over = threading.Event()
         self.go = threading.Event()
+        self.numbers = itertools.count()
+
+    def target(self, kind: str) -> str:
+        return f"/{kind}/{next(self.numbers)}"
+
+    def received_on(self, target: str) -> bytes:
+        """All that came, once the tunnel is over."""
+        wait_until(lambda: target in self.received, f"{target} ends")
+        return self.received[target]
 
     def old(self, connection: BackendConnection) -> None:
         request = connection.read()
         if request is None:
             return
         target = request.target.decode()
-        if target == "/refuse":
+        kind = target.split("/")[1]
+        if kind == "refuse":
             connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
             return
         key = request.headers.get("sec-websocket-key") or b""
@@ -58,63 +71,55 @@ class Peers:
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-A: 1\r\n"
             b"Sec-WebSocket-Accept: " + accept + b"\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
         )
-        if target == "/reset":
+        if kind == "reset":
             connection.reader.fill()
             connection.reset()
             return
-        if target == "/half":
+        if kind == "half":
             connection.send(b"bye")
             connection.socket.shutdown(socket.SHUT_WR)
-        if target == "/slow":
+        if kind == "slow":
             assert self.go.wait(DEADLINE)
         data = b""
         while connection.reader.buffer or connection.reader.fill():
             part = bytes(connection.reader.buffer)
             data += part
             connection.reader.buffer.clear()
-            if target == "/shout":
+            if kind == "shout":
                 connection.send(part.upper())
-        self.ended(target, data)
+        self.received[target] = data
 
     def new(self, exchange: Exchange) -> None:
         request = exchange.request
         target = request.path.decode()
-        if target == "/refuse":
+        kind = target.split("/")[1]
+        if kind == "refuse":
             exchange.respond(403, (b"content-length", b"2"), body=b"no")
             return
         assert (request.method, request.protocol) == (b"CONNECT", b"websocket")
         assert not request.headers.all("sec-websocket-key")
         exchange.head(200, (b"x-a", b"1"), (b"sec-websocket-protocol", b"chat"))
-        if target == "/reset":
+        if kind == "reset":
             exchange.read_body(1)
             exchange.reset()
             return
-        if target == "/half":
+        if kind == "half":
             exchange.data(b"bye", end=True)
-        if target == "/slow":
+        if kind == "slow":
             assert self.go.wait(DEADLINE)
         sent = 0
         while exchange.read_body(sent + 1):
             part = bytes(request.body[sent:])
             sent += len(part)
-            if target == "/shout":
+            if kind == "shout":
                 exchange.data(part.upper())
-        if target == "/shout" and request.complete:
+        if kind == "shout" and request.complete:
             exchange.data(end=True)
-        self.ended(target, bytes(request.body))
-
-    def ended(self, target: str, data: bytes) -> None:
-        self.received[target] = data
-        self.over.set()
+        self.received[target] = bytes(request.body)
 
 
-@pytest.fixture
-def peers() -> Peers:
-    return Peers()
-
-
-@pytest.fixture
-def site(tmp_path: Path, peers: Peers) -> Iterator[Serving]:
+@contextlib.contextmanager
+def started(directory: Path, peers: Peers) -> Iterator[Serving]:
     old = RawBackend(peers.old)
     native = Native()
     native.listen("http", free_port())
@@ -123,11 +128,21 @@ def site(tmp_path: Path, peers: Peers) -> Iterator[Serving]:
     with Http2Backend(peers.new, settings={8: 1}) as new, Http2Backend() as plain:
         native.serve("new.test", new.key, protocol="http2")
         native.serve("plain.test", plain.key, protocol="http2")
-        with serving(tmp_path, native, {"old.test": old}, threads=1) as started:
-            yield started
-            if started.lb.process.poll() is None:
-                started.lb.assert_healthy()
-            old.assert_clean()
+        with serving(directory, native, {"old.test": old}, threads=1) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def peers() -> Peers:
+    return Peers()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Serving]:
+    with started(tmp_path_factory.mktemp("tunnels"), peers) as running:
+        yield running
+        running.lb.assert_healthy()
+        running.backends["old.test"].assert_clean()
 
 
 @pytest.fixture
@@ -153,8 +168,9 @@ def read_to(client: Http2Client, stream: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("host", HOSTS)
 class TestTunnels:
-    def test_bytes_pass_both_ways(self, host: str, client: Http2Client, site: Serving) -> None:
-        stream = open_tunnel(client, host, "/shout")
+    def test_bytes_pass_both_ways(self, host: str, client: Http2Client, peers: Peers, site: Serving) -> None:
+        target = peers.target("shout")
+        stream = open_tunnel(client, host, target)
         found = client.streams[stream]
         assert (found.status, found.headers.get("x-a"), found.headers.get("sec-websocket-protocol")) == (
             200,
@@ -171,7 +187,7 @@ class TestTunnels:
         client.send(data(stream, b"", "END_STREAM"))
         if host == "new.test":
             assert client.response(stream).ended
-        record = site.lb.wait_log(1, target="/shout")[0]
+        record = site.lb.wait_log(1, target=target)[0]
         assert (record["reason"], record["protocol"]) == ("ok", "HTTP/2.0")
 
     def test_much_passes_both_ways(self, host: str, client: Http2Client) -> None:
@@ -193,17 +209,19 @@ class TestTunnels:
 
     def test_the_endpoints_end_is_the_streams(self, host: str, client: Http2Client, peers: Peers) -> None:
         """A half-close passes through, and what the client says then still arrives."""
-        stream = open_tunnel(client, host, "/half")
+        target = peers.target("half")
+        stream = open_tunnel(client, host, target)
         assert client.response(stream).body == b"bye"
         client.send(data(stream, b"last words", "END_STREAM"))
-        assert peers.over.wait(DEADLINE)
-        assert peers.received["/half"] == b"last words"
+        assert peers.received_on(target) == b"last words"
 
     def test_the_clients_last_bytes_arrive_at_a_slow_endpoint(
-        self, host: str, client: Http2Client, peers: Peers, site: Serving
+        self, host: str, client: Http2Client, peers: Peers
     ) -> None:
         size = 2 * MEGABYTE
-        stream = open_tunnel(client, host, "/slow")
+        target = peers.target("slow")
+        peers.go.clear()
+        stream = open_tunnel(client, host, target)
         sent = 0
         while client.streams[stream].room > 0 and client.room > 0 and sent < size:
             part = next(iter(pieces(min(16_384, client.streams[stream].room, client.room, size - sent))))
@@ -214,24 +232,24 @@ class TestTunnels:
         client.send(data(stream, b"", "END_STREAM"))
         client.settle()
         peers.go.set()
-        assert peers.over.wait(DEADLINE)
-        assert len(peers.received["/slow"]) == sent
-        wait_until(lambda: site.lb.metric("lb_upstream_requests_active") == 0 or host == "new.test", "it is over")
+        assert len(peers.received_on(target)) == sent
 
-    def test_a_reset_is_no_end(self, host: str, client: Http2Client, site: Serving) -> None:
-        stream = open_tunnel(client, host, "/reset")
+    def test_a_reset_is_no_end(self, host: str, client: Http2Client, peers: Peers, site: Serving) -> None:
+        target = peers.target("reset")
+        stream = open_tunnel(client, host, target)
         client.send(data(stream, b"x"))
         assert client.reset_of(stream) == CONNECT_ERROR
-        record = site.lb.wait_log(1, target="/reset")[0]
+        record = site.lb.wait_log(1, target=target)[0]
         assert record["reason"] in ("upstream-reset", "upstream-truncated")
 
     def test_a_cancelled_tunnel_is_closed(self, host: str, client: Http2Client, peers: Peers, site: Serving) -> None:
-        stream = open_tunnel(client, host, "/shout")
+        target = peers.target("shout")
+        stream = open_tunnel(client, host, target)
         client.send(data(stream, b"x"))
         read_to(client, stream, 1)
         client.send(reset(stream, CANCEL))
-        assert peers.over.wait(DEADLINE)
-        assert site.lb.wait_log(1, target="/shout")[0]["reason"] == "client-reset"
+        assert peers.received_on(target) == b"x"
+        assert site.lb.wait_log(1, target=target)[0]["reason"] == "client-reset"
         assert open_tunnel(client, host, "/shout")
 
     def test_many_tunnels_on_one_connection(self, host: str, client: Http2Client) -> None:
@@ -246,19 +264,21 @@ def test_an_endpoint_that_knows_no_websockets(client: Http2Client) -> None:
     assert client.streams[stream].status == 502
 
 
-def test_a_tunnel_that_stands_still(client: Http2Client, site: Serving) -> None:
-    stream = open_tunnel(client, "fast.test", "/shout")
+def test_a_tunnel_that_stands_still(client: Http2Client, peers: Peers, site: Serving) -> None:
+    target = peers.target("shout")
+    stream = open_tunnel(client, "fast.test", target)
     assert client.reset_of(stream) != NO_ERROR
-    assert site.lb.wait_log(1, target="/shout")[0]["reason"] == "tunnel-timeout"
+    assert site.lb.wait_log(1, target=target)[0]["reason"] == "tunnel-timeout"
 
 
-def test_a_drain_waits_for_tunnels(client: Http2Client, site: Serving) -> None:
-    stream = open_tunnel(client, "old.test", "/shout")
-    site.lb.signal(signal.SIGTERM)
-    client.until(lambda frame: isinstance(frame, GoAwayFrame), "GOAWAY")
-    client.send(data(stream, b"still here"))
-    assert read_to(client, stream, 10) == b"STILL HERE"
-    client.send(data(stream, b"", "END_STREAM"))
-    assert client.end() == NO_ERROR
-    client.close()
-    site.lb.assert_ends()
+def test_a_drain_waits_for_tunnels(tmp_path: Path) -> None:
+    with started(tmp_path, Peers()) as site, Http2Client(site.connect()) as client:
+        stream = open_tunnel(client, "old.test", "/shout")
+        site.lb.signal(signal.SIGTERM)
+        client.until(lambda frame: isinstance(frame, GoAwayFrame), "GOAWAY")
+        client.send(data(stream, b"still here"))
+        assert read_to(client, stream, 10) == b"STILL HERE"
+        client.send(data(stream, b"", "END_STREAM"))
+        assert client.end() == NO_ERROR
+        client.close()
+        site.lb.assert_ends()
