@@ -267,8 +267,8 @@ cdef class UpstreamView:
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
             int protocol=0, ClientTls tls=None):
         """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
-        connections, connections per endpoint, queue, queue timeout, streams per connection. `protocol`: 0 HTTP/1, 1 HTTP/2,
-        2 by ALPN."""
+        connections, connections per endpoint, queue, queue timeout, streams per connection. `protocol`: 0 HTTP/1, 1
+        HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live

@@ -661,8 +661,8 @@ cdef void stream_send_body(leg* l, const char* data, size_t size) noexcept nogil
 
 
 cdef void submit_end(stream* st, const head* trailers) noexcept nogil:
-    """The end of a stream of which nothing waits any more. nghttp2 sends no DATA while the window is closed, not even an
-    empty frame, which may go (RFC 9113 6.9.1). Trailers always go; when there are none, empty ones do (write_end).
+    """The end of a stream of which nothing waits any more. nghttp2 sends no DATA while the window is closed, not even
+    an empty frame, which may go (RFC 9113 6.9.1). Trailers always go; when there are none, empty ones do (write_end).
     """
     cdef pairs out
     out.count = 0

@@ -33,6 +33,7 @@ from lb._fastpath.c.sys cimport (
 cdef enum:
     UNIT = 1000
     WINDOW_BURST = 4000  # and some more for what goes out
+    MOST_GIVEN = 4000  # tokens that may be saved up: what has been sent is answered a round trip later, all at once
     WINDOW_PIECE = 256  # bytes of a window that are worth an update of the stream or of the connection
 
 
@@ -85,7 +86,7 @@ cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil:
 
 
 cdef void give(meter* m, int kind, int64_t count) noexcept nogil:
-    if m.tokens[kind] < <int64_t>burst_of(kind) * UNIT:
+    if m.tokens[kind] < <int64_t>MOST_GIVEN * UNIT:
         m.tokens[kind] += count * UNIT
 
 
