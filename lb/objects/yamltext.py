@@ -24,6 +24,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_DEPTH = 200
 """Kubernetes objects nest less than 40 levels deep. libyaml's composer recurses on the C stack: a limit is vital."""
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 ALIAS_ALLOWANCE = 100_000
 """How many values aliases may add beyond what the text itself spells out: a bound for "billion laughs"."""
@@ -270,7 +271,7 @@ class _Composer(CParser):
         self._depth += 1
         if self._depth > MAX_DEPTH:
             mark = parent.start_mark if parent is not None else None
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, mark)
 
     def ascend_resolver(self) -> None:
         self._depth -= 1
@@ -369,6 +370,8 @@ def _from_marked(error: yaml.MarkedYAMLError, text: str) -> YamlError:
     context = error.context_mark
     if problem == "second occurrence":
         problem = "an anchor is defined twice"
+    elif "nesting depth" in problem:  # libyaml 0.2.6 looks ahead and has a limit of its own, of 1,000
+        return YamlError(_TOO_DEEP, mark.line + 1, mark.column + 1, _advice(problem, text, mark.index))
     what = f"{problem}, {error.context}" if error.context and context else problem
     begin_line = context.line + 1 if context and context.line != mark.line else 0
     at_end = not text[mark.index :].strip()

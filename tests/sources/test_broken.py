@@ -42,11 +42,16 @@ SYNTAX = {
 }
 
 
+def _seen_ahead(broken: Broken) -> tuple[int, int] | None:
+    """libyaml from 0.2.6 on finds brackets beyond its own limit before lb has come to its own."""
+    return (1, 1003) if broken is SYNTAX["too deep in brackets"] else None
+
+
 @pytest.mark.parametrize("broken", SYNTAX.values(), ids=SYNTAX.keys())
 def test_yaml_syntax_errors(broken: Broken) -> None:
     problem = only_problem(broken.text)
     assert problem.code == "LB1002"
-    assert (problem.origin.line, problem.origin.column) == (broken.line, broken.column)
+    assert (problem.origin.line, problem.origin.column) in ((broken.line, broken.column), _seen_ahead(broken))
     assert broken.what in problem.what
     assert broken.fix in problem.fix
 
