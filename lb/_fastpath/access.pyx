@@ -27,7 +27,11 @@ from lb._fastpath.counters cimport bump
 from lb._fastpath.memory cimport page_data
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
+    TEXT_CLIENT_FINGERPRINT,
+    TEXT_CLIENT_SAN,
+    TEXT_CLIENT_SERIAL,
     TEXT_CLIENT_SUBJECT,
+    TEXT_CLIENT_VERIFY,
     TEXT_SERVER_NAME,
     TEXT_TLS_CIPHER,
     TEXT_TLS_VERSION,
@@ -49,7 +53,7 @@ from lb._fastpath.ring cimport (
     ring_reserve,
 )
 from lb._fastpath.table cimport text_at
-from lb._fastpath.tls cimport tls, tls_cipher, tls_version
+from lb._fastpath.tls cimport client_text, tls, tls_cipher, tls_version
 
 cdef enum:
     BUFFER_BYTES = 262144
@@ -139,8 +143,17 @@ cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogi
     at[TEXT_SERVER_NAME] = t.sni
     sizes[TEXT_SERVER_NAME] = t.sni_size
     if t.client != NULL:
-        at[TEXT_CLIENT_SUBJECT] = t.client.subject.at
-        sizes[TEXT_CLIENT_SUBJECT] = t.client.subject.size
+        note_client(TEXT_CLIENT_SUBJECT, t.client.subject, at, sizes)
+        note_client(TEXT_CLIENT_VERIFY, t.client.verify, at, sizes)
+        note_client(TEXT_CLIENT_SERIAL, t.client.serial, at, sizes)
+        note_client(TEXT_CLIENT_FINGERPRINT, t.client.fingerprint, at, sizes)
+        note_client(TEXT_CLIENT_SAN, t.client.san, at, sizes)
+
+
+cdef void note_client(int text, client_text value, const char** at, uint32_t* sizes) noexcept nogil:
+    """Cut: a certificate has texts of any length, and the writer has room for so much of each."""
+    at[text] = value.at
+    sizes[text] = value.size if value.size < TEXT_LIMIT else TEXT_LIMIT
 
 
 cdef uint32_t size_of(const char* text) noexcept nogil:
@@ -297,6 +310,14 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_SERVER_NAME
     if field == LOG_CLIENT_SUBJECT:
         return TEXT_CLIENT_SUBJECT
+    if field == LOG_CLIENT_VERIFY:
+        return TEXT_CLIENT_VERIFY
+    if field == LOG_CLIENT_SERIAL:
+        return TEXT_CLIENT_SERIAL
+    if field == LOG_CLIENT_FINGERPRINT:
+        return TEXT_CLIENT_FINGERPRINT
+    if field == LOG_CLIENT_SAN:
+        return TEXT_CLIENT_SAN
     return -1
 
 

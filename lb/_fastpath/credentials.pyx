@@ -33,7 +33,6 @@ from lb._fastpath.c.openssl cimport (
     SSL_CTX_set_default_verify_paths,
     SSL_CTX_set_max_proto_version,
     SSL_CTX_set_min_proto_version,
-    SSL_CTX_get0_param,
     SSL_CTX_set_verify,
     SSL_CTX_use_cert_and_key,
     SSL_SESSION,
@@ -42,7 +41,6 @@ from lb._fastpath.c.openssl cimport (
     TLS_client_method,
     TLS_server_method,
     X509,
-    X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS,
     X509_CRL,
     X509_CRL_free,
     X509_NAME_dup,
@@ -50,11 +48,6 @@ from lb._fastpath.c.openssl cimport (
     X509_STORE_add_cert,
     X509_STORE_add_crl,
     X509_STORE_set_flags,
-    X509_VERIFY_PARAM,
-    X509_VERIFY_PARAM_add1_host,
-    X509_VERIFY_PARAM_set1_host,
-    X509_VERIFY_PARAM_set1_ip_asc,
-    X509_VERIFY_PARAM_set_hostflags,
     X509_V_FLAG_CRL_CHECK,
     X509_V_FLAG_CRL_CHECK_ALL,
     X509_V_FLAG_PARTIAL_CHAIN,
@@ -80,6 +73,8 @@ from lb._fastpath.tls cimport (
     tls_context_release,
     tls_host,
     tls_init,
+    verify_names,
+    wanted_name,
 )
 
 if not tls_init():
@@ -312,7 +307,6 @@ cdef class ClientTls:
         cannot be used, and when there is nobody to verify."""
         cdef bytes protocols = wire_form(alpn)
         cdef bytes name = server_name.encode("ascii" if server_name.isascii() else "idna")
-        cdef X509_VERIFY_PARAM* param
         if len(name) > 253:
             raise ValueError(f"`{server_name}` is longer than a name can be")
         self.p = new_context(False)
@@ -327,7 +321,6 @@ cdef class ClientTls:
         if certificate is not None:
             if SSL_CTX_use_cert_and_key(self.p.ctx, certificate.p.leaf, certificate.p.key, certificate.p.chain, 1) != 1:
                 raise ValueError(f"the client certificate cannot be used: {reason()}")
-        param = SSL_CTX_get0_param(self.p.ctx)
         if server_name and not is_address(server_name):
             memcpy(self.p.server_name, <char*>name, len(name))
         if not verify:
@@ -336,23 +329,21 @@ cdef class ClientTls:
         wanted = [*names] or ([server_name] if server_name else [])
         if not wanted:
             raise ValueError("there is no name to verify: give a server name")
-        X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
-        first = True
+        self.p.names = <wanted_name*>calloc(len(wanted), sizeof(wanted_name))
+        if self.p.names == NULL:
+            raise MemoryError
         for one in wanted:
-            text = one.encode()
-            if is_address(one):
-                if X509_VERIFY_PARAM_set1_ip_asc(param, text) != 1:
-                    raise ValueError(f"`{one}` is not an address that can be verified")
-            elif first:
-                X509_VERIFY_PARAM_set1_host(param, text, len(text))
-                first = False
-            else:
-                X509_VERIFY_PARAM_add1_host(param, text, len(text))
+            name = one.encode("ascii" if one.isascii() else "idna")
+            if not name or len(name) > 253 or name.startswith(b"."):
+                raise ValueError(f"`{one}` is neither a name nor an address that can be verified")
+            memcpy(self.p.names[self.p.name_count].text, <char*>name, len(name))
+            self.p.names[self.p.name_count].is_address = is_address(one)
+            self.p.name_count += 1
         if ca:
             add_authorities(self.p, ca, crl, False)
         elif SSL_CTX_set_default_verify_paths(self.p.ctx) != 1:
             raise ValueError(f"the system's certificate authorities cannot be read: {reason()}")
-        SSL_CTX_set_verify(self.p.ctx, SSL_VERIFY_PEER, NULL)
+        SSL_CTX_set_verify(self.p.ctx, SSL_VERIFY_PEER, verify_names)
 
     def __dealloc__(self):
         if self.p != NULL:

@@ -19,7 +19,8 @@ LOG_FIELDS: tuple[str, ...]
 """Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
 route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation,
-tls_version, tls_cipher, server_name, client_subject, grpc_status."""
+tls_version, tls_cipher, server_name, client_subject, client_verify, client_serial,
+client_fingerprint, client_san, grpc_status."""
 
 class Traffic(TypedDict):
     """Counters since start, summed over threads."""

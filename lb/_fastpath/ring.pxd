@@ -24,7 +24,7 @@ cdef struct log_record:
     uint16_t attempts
     uint16_t version
     int grpc_status  # -1: none
-    uint32_t text_sizes[16]
+    uint32_t text_sizes[20]
 
 cdef enum:  # the texts, in order
     TEXT_CLIENT = 0
@@ -43,7 +43,11 @@ cdef enum:  # the texts, in order
     TEXT_TLS_CIPHER
     TEXT_SERVER_NAME
     TEXT_CLIENT_SUBJECT
-    TEXT_COUNT
+    TEXT_CLIENT_VERIFY
+    TEXT_CLIENT_SERIAL
+    TEXT_CLIENT_FINGERPRINT
+    TEXT_CLIENT_SAN
+    TEXT_COUNT  # as many as log_record.text_sizes has
 
 cdef struct ring:
     char* data

@@ -8,7 +8,7 @@ part of it; they are put on a connection when its client has said whom it wants.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from lb._fastpath.c.openssl cimport EVP_PKEY, SSL, SSL_CTX, SSL_SESSION, STACK_OF_X509, X509
+from lb._fastpath.c.openssl cimport EVP_PKEY, SSL, SSL_CTX, SSL_SESSION, STACK_OF_X509, X509, X509_STORE_CTX
 from lb._fastpath.c.sys cimport ssize_t
 from lb._fastpath.reactor cimport reactor
 from lb._fastpath.table cimport tls_view
@@ -56,6 +56,10 @@ cdef struct tls_certificate:
     int ocsp_size
     int64_t ocsp_until  # seconds since the epoch; 0: for ever
 
+cdef struct wanted_name:
+    char text[256]
+    bint is_address
+
 cdef struct tls_context:
     # control plane
     SSL_CTX* ctx
@@ -69,6 +73,8 @@ cdef struct tls_context:
     unsigned char alpn[64]  # in wire form, best first
     unsigned int alpn_size
     char server_name[256]
+    wanted_name* names  # client side: the endpoint's certificate must have one of them; NULL: it is not verified
+    int name_count
     # each reactor its own
     SSL_SESSION** sessions  # client side: the newest one
     # every thread, atomically
@@ -107,6 +113,7 @@ cdef struct tls:
     client_facts* client
     uint8_t forward
     bint closed
+    bint named  # client side: the endpoint's certificate has one of the wanted names
     bint failed  # what came behind the last plaintext is no TLS
     bint established
     bint h2
@@ -132,3 +139,4 @@ cdef bint tls_resumed(const tls* t) noexcept nogil
 # Making contexts (control plane); the callbacks that every server's context needs.
 cdef void prepare_server_context(tls_context* context) noexcept nogil
 cdef void prepare_client_context(tls_context* context) noexcept nogil
+cdef int verify_names(int ok, X509_STORE_CTX* store) noexcept nogil

@@ -110,6 +110,7 @@ from lb._fastpath.c.openssl cimport (
     SSL_get_certificate,
     SSL_get_current_cipher,
     SSL_get_error,
+    SSL_get_ex_data_X509_STORE_CTX_idx,
     SSL_get_peer_tmp_key,
     SSL_get_pending_cipher,
     SSL_get_rbio,
@@ -140,8 +141,17 @@ from lb._fastpath.c.openssl cimport (
     SSL_write,
     TLS1_3_VERSION,
     TLSEXT_TYPE_server_name,
+    X509_CHECK_FLAG_NEVER_CHECK_SUBJECT,
+    X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS,
     X509_STORE_CTX,
+    X509_STORE_CTX_get_current_cert,
+    X509_STORE_CTX_get_error_depth,
+    X509_STORE_CTX_get_ex_data,
+    X509_STORE_CTX_set_error,
+    X509_V_ERR_HOSTNAME_MISMATCH,
     X509_V_OK,
+    X509_check_host,
+    X509_check_ip_asc,
     X509_NAME,
     X509_NAME_print_ex,
     X509_digest,
@@ -159,6 +169,9 @@ from lb._fastpath.c.openssl cimport (
 from lb._fastpath.c.sys cimport LB_UNRESERVED, lb_add_ordered_int, lb_class, lb_load_ptr, lb_lower
 from lb._fastpath.endpoint cimport MAX_REACTORS
 from lb._fastpath.table cimport find_host, vhost
+
+# Of a common name nobody says whether it is one of a host (RFC 9110 4.3.4).
+cdef unsigned int HOST_FLAGS = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
 
 cdef BIO_METHOD* bio_method = NULL
 cdef EVP_CIPHER* ticket_aes_256 = NULL
@@ -309,6 +322,7 @@ cdef void tls_context_release(tls_context* context) noexcept nogil:
             SSL_SESSION_free(context.sessions[i])
         free(context.sessions)
     SSL_CTX_free(context.ctx)
+    free(context.names)
     free(context)
 
 
@@ -330,6 +344,8 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
             return TLS_AGAIN
         ERR_clear_error()
         return TLS_FAILED
+    if t.context != NULL and t.context.names != NULL and not t.named and not SSL_session_reused(t.ssl):
+        return TLS_FAILED  # nobody has looked at the name: that must not pass for having looked
     t.established = True
     SSL_get0_alpn_selected(t.ssl, &protocol, &size)
     t.h2 = size == 2 and memcmp(protocol, b"h2", 2) == 0
@@ -542,6 +558,31 @@ cdef int on_new_session(SSL* ssl, SSL_SESSION* session) noexcept nogil:
 
 cdef int accept_any(int ok, X509_STORE_CTX* store) noexcept nogil:
     return 1
+
+
+cdef int verify_names(int ok, X509_STORE_CTX* store) noexcept nogil:
+    """Whether an endpoint's certificate has one of the names that its upstream wants (RFC 9110 4.3.4).
+
+    OpenSSL's own check wants a host and an address both when it is given both, and knows one address only.
+    """
+    cdef tls* t
+    cdef X509* leaf
+    cdef wanted_name* name
+    cdef int i
+    if not ok or X509_STORE_CTX_get_error_depth(store) != 0:
+        return ok
+    t = current(<SSL*>X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()))
+    leaf = X509_STORE_CTX_get_current_cert(store)
+    for i in range(t.context.name_count):
+        name = &t.context.names[i]
+        if name.is_address:
+            t.named = X509_check_ip_asc(leaf, name.text, 0) == 1
+        else:
+            t.named = X509_check_host(leaf, name.text, 0, HOST_FLAGS, NULL) == 1
+        if t.named:
+            return 1
+    X509_STORE_CTX_set_error(store, X509_V_ERR_HOSTNAME_MISMATCH)
+    return 0
 
 
 cdef int verify_mode(int client_mode) noexcept nogil:

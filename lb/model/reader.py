@@ -28,7 +28,7 @@ from lb.certs.pem import (
     read_chain,
     read_pair,
 )
-from lb.model.address import UNIX_PREFIX, address_mistake, is_network
+from lb.model.address import UNIX_PREFIX, address_mistake, is_ip_address, is_network
 from lb.model.config import Config
 from lb.model.form import (
     BUNDLES,
@@ -260,6 +260,11 @@ class _Reader:
     def _read_upstream_tls(self, path: str, value: object) -> UpstreamTls:
         content = self._without_files(path, self._mapping(path, value))
         tls = self._read_options(path, content, UpstreamTls(), only_options=True)
+        for key, name in (("server_name", tls.server_name), *(("names", one) for one in tls.names)):
+            if name and not _is_hostname(name.lower()) and not is_ip_address(name):
+                raise _MistakeError(
+                    f"{path}.{key}", f"`{name}` is neither a name such as api.example.com nor an address"
+                )
         if tls.ca:
             self._check_bundle(f"{path}.ca", tls.ca)
         if tls.crl:

@@ -19,6 +19,10 @@ FIELDS = (
     "tls_cipher",
     "server_name",
     "client_subject",
+    "client_verify",
+    "client_serial",
+    "client_fingerprint",
+    "client_san",
     "grpc_status",
 )  # fmt: skip
 

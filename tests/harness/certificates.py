@@ -55,11 +55,15 @@ class Authority:
         days: int = 90,
         uris: tuple[str, ...] = (),
         key: Key | None = None,
+        street: str = "",
     ) -> Pair:
         """A leaf for these DNS names and addresses. Negative `days`: it has expired so long ago."""
         key = key or make_key(kind)
         text = subject or (names[0] if names else "leaf")
-        holder = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, text)]
+        if street:  # what may be as long as anybody likes
+            attributes.append(x509.NameAttribute(NameOID.STREET_ADDRESS, street))
+        holder = x509.Name(attributes)
         alternatives: list[x509.GeneralName] = [_general_name(name) for name in names]
         alternatives += [x509.UniformResourceIdentifier(uri) for uri in uris]
         leaf = self._sign(holder, key, alternatives, days=days)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from tests.harness.certificates import Authority, Pair
 from tests.harness.messages import Reader, Response, Truncated
@@ -23,6 +25,14 @@ from tests.harness.serving import Serving, serving
 from tests.harness.tls_client import TlsClient, ask
 from tests.harness.tls_server import BULK, TlsServer
 
+NAMES = {
+    "first-of-two": ["api.internal", "other.internal"],
+    "an-address-or-a-name": ["127.0.0.1", "other.internal"],
+    "second": ["other.internal", "127.0.0.2", "::1", "API.internal"],
+    "neither": ["other.internal", "127.0.0.2"],
+    "part-of-a-name": ["internal", "pi.internal", "api.internal.example.com", "127.0.0"],
+}
+"""Of which the certificate for api.internal and 127.0.0.1 must have one."""
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
@@ -78,10 +88,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     native.upstream("wrong-ca", [endpoint.key], tls={"ca": clients.pem, "server_name": "api.internal"})
     native.upstream("any", [endpoint.key], tls={"verify": False})
     native.upstream("by-address", [endpoint.key], tls={"ca": authority.pem, "names": ["127.0.0.1"]})
+    for name, names in NAMES.items():
+        native.upstream(name, [endpoint.key], tls={"ca": authority.pem, "names": names})
     native.upstream("strict", [strict.key], tls={**tls, "certificate": "lb"})
     native.upstream("strict-without", [strict.key], tls=tls)
     routes = [forward(name, name, path=f"/{name}") for name in native.upstreams]
     everything = [*routes, forward("bulk", "api", path="/bulk"), forward("rest", "api")]
+    everything.insert(0, respond("local", 200, "ok\n", path="/local"))
     native.host("*", *everything)
     native.host("redirected.example.com", {**respond("redirected", 200, "secure\n"), "https_redirect": 308})
     with serving(directory, native) as running:
@@ -230,6 +243,34 @@ def test_unverified_certificate_is_handed_on(world: World) -> None:
     assert "ssl-client-subject-dn: CN=someone.example.com\n" in told
 
 
+@pytest.mark.parametrize("letter", ["x", '"', "ü", "\n"])
+def test_huge_certificate_costs_nobody_anything(world: World, letter: str) -> None:
+    """Whoever signs it himself may write into it what he likes; what is logged of it is cut."""
+    names = tuple(f"{number}.{'x' * 50}.example.com" for number in range(150))
+    pair = Authority("Stranger").issue(*names, subject="huge", street=letter * 15_000)
+    client = world.client("unverified.example.com", certificate=pair, check_name=False)
+    for _ in range(3):
+        with client.connect(directory=world.directory) as connected:
+            assert ask(connected, "unverified.example.com", "/local").status == 200
+    records = world.serving.lb.wait_log(3, server_name="unverified.example.com", target="/local")
+    assert all(0 < len(record["client_subject"]) <= 8_192 for record in records)
+    assert all(0 < len(record["client_san"]) <= 8_192 for record in records)
+
+
+def test_client_certificate_in_the_log(world: World) -> None:
+    pair = world.clients.issue("logged.example.com", uris=("spiffe://shop/logged",))
+    with world.client("optional.example.com", certificate=pair, check_name=False).connect(
+        directory=world.directory
+    ) as connected:
+        assert ask(connected, "optional.example.com", "/local").status == 200
+    (record,) = world.serving.lb.wait_log(client_subject="CN=logged.example.com")
+    leaf = x509.load_pem_x509_certificate(pair.chain.encode())
+    assert record["client_verify"] == "SUCCESS"
+    assert record["client_san"] == "DNS:logged.example.com,URI:spiffe://shop/logged"
+    assert int(record["client_serial"], 16) == leaf.serial_number
+    assert record["client_fingerprint"] == leaf.fingerprint(hashes.SHA256()).hex()
+
+
 def test_host_of_another_policy_is_misdirected(world: World) -> None:
     with world.client().connect() as connected:
         assert ask(connected, "required.example.com").status == 421
@@ -258,14 +299,16 @@ def test_hsts_forwarded_headers_and_redirect(world: World) -> None:
 # ----------------------------------------------------------------------------------------------------------- endpoints
 
 
-@pytest.mark.parametrize("name", ["api", "any", "by-address", "strict"])
+@pytest.mark.parametrize(
+    "name", ["api", "any", "by-address", "strict", "first-of-two", "an-address-or-a-name", "second"]
+)
 def test_endpoint_over_tls(world: World, name: str) -> None:
     with world.client().connect() as connected:
         for _ in range(3):
             assert ask(connected, "shop.example.com", f"/{name}").status == 200
 
 
-@pytest.mark.parametrize("name", ["wrong-name", "wrong-ca", "strict-without"])
+@pytest.mark.parametrize("name", ["wrong-name", "wrong-ca", "strict-without", "neither", "part-of-a-name"])
 def test_endpoint_that_is_not_trusted(world: World, name: str) -> None:
     with world.client().connect() as connected:
         answer = ask(connected, "shop.example.com", f"/{name}")

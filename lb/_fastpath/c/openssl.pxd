@@ -44,7 +44,6 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CTX_set1_sigalgs_list(SSL_CTX* ctx, const char* list)
     void SSL_CTX_set_verify(SSL_CTX* ctx, int mode, int (*callback)(int, X509_STORE_CTX*) noexcept nogil)
     void SSL_CTX_set_verify_depth(SSL_CTX* ctx, int depth)
-    X509_VERIFY_PARAM* SSL_CTX_get0_param(SSL_CTX* ctx)
     int SSL_CTX_set_alpn_protos(SSL_CTX* ctx, const unsigned char* protos, unsigned int size)
     X509_STORE* SSL_CTX_get_cert_store(const SSL_CTX* ctx)
     int SSL_CTX_set_default_verify_paths(SSL_CTX* ctx)
@@ -70,6 +69,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_set_bio(SSL* ssl, BIO* reading, BIO* writing)
     void SSL_set_accept_state(SSL* ssl)
     void SSL_set_connect_state(SSL* ssl)
+    int SSL_get_ex_data_X509_STORE_CTX_idx()
     BIO* SSL_get_rbio(const SSL* ssl)
     void SSL_certs_clear(SSL* ssl)
     long SSL_get_tmp_key(SSL* ssl, EVP_PKEY** key)
@@ -93,10 +93,6 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_get0_alpn_selected(const SSL* ssl, const unsigned char** data, unsigned int* size)
     int SSL_set_alpn_protos(SSL* ssl, const unsigned char* protos, unsigned int size)
     long SSL_set_tlsext_host_name(SSL* ssl, const char* name)
-    int SSL_set1_host(SSL* ssl, const char* name)
-    int SSL_add1_host(SSL* ssl, const char* name)
-    void SSL_set_hostflags(SSL* ssl, unsigned int flags)
-    X509_VERIFY_PARAM* SSL_get0_param(SSL* ssl)
     long SSL_set_tlsext_status_ocsp_resp(SSL* ssl, unsigned char* response, long size)
     X509* SSL_get_certificate(const SSL* ssl)
     X509* SSL_get1_peer_certificate(const SSL* ssl)
@@ -153,16 +149,15 @@ cdef extern from "<openssl/x509.h>" nogil:
         pass
     ctypedef struct X509_STORE_CTX:
         pass
-    ctypedef struct X509_VERIFY_PARAM:
-        pass
     ctypedef struct ASN1_INTEGER:
         pass
     ctypedef struct STACK_OF_X509 "STACK_OF(X509)":
         pass
     ctypedef struct STACK_OF_X509_NAME "STACK_OF(X509_NAME)":
         pass
+    int X509_V_ERR_HOSTNAME_MISMATCH
     int X509_V_OK, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_V_FLAG_PARTIAL_CHAIN
-    unsigned int X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
+    unsigned int X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     unsigned long XN_FLAG_RFC2253
     void X509_free(X509* certificate)
     int X509_up_ref(X509* certificate)
@@ -186,12 +181,14 @@ cdef extern from "<openssl/x509.h>" nogil:
     X509* sk_X509_value(const STACK_OF_X509* stack, int index)
     STACK_OF_X509_NAME* sk_X509_NAME_new_null()
     int sk_X509_NAME_push(STACK_OF_X509_NAME* stack, X509_NAME* name)
-    int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM* param, const char* name, size_t size)
-    int X509_VERIFY_PARAM_add1_host(X509_VERIFY_PARAM* param, const char* name, size_t size)
-    void X509_VERIFY_PARAM_set_hostflags(X509_VERIFY_PARAM* param, unsigned int flags)
-    int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM* param, const char* address)
+    void* X509_STORE_CTX_get_ex_data(const X509_STORE_CTX* store, int index)
+    int X509_STORE_CTX_get_error_depth(const X509_STORE_CTX* store)
+    X509* X509_STORE_CTX_get_current_cert(const X509_STORE_CTX* store)
+    void X509_STORE_CTX_set_error(X509_STORE_CTX* store, int error)
 
 cdef extern from "<openssl/x509v3.h>" nogil:
+    int X509_check_host(X509* certificate, const char* name, size_t size, unsigned int flags, char** found)
+    int X509_check_ip_asc(X509* certificate, const char* address, unsigned int flags)
     ctypedef struct GENERAL_NAME:
         int type
     ctypedef struct GENERAL_NAMES:
