@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +65,7 @@ class Cluster:
     endpoint: TlsServer
     https: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
-    more: list[Object] = field(default_factory=list)
+    web: Pair = WEB
 
     def write(self, clients: Authority = CLIENTS) -> None:
         items = [
@@ -72,7 +74,7 @@ class Cluster:
             ingress("open", "open.example.com"),
             ingress("wild", "*.wild.example.com"),
             ingress("bad", "bad.example.com", client_ca="nowhere"),
-            named("Secret", "web-tls", stringData={"tls.crt": WEB.chain, "tls.key": WEB.key}),
+            named("Secret", "web-tls", stringData=dict(zip(("tls.crt", "tls.key"), _pair(self.web), strict=True))),
             named("Secret", "clients", stringData={"ca.crt": clients.pem}),
             named("Secret", "lb-tls", stringData=dict(zip(("tls.crt", "tls.key"), _pair(LB), strict=True))),
             named("ConfigMap", "internal", data={"ca.crt": INTERNAL.pem}),
@@ -89,7 +91,7 @@ class Cluster:
             piece["metadata"]["labels"] = {"kubernetes.io/service-name": name}
             items.append(piece)
         half = self.path.with_suffix(".new")
-        half.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [*items, *self.more]}))
+        half.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         half.replace(self.path)
 
     def options(self) -> tuple[str, ...]:
@@ -227,3 +229,72 @@ def test_explain_says_which_certificate_is_shown(
         (certificate,) = told["tls"]["certificates"]
         first = WEB.chain if certificate["name"] else None
         assert (first is not None) == (ssl.PEM_cert_to_DER_cert(WEB.chain) == shown)
+
+
+def test_a_changed_secret_is_served_and_connections_stay(cluster: tuple[Cluster, LbProcess]) -> None:
+    made, _ = cluster
+    new = PUBLIC.issue("web.example.com", "open.example.com", "*.wild.example.com", "bad.example.com")
+
+    def shown() -> bytes | None:
+        with made.client("open.example.com").connect() as connected:
+            return connected.getpeercert(binary_form=True)
+
+    with made.client("open.example.com").connect() as kept:
+        assert shown() == ssl.PEM_cert_to_DER_cert(WEB.chain)
+        made.web = new
+        made.write()
+        wait_until(lambda: shown() == ssl.PEM_cert_to_DER_cert(new.chain), "the new certificate")
+        made.web = Pair(new.chain, WEB.key)  # which do not belong together
+        made.write()
+        made.web = WEB
+        assert shown() == ssl.PEM_cert_to_DER_cert(new.chain)
+        assert ask(kept, "open.example.com", "/verified").status == 200
+    made.write()
+    wait_until(lambda: shown() == ssl.PEM_cert_to_DER_cert(WEB.chain), "the old certificate again")
+
+
+def test_the_systems_authorities(tmp_path: Path) -> None:
+    """Where OpenSSL finds them: SSL_CERT_FILE stands for /etc/ssl/certs."""
+    endpoint = TlsServer(tmp_path, INTERNAL.issue("by-the-system.shop.svc"))
+    made = Cluster(tmp_path / "export.json", endpoint)
+    made.write()
+    (tmp_path / "system.pem").write_text(INTERNAL.pem)
+    environment = {"SSL_CERT_FILE": str(tmp_path / "system.pem")}
+    with (
+        LbProcess([made.path], tmp_path / "lb", *made.options(), environment=environment),
+        made.client("open.example.com").connect() as connected,
+    ):
+        assert ask(connected, "open.example.com", "/by-the-system").status == 200
+    endpoint.shutdown()
+
+
+@pytest.mark.parametrize("protocol", ["--http1.1", "--http2"])
+def test_curl_with_a_certificate(cluster: tuple[Cluster, LbProcess], protocol: str, tmp_path: Path) -> None:
+    made, _ = cluster
+    pair = CLIENTS.issue("curl.example.com")
+    for name, text in (("ca", PUBLIC.pem), ("crt", pair.chain), ("key", pair.key)):
+        (tmp_path / name).write_text(text)
+    url = f"https://web.example.com:{made.https}/verified"
+    command = ["curl", "-sS", protocol, "--cacert", "ca", "--resolve", f"web.example.com:{made.https}:127.0.0.1", url]
+
+    def curl(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    assert "ssl-client-subject-dn: CN=curl.example.com\n" in curl("--cert", "crt", "--key", "key").stdout
+    assert curl().returncode != 0
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+@pytest.mark.parametrize("kind", ["-new", "-reuse"])
+def test_s_time(cluster: tuple[Cluster, LbProcess], version: str, kind: str) -> None:
+    """As many handshakes as one client makes in a second, new ones and resumed ones."""
+    made, lb = cluster
+    resumed = lb.metric("lb_tls_handshakes_resumed_total")
+    command = ["openssl", "s_time", "-connect", f"127.0.0.1:{made.https}", kind, version, "-time", "1", "-www", "/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    (connections,) = re.findall(r"^(\d+) connections in \d+ real seconds", done.stdout, re.MULTILINE)
+    assert int(connections) > 10
+    assert (lb.metric("lb_tls_handshakes_resumed_total") - resumed >= int(connections)) == (kind == "-reuse")

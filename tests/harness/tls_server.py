@@ -18,6 +18,7 @@ class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.server.resumed.append(bool(self.connection.session_reused))  # type: ignore[attr-defined]
         if self.path == "/bulk":
             self._answer(BULK)
         else:
@@ -49,6 +50,8 @@ class TlsServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Echo)
         self.names: list[str | None] = []
         """Whom the clients asked for (SNI), one for each handshake."""
+        self.resumed: list[bool] = []
+        """Of each request: whether its connection had resumed a session."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         path = directory / f"server-{self.server_address[1]}.pem"
         path.write_text(pair.chain + pair.key)

@@ -45,6 +45,7 @@ class World:
     clients: Authority
     revoked: Pair
     directory: Path
+    resuming: TlsServer
 
     def client(self, name: str = "shop.example.com", **options: object) -> TlsClient:
         return TlsClient(self.serving.address("https"), self.authority.pem, name, **options)  # type: ignore[arg-type]
@@ -81,9 +82,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     native.listen_tls("https", free_port(), hosts, hsts="max-age=60", http={"head_timeout": "2s"})
     native.listen("http", free_port())
     endpoint = TlsServer(directory, authority.issue("api.internal", "127.0.0.1"))
+    resuming = TlsServer(directory, authority.issue("api.internal"))
     strict = TlsServer(directory, authority.issue("api.internal"), clients)
     tls = {"ca": authority.pem, "server_name": "api.internal"}
     native.upstream("api", [endpoint.key], tls=tls)
+    native.upstream("resuming", [resuming.key], tls=tls, max_requests_per_connection=1)
     native.upstream("wrong-name", [endpoint.key], tls={**tls, "server_name": "other.internal"})
     native.upstream("wrong-ca", [endpoint.key], tls={"ca": clients.pem, "server_name": "api.internal"})
     native.upstream("any", [endpoint.key], tls={"verify": False})
@@ -98,9 +101,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     native.host("*", *everything)
     native.host("redirected.example.com", {**respond("redirected", 200, "secure\n"), "https_redirect": 308})
     with serving(directory, native) as running:
-        yield World(running, authority, clients, revoked, directory)
-    endpoint.shutdown()
-    strict.shutdown()
+        yield World(running, authority, clients, revoked, directory, resuming)
+    for server in (endpoint, strict, resuming):
+        server.shutdown()
 
 
 # ------------------------------------------------------------------------------------------------------- certificates
@@ -315,6 +318,14 @@ def test_endpoint_that_is_not_trusted(world: World, name: str) -> None:
     assert answer.status == 502
     expected = (b"upstream-tls-failed",) if name != "strict-without" else (b"upstream-tls-failed", b"upstream-")
     assert any(one in answer.body for one in expected)
+
+
+def test_sessions_with_endpoints_are_resumed(world: World) -> None:
+    """Each reactor keeps the newest; a client's connection stays on one."""
+    with world.client().connect() as connected:
+        for _ in range(4):
+            assert ask(connected, "shop.example.com", "/resuming").status == 200
+    assert world.resuming.resumed[1:] == [True] * 3
 
 
 def test_large_bodies_both_ways(world: World) -> None:
