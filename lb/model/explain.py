@@ -649,6 +649,8 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
 
 def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
     for field in option_fields(UpstreamOptions):
+        if field.attribute == "max_streams_per_connection" and upstream.protocol == "http1":
+            continue
         value = getattr(upstream.options, field.attribute)
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)

@@ -209,7 +209,8 @@ class _ServiceTranslation:
         if port is None:
             return annotated or "http1"
         name, said = read_app_protocol(port.app_protocol, *slice_app_protocols(self._view, self._service, port))
-        if said.tls and self._tls.tls is None and not self._tls.why:
+        decided = self._tls.tls is not None or self._tls.why or "enabled" in self._values.tls
+        if said.tls and not decided:
             self._add(
                 "LB4009",
                 f"port {port.port} of Service {self._name} has appProtocol {name}, which is TLS",
