@@ -12,19 +12,15 @@ from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
     Frame,
-    GoAwayFrame,
     HeadersFrame,
     PingFrame,
-    RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
 
 from tests.harness.backend import BackendConnection
+from tests.harness.http2_client import PREFACE, Part, data, settings
 from tests.harness.messages import Headers
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-Part = Frame | bytes
 
 
 class Ended(Exception):
@@ -44,24 +40,9 @@ class Asked:
         return (self.fields.get(":path") or b"").decode()
 
 
-def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"", *, length: int | None = None) -> bytes:
-    """Any frame, also one whose length lies about its payload."""
-    size = len(payload) if length is None else length
-    return size.to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def data(stream: int, payload: bytes = b"", *, end: bool = False) -> DataFrame:
-    return DataFrame(stream, payload, flags=["END_STREAM"] if end else [])
-
-
-def settings(*values: tuple[int, int]) -> bytes:
-    """In this order, repetitions included."""
-    payload = b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in values)
-    return frame_bytes(SettingsFrame.type, 0, 0, payload)
-
-
-def goaway(last: int, code: int = 0) -> GoAwayFrame:
-    return GoAwayFrame(0, last_stream_id=last, error_code=code)
+def last(stream: int, payload: bytes = b"") -> DataFrame:
+    """DATA that ends its stream."""
+    return data(stream, payload, "END_STREAM")
 
 
 class FrameConnection:
@@ -70,21 +51,17 @@ class FrameConnection:
     SETTINGS and PINGs of lb's are answered while something is waited for.
     """
 
-    def __init__(self, connection: BackendConnection, *announce: tuple[int, int], greet: bool = True) -> None:
+    def __init__(self, connection: BackendConnection, *announce: tuple[int, int]) -> None:
         self.raw = connection
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder(max_header_list_size=1 << 20)
         self.frames: list[Frame] = []
         """All that has come."""
         self.requests: dict[int, Asked] = {}
+        self.ended = False
         if self.raw.reader.take(len(PREFACE)) != PREFACE:
             raise AssertionError("no preface")
-        if greet:
-            self.send(settings(*announce))
-
-    @property
-    def number(self) -> int:
-        return self.raw.number
+        self.send(settings(*announce))
 
     def send(self, *parts: Part) -> None:
         """All in one go; whether lb is still there is not our business."""
@@ -98,11 +75,12 @@ class FrameConnection:
         return HeadersFrame(stream, self.encoder.encode(list(fields)), flags=flags)
 
     def answer(self, stream: int, body: bytes = b"ok", status: int = 200) -> None:
-        self.send(self.head(stream, (":status", str(status))), data(stream, body, end=True))
+        self.send(self.head(stream, (":status", str(status))), last(stream, body))
 
     def next(self) -> Frame:
         """The next frame. Ended."""
         if not self.raw.reader.buffer and not self.raw.reader.fill():
+            self.ended = True
             raise Ended
         frame, length = Frame.parse_frame_header(memoryview(self.raw.reader.take(9)))
         frame.parse_body(memoryview(self.raw.reader.take(length)))
@@ -135,28 +113,6 @@ class FrameConnection:
     def request(self) -> Asked:
         """The next request's head. Ended."""
         return self.requests[self.until(lambda frame: isinstance(frame, HeadersFrame)).stream_id]
-
-    def reset_of(self, stream: int) -> int:
-        """Wait until lb resets the stream; the error code. Ended."""
-        frame = self.until(lambda frame: isinstance(frame, RstStreamFrame) and frame.stream_id == stream)
-        assert isinstance(frame, RstStreamFrame)
-        return frame.error_code
-
-    def settle(self) -> None:
-        """lb has handled all that was sent before. Ended."""
-        self.send(PingFrame(0, b"settled?"))
-        self.until(lambda frame: isinstance(frame, PingFrame) and "ACK" in frame.flags)
-
-    def end(self) -> int | None:
-        """Read to the connection's end; the error code of the last GOAWAY, None when there was none."""
-        code = None
-        try:
-            while True:
-                frame = self.next()
-                if isinstance(frame, GoAwayFrame):
-                    code = frame.error_code
-        except Ended:
-            return code
 
     def open_window(self, stream: int, size: int) -> None:
         self.send(WindowUpdateFrame(stream, window_increment=size), WindowUpdateFrame(0, window_increment=size))

@@ -56,7 +56,6 @@ class Exchange:
         self.ended = False
         self.reset: Reset | None = None
         self.waiting: deque[bytes] = deque()
-        self._left = b""
 
     # What the client does
 
@@ -89,26 +88,12 @@ class Exchange:
 
     def read(self) -> bytes:
         """The next piece of the body, which opens the window again; empty at its end. Reset."""
-        if self._left:
-            data, self._left = self._left, b""
-            return data
         self._until(lambda: self.waiting or self.ended)
         if not self.waiting:
             return b""
         data = self.waiting.popleft()
         self.client.taken(self, len(data))
         return data
-
-    def read_exactly(self, size: int) -> bytes:
-        """So many bytes of the body. Reset, EOFError."""
-        data = b""
-        while len(data) < size:
-            piece = self.read()
-            if not piece:
-                raise EOFError(data)
-            data += piece
-        self._left = data[size:]
-        return data[:size]
 
     def rest(self) -> Answer:
         """The whole response. Reset."""

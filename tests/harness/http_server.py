@@ -521,7 +521,6 @@ class HttpServer:
         directory: Path | None = None,
         alpn: Sequence[str] = ("h2", "http/1.1"),
         settings: Mapping[h2.settings.SettingCodes, int] | None = None,
-        port: int = 0,
     ) -> None:
         self.handler = handler
         self.settings = {h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1, **(settings or {})}
@@ -547,13 +546,11 @@ class HttpServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server = self.run(self._listen(port))
+        self._server = self.run(self._listen())
         self.port: int = self._server.sockets[0].getsockname()[1]
 
-    async def _listen(self, port: int) -> asyncio.Server:
-        return await self._loop.create_server(
-            lambda: _Protocol(self), "127.0.0.1", port, ssl=self._context, backlog=512
-        )
+    async def _listen(self) -> asyncio.Server:
+        return await self._loop.create_server(lambda: _Protocol(self), "127.0.0.1", 0, ssl=self._context, backlog=512)
 
     @property
     def key(self) -> str:

@@ -23,7 +23,8 @@ from hyperframe.frame import (
 )
 
 from tests.harness.backend import BackendConnection, RawBackend
-from tests.harness.http2_endpoint import Asked, Ended, FrameConnection, data, frame_bytes, settings
+from tests.harness.http2_client import data, frame_bytes, settings
+from tests.harness.http2_endpoint import Asked, Ended, FrameConnection, last
 from tests.harness.http_client import Exchange, HttpClient, Reset
 from tests.harness.native import Native
 from tests.harness.serving import Serving, serving
@@ -51,7 +52,7 @@ def with_body(status: str, *pieces: bytes, length: str | None = None) -> Case:
 
     def send(peer: FrameConnection, stream: int) -> None:
         frames = [data(stream, piece) for piece in pieces]
-        peer.send(peer.head(stream, *fields), *frames, data(stream, end=True))
+        peer.send(peer.head(stream, *fields), *frames, last(stream))
 
     return send
 
@@ -153,7 +154,7 @@ CONNECTION_FAULTS: dict[str, Case] = {
     "index of nothing": lambda peer, stream: peer.send(frame_bytes(1, 4, stream, b"\xfe")),
     "large frame": lambda peer, stream: peer.send(peer.head(stream, OK_HEAD), frame_bytes(0, 0, stream, b"x" * 20_000)),
     "data before the head": lambda peer, stream: peer.send(data(stream, b"x")),
-    "nothing but an end": lambda peer, stream: peer.send(data(stream, end=True)),
+    "nothing but an end": lambda peer, stream: peer.send(last(stream)),
     "data on stream 0": raw(frame_bytes(0, 0, 0, b"x")),
     "data on an idle stream": raw(frame_bytes(0, 0, 99_999, b"x")),
     "data on a stream of its own": raw(frame_bytes(0, 0, 2, b"x")),
@@ -208,7 +209,7 @@ def in_pieces(peer: FrameConnection, stream: int) -> None:
     block = peer.encoder.encode([OK_HEAD, ("x", "y" * 100)])
     frames = [frame_bytes(9, 0, stream, block[at : at + 20]) for at in range(20, 100, 20)]
     peer.send(frame_bytes(1, 0, stream, block[:20]), *frames, frame_bytes(9, 4, stream, block[100:]))
-    peer.send(data(stream, b"ok", end=True))
+    peer.send(last(stream, b"ok"))
 
 
 def reset_behind(peer: FrameConnection, stream: int) -> None:
@@ -363,7 +364,5 @@ def test_broken_connection_is_left_with_goaway(world: World, name: str) -> None:
         assert waiting.rest().status == 502
         assert client.ask(HOST).body == b"ok"
         assert world.endpoint.peers[-1] is not peer
-    goaways = wait_until(
-        lambda: [frame for frame in list(peer.frames) if isinstance(frame, GoAwayFrame)], "GOAWAY has come"
-    )
-    assert {frame.error_code != 0 for frame in goaways} == {True}
+    wait_until(lambda: peer.ended, "the connection ends")
+    assert [frame.error_code != 0 for frame in peer.frames if isinstance(frame, GoAwayFrame)] == [True]
