@@ -152,7 +152,7 @@ cdef struct upstream_view:
     bint client_affinity
     uint8_t protocol
     void* tls  # tls_context (tls.pxd); NULL: plain
-    uint64_t wire  # how connections are made: those made otherwise, before a change, are not used
+    uint64_t wire  # how connections are made, the protocol in its lowest two bits: others are not used
     int connect_timeout_ms
     int idle_timeout_ms
     int max_requests_per_connection

@@ -83,7 +83,7 @@ from lb._fastpath.reactor cimport (
     io_enqueue,
     io_watch,
 )
-from lb._fastpath.table cimport PROTOCOL_HTTP1, PROTOCOL_HTTP2
+from lb._fastpath.table cimport PROTOCOL_BY_ALPN, PROTOCOL_HTTP1, PROTOCOL_HTTP2
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
 from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_move, tls_new_client
 from lb._fastpath.transport cimport (
@@ -140,7 +140,8 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
     connecting[0] = False
     if view.protocol != PROTOCOL_HTTP1:
         c = shared_with_room(r, view, ep, must_be_open)  # `fresh` or not: one that fails or goes away has no room
-        if c != NULL or view.protocol == PROTOCOL_HTTP2:
+        # Where ALPN decides, what it has decided before is expected again, so that a burst shares its connections.
+        if c != NULL or view.protocol == PROTOCOL_HTTP2 or ep.pools[r.index].streams:
             return shared_lease(r, view, ep, c, exchange, connecting, reason)
     if not fresh:
         c = pool_take(r, ep)
@@ -602,6 +603,10 @@ cdef void established(conn* c) noexcept nogil:
     cdef bint h2 = c.tls != NULL and c.tls.h2
     cdef void* exchange = c.leg.exchange
     cdef leg* l = &c.leg
+    if c.session != NULL and c.tls != NULL and not h2 and c.wire & 3 == PROTOCOL_BY_ALPN:
+        c.ep.pools[r.index].streams = 0
+        not_connected(c, LB_R_UPSTREAM_REFUSED)  # HTTP/2 is what it spoke before: they try again without expecting it
+        return
     if c.session != NULL and c.tls != NULL and not h2:
         not_connected(c, LB_R_UPSTREAM_PROTOCOL)  # HTTP/2 is what was asked for
         return

@@ -552,6 +552,11 @@ class HttpServer:
     async def _listen(self) -> asyncio.Server:
         return await self._loop.create_server(lambda: _Protocol(self), "127.0.0.1", 0, ssl=self._context, backlog=512)
 
+    def agree_on(self, *alpn: str) -> None:
+        """On connections from now on."""
+        assert self._context is not None
+        self._context.set_alpn_protocols(alpn)
+
     @property
     def key(self) -> str:
         return f"127.0.0.1:{self.port}"

@@ -645,6 +645,28 @@ def test_alpn_decides(make: Make, security: Security, protocol: str, alpn: tuple
     assert (setup.endpoint.server.accepted == 1) == (spoken == "2")
 
 
+def test_what_alpn_has_chosen_is_expected_again(make: Make, security: Security) -> None:
+    """A burst shares one connection; and when the endpoint has been replaced by one without HTTP/2, none is lost."""
+    setup = make(security.endpoint("h2", "http/1.1"), protocol="auto", route={"retries": 0}, **security.fields)
+    server = setup.endpoint.server
+    with setup.client() as client:
+        assert client.get().body == b"one"
+        setup.endpoint.die()
+        wait_until(lambda: not server.open, "the connection ends")
+        exchanges = held(setup, client, 20)
+        assert server.accepted == 2
+        setup.endpoint.release()
+        assert bodies(exchanges) == [b"one"] * 20
+        server.agree_on("http/1.1")
+        setup.endpoint.die()
+        wait_until(lambda: not server.open, "the connections end")
+        assert bodies([client.begin("/", "POST") for _ in range(20)]) == [b"one"] * 20
+        assert {call.version for call in server.calls[21:]} == {"1.1"}
+        server.agree_on("h2")
+        server.do(lambda: [one.transport.close() for one in server.open])
+        wait_until(lambda: client.get().body == b"one" and server.calls[-1].version == "2", "HTTP/2 is found again")
+
+
 @pytest.mark.parametrize("alpn", [("http/1.1",), ()])
 def test_endpoint_that_must_speak_http2_and_does_not(make: Make, security: Security, alpn: tuple[str, ...]) -> None:
     setup = make(security.endpoint(*alpn), protocol="http2", **security.fields)
