@@ -241,9 +241,10 @@ cdef int session_read(session* s) noexcept nogil:
     cdef ssize_t n
     while c.base.flags & IO_READABLE and s.reason == 0 and c.parked == NULL:
         if nghttp2_session_get_outbound_queue_size(s.ng) > CONTROL_QUEUE:
-            session_flush(s)
+            # Streams that are over by that give their places back, before new ones are counted.
+            session_settle(s)
             batch_flush(r)
-            if c.out_bytes:
+            if c.out_bytes or s.reason:
                 return RECEIVE_AGAIN
         if budget <= 0:
             io_enqueue(&c.base)
