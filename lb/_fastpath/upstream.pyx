@@ -351,7 +351,9 @@ cdef conn* pool_steal(reactor* r, endpoint* ep, int sibling) noexcept nogil:
         c.ep = ep
         c.base.flags = IO_WRITABLE
         c.timer.fire = idle_timeout
-        if (c.tls != NULL and not tls_move(c.tls, r)) or not io_watch(&c.base):
+        if c.tls != NULL and not tls_move(c.tls, r):
+            c.base.flags |= IO_BROKEN  # no goodbye: it would go by the way of the sibling, who uses it now
+        if c.base.flags & IO_BROKEN or not io_watch(&c.base):
             upstream_close(c)
             c = NULL
         else:
