@@ -583,9 +583,8 @@ cdef int on_send_data(nghttp2_session* ng, nghttp2_frame* frame, const uint8_t* 
         st.direct += size
         st.direct_size -= size
     st.progress_ms = c.base.r.now_ms
-    # Who opens its window by a few bytes at a time gets nothing for that (CVE-2019-9511).
-    if frame_size >= CRUMB_BYTES or st.out_bytes + st.direct_size == 0:
-        meter_data_sent(&s.meter, frame_size)
+    # Who opens its window by a few bytes at a time gets no more updates for that (CVE-2019-9511).
+    meter_data_sent(&s.meter, frame_size, frame_size < CRUMB_BYTES and st.out_bytes + st.direct_size != 0)
     if st.flags & ST_FULL and st.out_bytes <= STREAM_LOW_WATER:
         st.flags &= ~<uint32_t>ST_FULL
         stream_mark(st, ST_DRAINED)

@@ -50,7 +50,7 @@ cdef struct meter:
 cdef void meter_init(meter* m, nghttp2_session* ng, size_t preface, int64_t now_ms) noexcept nogil
 cdef bint meter_charge(meter* m, int kind, int64_t now_ms) noexcept nogil
 cdef int meter_reason(int kind) noexcept nogil
-cdef void meter_data_sent(meter* m, size_t size) noexcept nogil
+cdef void meter_data_sent(meter* m, size_t size, bint crumb) noexcept nogil
 cdef void meter_stream_begun(meter* m) noexcept nogil
 cdef size_t meter_frames(meter* m, const char** p, size_t* n, int64_t now_ms, int* heads_left,
         int* reason, uint32_t* code) noexcept nogil

@@ -90,11 +90,12 @@ cdef void give(meter* m, int kind, int64_t count) noexcept nogil:
         m.tokens[kind] += count * UNIT
 
 
-cdef void meter_data_sent(meter* m, size_t size) noexcept nogil:
+cdef void meter_data_sent(meter* m, size_t size, bint crumb) noexcept nogil:
     """Who takes data gives window back, for the stream and for the connection, once for each frame or more often; gRPC
-    measures with a PING how fast it comes, in every round trip.
+    measures with a PING how fast it comes, in every round trip. `crumb`: the window let no more than a few bytes out.
     """
-    give(m, METER_WINDOW, 2 + <int64_t>(size // WINDOW_PIECE))
+    if not crumb:
+        give(m, METER_WINDOW, 2 + <int64_t>(size // WINDOW_PIECE))
     give(m, METER_PING, 1)
 
 
