@@ -12,6 +12,7 @@ from lb._fastpath.table cimport upstream_view
 cdef enum:
     PICK_NONE = -1  # no endpoint may get anything new
     PICK_FULL = -2  # some could, but a limit is reached
+    PICK_UNHEALTHY = -3  # all fail their health checks, and the upstream wants none of those
 
 cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t client) noexcept nogil
 cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil

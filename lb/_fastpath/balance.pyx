@@ -11,7 +11,18 @@ from lb._fastpath.c.sys cimport (
     lb_put_int,
     log,
 )
-from lb._fastpath.endpoint cimport ADMIN_READY, CURSOR_WORDS, EJECT_AFTER, EJECT_MS, endpoint, upstream_live
+from lb._fastpath.endpoint cimport (
+    ADMIN_READY,
+    CURSOR_WORDS,
+    EJECT_AFTER,
+    EJECT_MS,
+    HEALTH_FAILED,
+    HEALTH_OK,
+    HEALTH_UNTESTED,
+    endpoint,
+    upstream_live,
+)
+from lb._fastpath.table cimport CHECKED_NOT, CHECKED_REFUSE
 
 cdef extern from *:
     """
@@ -22,14 +33,25 @@ cdef extern from *:
     uint64_t MIX_B "LB_MIX_B"
 
 
-cdef bint may_serve(reactor* r, upstream_view* up, uint32_t i, uint64_t tried, bint ignore_ejection) noexcept nogil:
-    """Weight, operator's word, ejection, and not tried before by this exchange (only the first 64 are remembered)."""
+cdef struct willing:
+    # Who comes into question.
+    uint64_t tried  # endpoints that this exchange has tried before (only the first 64 are remembered)
+    int worst_health
+    bint ejected  # those as well
+
+
+cdef bint is_in_service(upstream_view* up, uint32_t i) noexcept nogil:
+    """By its weight and the operator's word."""
+    return up.weights[i] > 0 and lb_peek_int(&up.endpoints[i].admin) == ADMIN_READY
+
+
+cdef bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* who) noexcept nogil:
     cdef endpoint* ep = up.endpoints[i]
-    if up.weights[i] <= 0 or lb_peek_int(&ep.admin) != ADMIN_READY:
+    if not is_in_service(up, i) or lb_peek_int(&ep.health) > who.worst_health:
         return False
-    if i < 64 and (tried >> i) & 1:
+    if i < 64 and (who.tried >> i) & 1:
         return False
-    return ignore_ejection or lb_peek_i64(&ep.ejected_until_ms) <= r.now_ms
+    return who.ejected or lb_peek_i64(&ep.ejected_until_ms) <= r.now_ms
 
 
 cdef bint reserve(upstream_view* up, uint32_t i) noexcept nogil:
@@ -45,7 +67,7 @@ cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil:
     lb_add_ordered_int(&live.active, -1)
 
 
-cdef int pick_in_turn(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection) noexcept nogil:
+cdef int pick_in_turn(reactor* r, upstream_view* up, willing* who) noexcept nogil:
     """Smooth weighted round-robin: the period is laid out in the view, each reactor walks it from its own place."""
     cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
     cdef uint32_t step, i
@@ -53,7 +75,7 @@ cdef int pick_in_turn(reactor* r, upstream_view* up, uint64_t tried, bint ignore
     cdef int result = PICK_NONE
     for step in range(up.sequence_size):
         i = up.sequence[(cursor[0] + offset + step) % up.sequence_size]
-        if not may_serve(r, up, i, tried, ignore_ejection):
+        if not may_serve(r, up, i, who):
             continue
         if reserve(up, i):
             cursor[0] = (cursor[0] + step + 1) % up.sequence_size
@@ -62,7 +84,7 @@ cdef int pick_in_turn(reactor* r, upstream_view* up, uint64_t tried, bint ignore
     return result
 
 
-cdef int pick_least(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection) noexcept nogil:
+cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
     """The lowest (active + 1) / weight; equals take turns."""
     cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
     cdef uint32_t step, i, best
@@ -75,7 +97,7 @@ cdef int pick_least(reactor* r, upstream_view* up, uint64_t tried, bint ignore_e
         best_weight = 1
         for step in range(up.count):
             i = (cursor[0] + step) % up.count
-            if not may_serve(r, up, i, tried, ignore_ejection):
+            if not may_serve(r, up, i, who):
                 continue
             load = lb_peek_int(&up.endpoints[i].active) + 1
             if up.max_connections_per_endpoint and load > up.max_connections_per_endpoint:
@@ -94,14 +116,14 @@ cdef int pick_least(reactor* r, upstream_view* up, uint64_t tried, bint ignore_e
         # A sibling took the last place in between: look again.
 
 
-cdef int pick_by_client(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection,
+cdef int pick_by_client(reactor* r, upstream_view* up, willing* who,
         uint64_t client) noexcept nogil:
     """Weighted rendezvous hashing: a client moves only when its own endpoint goes, and nothing has to be remembered."""
     cdef uint32_t i, best = up.count
     cdef uint64_t h
     cdef double score, best_score = 0
     for i in range(up.count):
-        if not may_serve(r, up, i, tried, ignore_ejection):
+        if not may_serve(r, up, i, who):
             continue
         h = (client ^ up.endpoints[i].hash) * MIX_A
         h = (h ^ (h >> 32)) * MIX_B
@@ -115,26 +137,65 @@ cdef int pick_by_client(reactor* r, upstream_view* up, uint64_t tried, bint igno
     return <int>best if reserve(up, best) else PICK_FULL
 
 
-cdef int pick(reactor* r, upstream_view* up, uint64_t tried, bint ignore_ejection, uint64_t client) noexcept nogil:
+cdef int pick(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
     if up.client_affinity:
-        return pick_by_client(r, up, tried, ignore_ejection, client)
+        return pick_by_client(r, up, who, client)
     if up.least_connections:
-        return pick_least(r, up, tried, ignore_ejection)
-    return pick_in_turn(r, up, tried, ignore_ejection)
+        return pick_least(r, up, who)
+    return pick_in_turn(r, up, who)
+
+
+cdef bint all_failed(upstream_view* up) noexcept nogil:
+    """Whether everybody in service fails their health checks, whomever this exchange has tried."""
+    cdef uint32_t i
+    cdef bint any = False
+    for i in range(up.count):
+        if not is_in_service(up, i):
+            continue
+        if lb_peek_int(&up.endpoints[i].health) != HEALTH_FAILED:
+            return False
+        any = True
+    return any
+
+
+cdef int pick_worse(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
+    """Nobody is left who is healthy and not ejected: who else is a better answer than 503?"""
+    cdef int result = PICK_NONE
+    who.worst_health = HEALTH_UNTESTED
+    if up.checked != CHECKED_NOT:
+        result = pick(r, up, who, client)
+    who.ejected = True
+    if result == PICK_NONE:
+        result = pick(r, up, who, client)
+    if result != PICK_NONE or up.checked == CHECKED_NOT or not all_failed(up):
+        return result
+    if up.checked == CHECKED_REFUSE:
+        return PICK_UNHEALTHY
+    # That all are broken at once is less likely than a check that asks the wrong question (ALB fails open as well).
+    who.worst_health = HEALTH_FAILED
+    who.ejected = False
+    result = pick(r, up, who, client)
+    if result == PICK_NONE:
+        who.ejected = True
+        result = pick(r, up, who, client)
+    return result
 
 
 cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t client) noexcept nogil:
-    """Index of the endpoint, with a place on it and on the upstream reserved, or PICK_NONE or PICK_FULL."""
+    """Index of the endpoint, with a place on it and on the upstream reserved, or one of PICK_…."""
     cdef int result
+    cdef willing who
     if up.count == 0:
         return PICK_NONE
     if lb_add_ordered_int(&up.live.active, 1) > up.max_connections and up.max_connections:
         lb_add_ordered_int(&up.live.active, -1)
         return PICK_FULL
-    result = pick(r, up, tried, False, client)
+    who.tried = tried
+    who.worst_health = HEALTH_OK
+    who.ejected = False
+    result = pick(r, up, &who, client)
     if result == PICK_NONE:
-        # All that could serve have been ejected: one of them is still a better answer than 503.
-        result = pick(r, up, tried, True, client)
+        result = pick_worse(r, up, &who, client)
     if result < 0:
         lb_add_ordered_int(&up.live.active, -1)
     else:

@@ -15,6 +15,11 @@ cdef enum:  # admin_state
     ADMIN_DRAIN
     ADMIN_DOWN
 
+cdef enum:  # health: what the control plane's checks say
+    HEALTH_OK = 0  # or not checked
+    HEALTH_UNTESTED  # came to others and waits for its first check: serves when nobody is better
+    HEALTH_FAILED
+
 cdef struct idle_pool:
     # The unused connections of one reactor to one endpoint, most recently used first.  Written by whoever holds the
     # lock: its reactor, or a sibling that takes a connection over. The lock is only ever tried.
@@ -48,7 +53,8 @@ cdef struct endpoint:
     char* key
     uint32_t key_size
     int admin
-    int retired  # No longer in the current table: connections close when they are done.
+    int retired  # Not in the current table: connections close when they are done.
+    int health
     uint64_t hash  # Of the key, for rendezvous hashing.
     # every reactor, atomically
     int active  # Exchanges and tunnels under way, over all reactors: exact.

@@ -56,8 +56,8 @@ class UpstreamStats(Traffic):
 class EndpointStats(TypedDict):
     key: str
     state: str
-    """What balancing sees: `ready`, `draining`, `ejected` (after connect failures), `drain`, `down` (by an
-    operator).
+    """What balancing sees: `ready`, `draining`, `ejected` (after connect failures), `unhealthy` (by its checks),
+    `untested` (came to others and waits for its first check), `drain`, `down` (by an operator).
     """
     weight: int
     active: int
@@ -146,7 +146,9 @@ class Engine:
         max_connections: int = 0,
         max_buffer_bytes: int = 0,
         log_ring_bytes: int = 1 << 20,
-    ) -> None: ...
+        spare_descriptors: int = 64,
+    ) -> None:
+        """`spare_descriptors` are left to the control plane."""
     def compile_host(self, hostname: str, one_label: bool, routes: list[RouteSpec]) -> HostProgram:
         """One virtual host; `routes` in rank order."""
     def make_index(self, hosts: dict[str, HostProgram]) -> HostIndex: ...
@@ -230,3 +232,7 @@ class Engine:
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
         """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed);
         weight -1 returns to the model's. Survives reloads. KeyError when there is no such endpoint."""
+    def set_health(self, upstream: str, key: str, healthy: bool) -> None:
+        """What health checks say, for all threads at once; an endpoint that is not checked is healthy. One that turns
+        unhealthy loses its unused connections, one that turns healthy is no longer ejected. One that has gone meanwhile
+        is passed over."""

@@ -49,6 +49,7 @@ from lb._fastpath.c.sys cimport (
     lb_peek_i64,
     lb_peek_int,
     lb_peek_u64,
+    lb_put_i64,
     lb_put_int,
     lb_reason_names,
     lb_store_int,
@@ -81,6 +82,9 @@ from lb._fastpath.endpoint cimport (
     ADMIN_DRAIN,
     ADMIN_READY,
     CURSOR_WORDS,
+    HEALTH_FAILED,
+    HEALTH_OK,
+    HEALTH_UNTESTED,
     MAX_REACTORS,
     endpoint,
     idle_pool,
@@ -178,6 +182,7 @@ cdef class Endpoint:
         self.p.key_size = <uint32_t>len(raw)
         self.p.hash = lb_hash(self.p.key, self.p.key_size)
         self.p.upstream = upstream.p
+        self.p.retired = 1  # until it is published
         self.upstream = upstream.name
         self.key = key
         self.admin = "ready"
@@ -268,8 +273,8 @@ cdef class UpstreamView:
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
             int protocol=0, ClientTls tls=None):
         """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
-        connections, connections per endpoint, queue, queue timeout, streams per connection. `protocol`: 0 HTTP/1, 1
-        HTTP/2, 2 by ALPN."""
+        connections, connections per endpoint, queue, queue timeout, streams per connection, health checks (CHECKED_… of
+        table.pxd). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -291,7 +296,7 @@ cdef class UpstreamView:
             self.p.wire |= tls.p.id << 2
         (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
-         self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection) = policy
+         self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked) = policy
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
@@ -627,7 +632,8 @@ cdef class Engine:
     cdef int64_t buffer_budget
     cdef dict doomed
 
-    def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20):
+    def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20,
+            int spare_descriptors=64):
         cdef int i
         if not 1 <= threads <= MAX_REACTORS:
             raise ValueError(f"threads must be 1 to {MAX_REACTORS}, not {threads}")
@@ -639,7 +645,7 @@ cdef class Engine:
         self.s.max_connections = max_connections
         self.buffer_budget = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
         self.s.budget_left = self.buffer_budget
-        self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 64
+        self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - spare_descriptors
         self.s.secret = int.from_bytes(os.urandom(8), "little")
         self.s.reactors = <reactor*>lb_line_alloc(threads * sizeof(reactor))
         if self.s.reactors == NULL:
@@ -941,12 +947,15 @@ cdef class Engine:
         cdef Table old = self.current
         cdef UpstreamView view, before
         cdef Endpoint ep
-        # A new endpoint may be an old one that comes back: it must be willing before the first request asks for it.
+        # New ones, and old ones that come back, must be willing before the first request asks for them.
         for name, view in new.upstreams.items():
             if old is not None and old.upstreams.get(name) is view:
                 continue
+            joins = view.p.checked and self.keeps_some(name, view)
             for ep in view.endpoints:
-                lb_store_int(&ep.p.retired, 0)
+                if lb_peek_int(&ep.p.retired):
+                    lb_store_int(&ep.p.health, HEALTH_UNTESTED if joins else HEALTH_OK)
+                    lb_store_int(&ep.p.retired, 0)
                 self.doomed.pop(ep, None)
         self.current = new
         lb_swap_ptr(&self.s.current, new.p)
@@ -963,6 +972,11 @@ cdef class Engine:
                 if ep not in kept:
                     lb_store_int(&ep.p.retired, 1)
                     self.close_pools(ep)
+
+    cdef bint keeps_some(self, str name, UpstreamView view):
+        """Whether an endpoint that serves now goes on serving: those that come can then wait for their first check."""
+        cdef UpstreamView before = self.current.upstreams.get(name) if self.current is not None else None
+        return before is not None and not set(before.endpoints).isdisjoint(view.endpoints)
 
     cdef list turns(self):
         """Where each reactor stands: what was posted or swapped before it reaches two more has been seen by it."""
@@ -1407,6 +1421,8 @@ cdef class Engine:
                 state = ep.admin
             elif weight == 0:
                 state = "draining"
+            elif lb_peek_int(&ep.p.health) != HEALTH_OK:
+                state = "unhealthy" if lb_peek_int(&ep.p.health) == HEALTH_FAILED else "untested"
             else:
                 state = "ejected" if ejected else "ready"
             result.append({
@@ -1436,6 +1452,23 @@ cdef class Engine:
             ep.weight_override = weight
             self.overrides.setdefault(upstream, {})[key] = weight
         self.republish(upstream)
+
+    def set_health(self, str upstream, str key, bint healthy):
+        """What health checks say, for all reactors at once. Passes over an endpoint that has gone meanwhile."""
+        cdef Upstream live = self.upstreams.get(upstream)
+        cdef Endpoint ep = live.endpoints.get(key) if live is not None else None
+        cdef int before
+        if ep is None or lb_peek_int(&ep.p.retired):
+            return
+        before = lb_peek_int(&ep.p.health)
+        lb_store_int(&ep.p.health, HEALTH_OK if healthy else HEALTH_FAILED)
+        if not healthy and before != HEALTH_FAILED:
+            # Whatever broke the endpoint may have broken them: no request should have to find out.
+            self.post(run_close_pool, ep.p, 0)
+        elif healthy and before == HEALTH_FAILED:
+            # Checks have just connected, so connections that failed before say nothing any more (as in Envoy).
+            lb_put_int(&ep.p.failures_in_row, 0)
+            lb_put_i64(&ep.p.ejected_until_ms, 0)
 
     cdef republish(self, str upstream):
         """The current table again, with the operator's weights in it."""

@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from lb._fastpath.access cimport log_exchange
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
-from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
+from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, endpoint_connect_failed
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
     LB_R_BAD_HEADER,
@@ -18,6 +18,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_LOCAL_ANSWER,
     LB_R_MISDIRECTED,
     LB_R_NO_ENDPOINT,
+    LB_R_NO_HEALTHY_ENDPOINT,
     LB_R_NO_HOST,
     LB_R_NO_MEMORY,
     LB_R_NO_ROUTE,
@@ -416,9 +417,10 @@ cdef void dispatch(exchange* x) noexcept nogil:
 
 cdef void start_on(exchange* x, int i) noexcept nogil:
     """Start an attempt on the endpoint that was chosen, if any was."""
+    cdef int nobody = LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
     if i < 0:
         # After failures their reason says more than that nobody is left.
-        refuse(x, x.reason if x.reason != LB_R_OK else LB_R_NO_ENDPOINT)
+        refuse(x, x.reason if x.reason != LB_R_OK else nobody)
         return
     x.ep = x.up.endpoints[i]
     x.flags |= X_RESERVED

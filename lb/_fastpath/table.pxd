@@ -30,6 +30,11 @@ cdef enum:  # upstream_view.protocol
     PROTOCOL_HTTP2
     PROTOCOL_BY_ALPN
 
+cdef enum:  # upstream_view.checked
+    CHECKED_NOT = 0
+    CHECKED_SERVE  # when all fail their checks, they serve
+    CHECKED_REFUSE  # ... they do not
+
 cdef struct text:
     # Bytes inside a vhost.
     uint32_t at
@@ -161,6 +166,7 @@ cdef struct upstream_view:
     int max_queue
     int queue_timeout_ms
     int max_streams_per_connection
+    int checked
 
 cdef struct table_pin:
     # Exchanges of one reactor that use the table; written by that reactor only.

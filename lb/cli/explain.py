@@ -283,13 +283,14 @@ def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
 
 
 def _endpoint_row(endpoint: EndpointStep) -> Text:
-    style = "green" if endpoint.state == "ready" else "yellow"
+    style = {"ready": "green", "unhealthy": "red"}.get(endpoint.state, "yellow")
     row = Text("    ")
     row.append(f"{endpoint.key} ")
     row.append(endpoint.state, style)
     details = [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []
     details += [endpoint.target] if endpoint.target else []
+    details += [endpoint.health] if endpoint.health else []
     row.append("".join(f", {detail}" for detail in details))
     return _with_source(row, endpoint.source)
 

@@ -17,6 +17,7 @@ from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Ta
 from lb.compile.tls import TlsParts
 from lb.model.address import address_mistake
 from lb.model.config import Config
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
@@ -220,6 +221,13 @@ def _endpoint_specs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, str, int
     return list(specs.values())
 
 
+def _checked(check: HealthCheck) -> int:
+    """CHECKED_… of table.pxd."""
+    if check.type == "off":
+        return 0
+    return 1 if check.when_all_fail == "serve" else 2
+
+
 def _policy(upstream: Upstream) -> tuple[int, ...]:
     options: UpstreamOptions = upstream.options
     return (
@@ -233,6 +241,7 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         _int32(options.max_queue),
         _int32(options.queue_timeout_ms),
         _int32(options.max_streams_per_connection),
+        _checked(upstream.health_check),
     )
 
 

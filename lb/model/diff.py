@@ -17,6 +17,7 @@ from lb.certs.pem import read_chain
 from lb.model.config import Config
 from lb.model.explain import describe_forward, describe_match
 from lb.model.form import option_fields
+from lb.model.health import describe_check, header_lines
 from lb.model.listener import Listener
 from lb.model.match import path_holds
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost
@@ -256,6 +257,22 @@ def _upstream_effects(old: Upstream, new: Upstream) -> Iterator[str]:
         yield f"upstream {new.name}: {option}"
     if old.tls != new.tls:
         yield f"upstream {new.name}: {_spoken(new)} instead of {_spoken(old)}"
+    yield from _health_check_effects(old, new)
+
+
+def _health_check_effects(old: Upstream, new: Upstream) -> Iterator[str]:
+    if "off" in (old.health_check.type, new.health_check.type):
+        was, now = describe_check(old.health_check), describe_check(new.health_check)
+        if was != now:
+            yield f"upstream {new.name}: health check {was} -> {now}"
+        return
+    # Values of header lines may be credentials.
+    before, after = (msgspec.structs.replace(one.health_check, headers=()) for one in (old, new))
+    for option in _changed_options(before, after):
+        yield f"upstream {new.name}: health check: {option}"
+    if old.health_check.headers != new.health_check.headers:
+        names = ", ".join(name for name, _ in header_lines(new.health_check)) or "none"
+        yield f"upstream {new.name}: health check: other headers ({names})"
 
 
 def _spoken(upstream: Upstream) -> str:

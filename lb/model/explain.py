@@ -25,6 +25,7 @@ from lb.model.explain_tls import (
     tell_certificates,
 )
 from lb.model.form import option_fields
+from lb.model.health import describe_check
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
@@ -47,6 +48,7 @@ STATUS = {
     "no-endpoint": 503,
     "misdirected": 421,
     "plain-http": 400,
+    "no-healthy-endpoint": 503,
 }
 """What lb answers for the reasons that routing can end with: a part of lb/_fastpath/c/reasons.h."""
 
@@ -177,11 +179,13 @@ class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
 
     key: str
     state: str
-    """`ready`, `draining`, `zero-weight`; with live states also `ejected`, `drain`, `down`."""
+    """`ready`, `draining`, `zero-weight`; with live states also `unhealthy`, `untested`, `ejected`, `drain`, `down`."""
     weight: int = 1
     target: str = ""
     active: int | None = None
     """Requests it is serving now; only with live states."""
+    health: str = ""
+    """What its health checks say; only with live states."""
     source: Source = Source()
 
 
@@ -194,6 +198,8 @@ class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
     balance: str = ""
     affinity: str = "none"
     endpoints: tuple[EndpointStep, ...] = ()
+    reason: str = ""
+    """With which a request that comes here is refused; empty when it can serve."""
     why: str = ""
     """Why it cannot serve; empty when it can."""
     source: Source = Source()
@@ -511,16 +517,18 @@ class _Explainer:
             self._found["options"] += tuple(_upstream_options(upstream))
         refusing = [step for step in steps if step.share and not step.serves]
         if sum(step.share for step in refusing) >= 1 or len(refusing) == sum(1 for step in steps if step.share):
-            known = any(step.name in self._config.upstreams for step in refusing)
-            raise _End("no-endpoint" if known else "no-upstream", "; ".join(step.why for step in refusing))
+            reasons = {step.reason for step in refusing}
+            reason = next(one for one in ("no-endpoint", "no-healthy-endpoint", "no-upstream") if one in reasons)
+            raise _End(reason, "; ".join(step.why for step in refusing))
         for step in refusing:
-            self._notes.append(f"{step.share:.0%} of the requests are answered 503 (no-endpoint): {step.why}")
-        return None, "ok", "one of the ready endpoints answers"
+            self._notes.append(f"{step.share:.0%} of the requests are answered 503 ({step.reason}): {step.why}")
+        any_ready = any(one.state == "ready" for step in steps if step.share for one in step.endpoints)
+        return None, "ok", "one of the ready endpoints answers" if any_ready else "an endpoint answers: none is ready"
 
     def _judge_upstream(self, name: str, share: float) -> UpstreamStep:
         upstream = self._config.upstreams.get(name)
         if upstream is None:
-            return UpstreamStep(name, share, why=f"there is no upstream {name}")
+            return UpstreamStep(name, share, reason="no-upstream", why=f"there is no upstream {name}")
         live = {str(state["key"]): state for state in self._states.get(name, ())}
         endpoints = tuple(
             _judge_endpoint(one, live.get(one.key), self._source(one.origin)) for one in upstream.endpoints
@@ -530,13 +538,17 @@ class _Explainer:
             self._notes.append(f"{refused.what}: {refused.why}")
         if upstream.affinity == "client-ip":
             self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
+        reason, why = _why_unavailable(upstream, endpoints)
+        if not reason and _all_fail(endpoints):
+            self._notes.append(f"all endpoints of {name} fail their health checks, so they serve all the same")
         return UpstreamStep(
             name,
             share,
             upstream.balance,
             upstream.affinity,
             endpoints,
-            _why_unavailable(upstream, endpoints),
+            reason,
+            why,
             self._source(upstream.origin),
             describe_upstream(upstream.tls),
             protocol=upstream.protocol,
@@ -608,22 +620,38 @@ def _why_route(failed: Condition | None, verdict: Verdict) -> str:
 
 def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: Source) -> EndpointStep:
     state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
-    weight, active = endpoint.weight, None
+    weight, active, health = endpoint.weight, None, ""
     if live is not None:
-        weight, active = int(live.get("weight", weight)), live.get("active")
+        weight, active, health = int(live.get("weight", weight)), live.get("active"), str(live.get("health", ""))
         state = str(live.get("state", state))
         if state == "ready" and weight == 0:
             state = "zero-weight"
-    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, source)
+    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, health, source)
 
 
-def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> str:
-    """Draining endpoints serve while there is no ready one."""
-    if any(one.state == "ready" or (one.state == "draining" and one.weight) for one in endpoints):
-        return ""
+def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> tuple[str, str]:
+    """(reason, why) of an upstream that cannot serve.
+
+    Draining endpoints, untested ones and ejected ones serve while there is no ready one.
+    """
+    if any(one.state in _SERVING or (one.state == "draining" and one.weight) for one in endpoints):
+        return "", ""
     if not endpoints:
-        return upstream.unavailable or f"{upstream.name} has no endpoints"
-    return f"none of the {len(endpoints)} endpoints of {upstream.name} takes requests"
+        return "no-endpoint", upstream.unavailable or f"{upstream.name} has no endpoints"
+    if _all_fail(endpoints):
+        if upstream.health_check.when_all_fail == "serve":
+            return "", ""
+        return "no-healthy-endpoint", f"all endpoints of {upstream.name} fail their health checks"
+    return "no-endpoint", f"none of the {len(endpoints)} endpoints of {upstream.name} takes requests"
+
+
+_SERVING = ("ready", "untested", "ejected")
+
+
+def _all_fail(endpoints: Sequence[EndpointStep]) -> bool:
+    """Whether all those fail their health checks that would serve otherwise."""
+    states = {one.state for one in endpoints}
+    return "unhealthy" in states and states.isdisjoint(_SERVING)
 
 
 _SHOWN_WHEN_SET = ("https_redirect", "grpc_web")
@@ -654,6 +682,8 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
         value = getattr(upstream.options, field.attribute)
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
+    if upstream.health_check.type != "off":
+        yield OptionStep("upstream.health_check", describe_check(upstream.health_check), f"upstream {upstream.name}")
 
 
 def _as_it_says(origin: Origin) -> Origin:

@@ -20,7 +20,9 @@ TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", 
 LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "origin")
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
-UPSTREAM_KEYS = ("endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "origin")
+UPSTREAM_KEYS = (
+    "endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "health_check", "origin",
+)  # fmt: skip
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 
 CERTIFICATE_KEYS = ("chain", "key", "ocsp", "cert_file", "key_file", "ocsp_file", "directory", "origin")
@@ -45,7 +47,7 @@ _ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue", "https_r
 
 
 class OptionField(NamedTuple):
-    """One option of HttpOptions, RouteOptions, UpstreamOptions, or of the daemon's settings."""
+    """One option of HttpOptions, RouteOptions, UpstreamOptions, HealthCheck, or of the daemon's settings."""
 
     attribute: str
     key: str
@@ -59,7 +61,7 @@ class OptionField(NamedTuple):
         if value is None:
             return "default"
         if isinstance(value, tuple):
-            return ", ".join(value) or "none"
+            return ", ".join(map(str, value)) or "none"
         if not isinstance(value, int) or isinstance(value, bool):
             return str(value).lower()
         if value == 0 and self.attribute not in _ZERO_IS_NONE:

@@ -2,7 +2,8 @@
 
 What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
 route (a route that lost a condition would serve too much), a wrong address costs the endpoint or the listener (without
-its address it would listen everywhere), an entry of a list of networks itself, an unknown key nothing.
+its address it would listen everywhere), a wrong word in a health check the whole check (half understood, it might find
+good endpoints bad), an entry of a list of networks itself, an unknown key nothing.
 The `settings:` section belongs to lb/settings.py and is passed over.
 
 An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
@@ -46,6 +47,7 @@ from lb.model.form import (
     default_route_name,
     option_fields,
 )
+from lb.model.health import HealthCheck, is_used, mistakes, read_off
 from lb.model.listener import HttpOptions, Listener
 from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
 from lb.model.origins import read_origin
@@ -67,7 +69,7 @@ from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
-OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions, ClientCertificates, UpstreamTls)
+OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions, HealthCheck, ClientCertificates, UpstreamTls)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
 _MAX_SUGGESTIONS = 1_000
@@ -138,6 +140,8 @@ class _Reader:
         self._last_good = last_good
         self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
+        self._why = ""
+        """What mistakes cost where we are."""
 
     # -- The parts of the file
 
@@ -394,7 +398,30 @@ class _Reader:
             self._place(path) if inherited is None else inherited,
             self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
             self._choice(f"{path}.protocol", content.get("protocol", "http1"), ("http1", "http2", "auto")),
+            self._read_health_check(f"{path}.health_check", content.get("health_check"), has_tls="tls" in content),
         )
+
+    def _read_health_check(self, path: str, value: object, *, has_tls: bool) -> HealthCheck:
+        """No check at all when there is a mistake in it."""
+        self._why = "the endpoints are not checked"
+        problems_before = len(self.problems)
+        check = self._attempt(self._read_check, path, value, has_tls)
+        self._why = ""
+        return check if check is not None and len(self.problems) == problems_before else HealthCheck()
+
+    def _read_check(self, path: str, value: object, has_tls: bool) -> HealthCheck:
+        if value is None or value is False:  # what YAML 1.1 makes of a plain `off`
+            return HealthCheck()
+        content = read_off({"type": value} if isinstance(value, str) else self._mapping(path, value))
+        problems_before = len(self.problems)
+        check = self._read_options(path, content, HealthCheck(type="http"), only_options=True)
+        if len(self.problems) == problems_before:
+            for attribute, what in mistakes(check, has_tls=has_tls):
+                self._report(f"{path}.{_key_of(HealthCheck, attribute)}", what, "")
+            for key in content:
+                if not is_used(key, check):
+                    self._report(f"{path}.{key}", f"has no effect on a check of type {check.type}", "leave it out")
+        return check if check.type != "off" else HealthCheck()
 
     def _read_endpoint(self, path: str, inherited: Origin | None, value: object) -> Endpoint:
         content = {"address": value} if isinstance(value, str) else self._mapping(path, value)
@@ -654,7 +681,7 @@ class _Reader:
             return None
 
     def _report(self, path: str, what: str, fix: str, why: str = "") -> None:
-        self.problems.add("LB5003", self._place(path), what, why=why, fix=fix, field=path)
+        self.problems.add("LB5003", self._place(path), what, why=why or self._why, fix=fix, field=path)
 
     def _report_unknown_keys(self, path: str, content: Mapping[str, Any], known: Collection[str]) -> None:
         for key in content:
@@ -687,6 +714,10 @@ def _is_hostname(name: str) -> bool:
 
 def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:
     return (field.key for field in option_fields(options))
+
+
+def _key_of(options: type[msgspec.Struct], attribute: str) -> str:
+    return next(field.key for field in option_fields(options) if field.attribute == attribute)
 
 
 def _suggest(word: str, known: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard, get_args
 import msgspec
 
 from lb.model.form import API_VERSION, BUNDLES, KIND, PATH_KINDS, OptionField, option_fields
+from lb.model.health import CheckType, HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import (
     Forward,
@@ -226,10 +227,18 @@ def _upstream() -> Schema:
         "resolve": {**_TEXT, "description": texts["resolve"]},
         "unavailable": {**_TEXT, "description": texts["unavailable"]},
         "tls": _object(_options(UpstreamTls) | _bundle_files(), text=_class_text(UpstreamTls)),
+        "health_check": _health_check(),
         "origin": _reference("origin"),
     }
     full = _object(fields | _options(UpstreamOptions))
     return {"description": _class_text(Upstream), "anyOf": [{"type": "array", "items": _reference("endpoint")}, full]}
+
+
+def _health_check() -> Schema:
+    short = {"enum": list(get_args(CheckType)), "description": field_texts(HealthCheck)["type"]}
+    full = _object(_options(HealthCheck))
+    full["properties"]["type"]["default"] = "http"
+    return {"description": field_texts(Upstream)["health_check"], "anyOf": [short, full]}
 
 
 def _endpoint() -> Schema:

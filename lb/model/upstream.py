@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.health import HealthCheck
 from lb.model.tls import UpstreamTls
 from lb.problems import Origin
 
@@ -85,3 +86,5 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: plain."""
     protocol: Protocol = "http1"
     """What its endpoints speak; auto: what TLS agrees on (ALPN), and HTTP/1 where there is no TLS."""
+    health_check: HealthCheck = HealthCheck()
+    """How its endpoints are checked while lb runs."""

@@ -11,6 +11,7 @@ import yaml
 
 from lb.model.config import Config
 from lb.model.form import API_VERSION, BUNDLES, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
@@ -171,10 +172,17 @@ def _write_upstream(upstream: Upstream) -> Content:
     content |= _write_options(upstream.options, UpstreamOptions())
     if upstream.tls is not None:
         content["tls"] = _write_options(upstream.tls, UpstreamTls())
+    if upstream.health_check.type != "off":
+        content["health_check"] = _write_health_check(upstream.health_check)
     if upstream.endpoints:
         content["endpoints"] = [_write_endpoint(endpoint, upstream) for endpoint in upstream.endpoints]
     content["origin"] = write_origin(upstream.origin)
     return content
+
+
+def _write_health_check(check: HealthCheck) -> object:
+    content = _write_options(check, HealthCheck())
+    return check.type if len(content) == 1 else content
 
 
 def _write_endpoint(endpoint: Endpoint, upstream: Upstream) -> object:

@@ -168,7 +168,7 @@ def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
     result = lb("explain", "http://old.example.com:8080/v1", "--live", admin_socket, "-H", "X-A: 1")
     assert result.exit_code == 0
     assert "[fd00::3]:80 ejected, 2 active" in result.stdout
-    assert "503, no-endpoint: none of the 2 endpoints of old takes requests" in result.stdout
+    assert "forwarded: an endpoint answers: none is ready" in result.stdout
 
 
 def test_mistakes_in_the_request_are_told_before_the_daemon_is_asked(lb: Lb, admin_socket: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from lb.model.config import Config
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Request
 from lb.model.normalize import normalize_rule_path
@@ -108,6 +109,34 @@ upstream_options = st.just(UpstreamOptions()) | st.builds(
     UpstreamOptions, connect_timeout_ms=counts, max_connections=counts, max_queue=counts, queue_timeout_ms=counts
 )
 
+_times = st.sampled_from([100, 1_000, 5_000, 90_000])
+_check_fields = {
+    "port": st.sampled_from([0, 81, 65_535]),
+    "interval_ms": _times,
+    "down_interval_ms": st.just(0) | _times,
+    "timeout_ms": st.just(1) | _times,
+    "rise": st.integers(1, 3),
+    "fall": st.integers(1, 3),
+    "when_all_fail": st.sampled_from(["serve", "refuse"]),
+}
+health_checks = st.one_of(
+    st.just(HealthCheck()),
+    st.builds(HealthCheck, type=st.just("tcp"), **_check_fields),
+    st.builds(HealthCheck, type=st.just("tls"), tls=st.just("unverified"), **_check_fields),
+    st.builds(HealthCheck, type=st.just("grpc"), service=texts, tls=st.sampled_from(["off", "upstream"])),
+    st.builds(
+        HealthCheck,
+        type=st.sampled_from(["http", "http2"]),
+        path=st.sampled_from(["/", "/healthz?deep=1"]),
+        method=st.sampled_from(METHODS),
+        host=st.sampled_from(["", "a.example.com", "[::1]:80"]),
+        headers=st.sampled_from([(), ("X-A: 1", "X-A:"), ("Authorization: Bearer x y",)]),
+        statuses=st.sampled_from([("200-399",), (200,), (204, "300-399")]),
+        body=texts,
+        **_check_fields,
+    ),
+)
+
 _addresses = st.one_of(
     st.tuples(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1"]), st.integers(1, 65_535)),
     st.tuples(st.sampled_from(["unix:/run/a.sock", "unix:/run/a b:1"]), st.just(0)),
@@ -134,6 +163,7 @@ _upstreams = st.builds(
     unavailable=st.just("") | texts,
     resolve=st.sampled_from(["", "db.example.com"]),
     origin=origins,
+    health_check=health_checks,
 )
 _shares = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 1, 9])), min_size=1, max_size=3)
 _responds = st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts)

@@ -30,6 +30,12 @@ upstreams:
 """
 
 STEPS = [
+    ("  web: [10.0.1.1:80]", "  web: {health_check: {path: /h}, endpoints: [10.0.1.1:80]}", [
+        "upstream web: health check off -> http GET /h every 5s",
+    ]),
+    ("  web: [10.0.1.1:80]", "  web: {health_check: tcp, endpoints: [10.0.1.1:80]}", [
+        "upstream web: health check off -> tcp every 5s",
+    ]),
     ("{port: 80}", "{port: 8080, address: 127.0.0.1}", ["moves from *:80 to 127.0.0.1:8080"]),
     ("{port: 80}", "{port: 80, host_set: other}", ["serves host set other instead of default"]),
     ("{port: 80}", "{port: 80, http: {max_body: 1Mi}}", ["listener http: max_body no limit -> 1Mi"]),
@@ -97,6 +103,18 @@ def test_effects(part: str, replacement: str, effects: list[str]) -> None:
     assert BEFORE.count(part) == 1
     changes = diff(load(BEFORE), load(BEFORE.replace(part, replacement)))
     assert [change.effect for change in changes] == effects
+
+
+def test_a_health_check_that_changes() -> None:
+    check = "{path: /a, interval: 5s, statuses: [200], headers: ['Authorization: secret']}"
+    text = f"upstreams: {{web: {{health_check: {check}}}}}"
+    after = text.replace("secret", "hidden").replace("/a", "/b").replace("5s", "10s").replace("[200]", "[200, 300-399]")
+    assert [change.effect for change in diff(load(text), load(after))] == [
+        "upstream web: health check: path /a -> /b",
+        "upstream web: health check: statuses 200 -> 200, 300-399",
+        "upstream web: health check: interval 5s -> 10s",
+        "upstream web: health check: other headers (Authorization)",
+    ]
 
 
 def test_change_names_both_places() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lb.model import explain as explain_module
 from lb.model.config import Config
 from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain, make_ask
+from lb.model.health import HealthCheck, WhenAllFail
 from lb.model.match import match
 from lb.model.text import from_content
 from lb.problems import Origin
@@ -109,10 +110,38 @@ def test_endpoints_have_their_state_and_shares_are_told(config: Config) -> None:
 
 
 def test_live_states_replace_those_of_the_model(config: Config) -> None:
-    states = {"web": [{"key": "10.0.2.1:80", "state": "ejected", "weight": 1, "active": 3, "failures": 5}]}
+    states = {"web": [{"key": "10.0.2.1:80", "state": "drain", "weight": 1, "active": 3, "failures": 5}]}
     told = explain(config, Ask("shop.example.com", "/"), states)
-    assert told.upstreams[0].endpoints == (EndpointStep("10.0.2.1:80", "ejected", 1, "", 3, Source(file="lb.yaml")),)
+    step = EndpointStep("10.0.2.1:80", "drain", 1, "", 3, source=Source(file="lb.yaml"))
+    assert told.upstreams[0].endpoints == (step,)
     assert (told.status, told.reason, told.why) == (503, "no-endpoint", "none of the 1 endpoints of web takes requests")
+
+
+@pytest.mark.parametrize("state", ["ejected", "untested"])
+def test_those_serve_when_nobody_is_ready(config: Config, state: str) -> None:
+    told = explain(config, Ask("shop.example.com", "/"), {"web": [{"key": "10.0.2.1:80", "state": state, "weight": 1}]})
+    assert (told.status, told.reason, told.why) == (None, "ok", "an endpoint answers: none is ready")
+
+
+@pytest.mark.parametrize(
+    ("when_all_fail", "reason", "why"),
+    [
+        ("serve", "ok", "an endpoint answers: none is ready"),
+        ("refuse", "no-healthy-endpoint", "all endpoints of web fail their health checks"),
+    ],
+)
+def test_all_fail_their_health_checks(config: Config, when_all_fail: WhenAllFail, reason: str, why: str) -> None:
+    check = HealthCheck(type="http", path="/healthz", when_all_fail=when_all_fail)
+    web = msgspec.structs.replace(config.upstreams["web"], health_check=check)
+    config = msgspec.structs.replace(config, upstreams={**config.upstreams, "web": web})
+    state = {"key": "10.0.2.1:80", "state": "unhealthy", "weight": 1, "health": "unhealthy for 3 s: status 503"}
+    told = explain(config, Ask("shop.example.com", "/"), {"web": [state]})
+    assert (told.status, told.reason, told.why) == (None if reason == "ok" else 503, reason, why)
+    assert told.upstreams[0].endpoints[0].health == "unhealthy for 3 s: status 503"
+    note = "all endpoints of web fail their health checks, so they serve all the same"
+    assert (note in told.notes) == (when_all_fail == "serve")
+    options = {step.name: (step.value, step.set_by) for step in told.options}
+    assert options["upstream.health_check"] == ("http GET /healthz every 5s", "upstream web")
 
 
 def test_options_say_who_set_them(config: Config) -> None:

@@ -44,7 +44,14 @@ SEEN_BY_THE_READER_ONLY = (
     "listeners.http",
     "listeners.http.address",
     "upstreams",
-)
+    *(
+        f"upstreams.web.health_check.{key}"
+        for key in (
+            "path", "service", "method", "host", "headers", "statuses", "interval", "fast_interval", "down_interval",
+            "timeout", "rise", "port", "tls",
+        )
+    ),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given, settings
 
 from lb.model.config import Config
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, Respond, Route, RouteOptions, WeightedUpstream
 from lb.model.text import from_content, to_text
@@ -191,6 +192,38 @@ MISTAKES = [
     ("upstreams: {web: ['unix:']}", "upstreams.web[0].address", "", "web"),
     (f"upstreams: {{web: ['unix:/{'x' * 107}']}}", "upstreams.web[0].address", "", "web"),
     (f"upstreams: {{web: ['unix:/{'é' * 60}']}}", "upstreams.web[0].address", "", "web"),
+    *(
+        (f"upstreams: {{web: {{health_check: {check}}}}}", f"upstreams.web.health_check{field}", fix, "web")
+        for check, field, fix in (
+            ("5", "", ""),
+            ("htpp", ".type", ""),
+            ("{typ: tcp}", ".typ", "did you mean `type`?"),
+            ("{type: http, path: healthz}", ".path", ""),
+            ("{type: http, path: /a b}", ".path", ""),
+            ("{type: tcp, path: /healthz}", ".path", "leave it out"),
+            ("{type: http, service: shop}", ".service", "leave it out"),
+            ("{type: http, method: CONNECT}", ".method", ""),
+            ("{type: http, host: 'a/b'}", ".host", ""),
+            ("{type: http, headers: ['X-A']}", ".headers", ""),
+            ("{type: http, headers: ['Host: a']}", ".headers", ""),
+            ('{type: http, headers: ["X-A: a\\nX-B: b"]}', ".headers", ""),
+            ("{type: http, headers: {X-A: b}}", ".headers", ""),
+            ("{type: http, statuses: [20]}", ".statuses", ""),
+            ("{type: http, statuses: ['300-200']}", ".statuses", ""),
+            ("{type: http, statuses: []}", ".statuses", ""),
+            ("{type: http, interval: 5}", ".interval", ""),
+            ("{type: http, interval: 99ms}", ".interval", ""),
+            ("{type: http, fast_interval: 0}", ".fast_interval", ""),
+            ("{type: http, down_interval: 1ms}", ".down_interval", ""),
+            ("{type: http, timeout: 0}", ".timeout", ""),
+            ("{type: http, rise: 0}", ".rise", ""),
+            ("{type: http, fall: -1}", ".fall", ""),
+            ("{type: http, port: 65536}", ".port", ""),
+            ("{type: http, when_all_fail: panic}", ".when_all_fail", ""),
+            ("tls", ".tls", ""),
+            ("{type: tls, tls: off}", ".tls", ""),
+        )
+    ),
     ("listeners: {http: {port: 80, address: localhost}}", "listeners.http.address", "127.0.0.1", ""),
     ("listeners: {http: {address: 'unix:'}}", "listeners.http.address", "", ""),
     ("listeners: {http: {port: 80, http: {trusted_proxies: 5}}}", "listeners.http.http.trusted_proxies", "", "http"),
@@ -204,6 +237,48 @@ def test_mistake_is_one_problem_and_costs_only_itself(text: str, field: str, fix
     assert fix in problems[0].fix
     names = [route.name for hosts in config.hosts.values() for host in hosts.values() for route in host.routes]
     assert " ".join([*config.listeners, *names, *config.upstreams]) == kept
+
+
+def test_a_mistake_in_a_health_check_costs_the_whole_check() -> None:
+    config, problems = load("upstreams: {web: {health_check: {type: http, path: x, rise: 0}}}")
+    assert config.upstreams["web"].health_check == HealthCheck()
+    assert [one.why for one in problems] == ["the endpoints are not checked"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "check"),
+    [
+        ("tcp", HealthCheck("tcp")),
+        ("off", HealthCheck()),
+        ("'off'", HealthCheck()),
+        ("{type: off, interval: 1s}", HealthCheck()),
+        ("{}", HealthCheck("http")),
+        ("{type: http, tls: off}", HealthCheck("http", tls="off")),
+        ("{type: tls, tls: unverified}", HealthCheck("tls", tls="unverified")),
+        (
+            "{path: '/h?x=1', method: HEAD, host: a.test:80, headers: ['X-A: b'], statuses: [200, 300-399], body: ok}",
+            HealthCheck("http", 0, "/h?x=1", "HEAD", "a.test:80", ("X-A: b",), (200, "300-399"), "ok"),
+        ),
+        (
+            "{type: grpc, service: shop.v1, port: 81, interval: 2s, fast_interval: 500ms, down_interval: 10s,"
+            " timeout: 250ms, rise: 1, fall: 2, when_all_fail: refuse}",
+            HealthCheck(
+                "grpc", 81, service="shop.v1", interval_ms=2_000, fast_interval_ms=500, down_interval_ms=10_000,
+                timeout_ms=250, rise=1, fall=2, when_all_fail="refuse",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_health_checks(text: str, check: HealthCheck) -> None:
+    config, problems = load(f"upstreams: {{web: {{health_check: {text}}}}}")
+    assert problems == []
+    assert config.upstreams["web"].health_check == check
+
+
+def test_a_health_check_over_the_upstreams_own_tls() -> None:
+    config, problems = load("upstreams: {web: {health_check: tls, tls: {server_name: a.test}}}")
+    assert problems == []
+    assert config.upstreams["web"].health_check == HealthCheck("tls")
 
 
 def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:

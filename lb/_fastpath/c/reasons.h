@@ -49,6 +49,7 @@
     LB_REASON(NO_ROUTE, "no-route", 404)                                 \
     LB_REASON(NO_UPSTREAM, "no-upstream", 503)                           \
     LB_REASON(NO_ENDPOINT, "no-endpoint", 503)                           \
+    LB_REASON(NO_HEALTHY_ENDPOINT, "no-healthy-endpoint", 503)           \
     LB_REASON(QUEUE_FULL, "queue-full", 503)                             \
     LB_REASON(QUEUE_TIMEOUT, "queue-timeout", 503)                       \
     /* the endpoint */                                                   \
