@@ -21,6 +21,7 @@ import yaml
 from msgspec import Meta
 
 from lb.model.form import option_fields
+from lb.model.health import HealthCheck, mistakes, read_off
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.tls import TlsPolicy
@@ -114,6 +115,7 @@ class Defaults(Section, frozen=True):
     http: HttpOptions = HttpOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
+    health_check: HealthCheck = HealthCheck()
 
 
 class Kubernetes(Section, frozen=True):
@@ -304,13 +306,16 @@ def _check(settings: Settings) -> None:
             ipaddress.ip_network(network, strict=False)
         except ValueError as error:
             raise _FieldError(("defaults", "http", "trusted_proxies", index), str(error)) from None
+    keys = {field.attribute: field.key for field in option_fields(HealthCheck)}
+    for attribute, what in mistakes(settings.defaults.health_check, has_tls=True):
+        raise _FieldError(("defaults", "health_check", keys[attribute]), what)
 
 
 def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], path: Steps) -> dict[str, object]:
     """Keys of the file as attributes: `drain_timeout: 30s` is `drain_timeout_ms: 30000`."""
     known = {field.key: field for field in option_fields(struct)}
     attributes = {}
-    for key, value in content.items():
+    for key, value in (read_off(content) if struct is HealthCheck else content).items():
         place = (*path, str(key))
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)

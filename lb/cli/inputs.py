@@ -165,6 +165,7 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         http=defaults.http,
         route=defaults.route,
         upstream=defaults.upstream,
+        health_check=defaults.health_check,
     )
 
 

@@ -13,11 +13,12 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
 from lb.model.address import is_ip_address
+from lb.model.health import CheckTls, CheckType, WhenAllFail, split_statuses
 from lb.model.units import parse_duration, parse_size
 from lb.objects.view import Stored
 from lb.problems import Problems
@@ -26,13 +27,14 @@ from lb.translate.protocols import BACKEND_PROTOCOLS
 PREFIX = "lb/"
 
 Place = Literal["Ingress", "Service"]
-Part = Literal["route", "upstream", "balance", "protocol", "targets", "clients", "tls"]
+Part = Literal["route", "upstream", "balance", "protocol", "targets", "health", "clients", "tls"]
 
 GUARDED: dict[str, str] = {
+    "health": "its endpoints are not checked until it is mended: half understood, a check might find good ones bad",
     "clients": "nobody gets in until it is mended",
     "tls": "requests are answered 503 until it is mended: they might go out in the clear, or to anybody",
 }
-"""Parts of which a mistake closes what they guard, and what that means."""
+"""Parts of which a mistake costs the whole, and what that means."""
 
 _MAX_COUNT = 2**31 - 1
 _MAX_DEPTH = 100
@@ -46,8 +48,8 @@ class Annotation(NamedTuple):
     places: tuple[Place, ...]
     part: Part
     field: str
-    """Attribute of RouteOptions or UpstreamOptions, or what `clients` and `tls` call it; empty when `part` is the value
-    itself."""
+    """Attribute of RouteOptions, UpstreamOptions or HealthCheck, or what `clients` and `tls` call it; empty when `part`
+    is the value itself."""
     parse: Callable[[str], object]
     """Raises ValueError with a text for people."""
     text: str
@@ -68,6 +70,7 @@ class Values(msgspec.Struct, frozen=True):
     mistakes: Mapping[str, str] = {}
     """Of the GUARDED parts: what is wrong with one of their annotations."""
     protocol: Any = None
+    health: Mapping[str, Any] = {}
 
 
 NOTHING = Values()
@@ -152,6 +155,14 @@ def _headers(value: str) -> tuple[object, ...]:
     return tuple(_one_of("xfcc", "ssl-client")(one.strip()) for one in value.split(","))
 
 
+def _lines(value: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in value.splitlines() if line.strip())
+
+
+def _text(value: str) -> str:
+    return value
+
+
 def _one_of(*choices: str) -> Callable[[str], object]:
     def parse(value: str) -> object:
         if value not in choices:
@@ -182,6 +193,10 @@ def _tls(name: str, field: str, parse: Callable[[str], object], text: str) -> An
 
 def _upstream(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Service",), "upstream", field, parse, text)
+
+
+def _health(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
+    return Annotation(f"{PREFIX}health-check{name}", ("Service",), "health", field, parse, text)
 
 
 ANNOTATIONS: tuple[Annotation, ...] = (
@@ -316,9 +331,42 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     ),
     _upstream("max-queue", "max_queue", _count, "How many requests may wait when a limit is reached."),
     _upstream("queue-timeout", "queue_timeout_ms", _duration, "How long a request may wait in the queue."),
+    _health(
+        "",
+        "type",
+        _one_of(*get_args(CheckType)),
+        "How endpoints are checked: `http`, `http2`, `grpc`, `tcp`, `tls` or `off`.",
+    ),
+    _health("-port", "port", _count, "Port that is checked; `0` for the endpoint's own."),
+    _health("-path", "path", _text, "Path and query of the request (http, http2)."),
+    _health("-method", "method", _text, "Method of the request (http, http2)."),
+    _health("-host", "host", _text, "Host of the request (http, http2, grpc); without it the endpoint's address."),
+    _health("-headers", "headers", _lines, "Header lines of the request, `Name: value` (http, http2, grpc)."),
+    _health("-statuses", "statuses", split_statuses, "Good statuses, such as `200,300-399` (http, http2)."),
+    _health("-body", "body", _text, "Text that must be in the response's body (http, http2)."),
+    _health("-service", "service", _text, "Name of the service that is asked for (grpc)."),
+    _health(
+        "-tls",
+        "tls",
+        _one_of(*get_args(CheckTls)),
+        "`upstream`: as requests are sent; `off`: no TLS; `unverified`: TLS, whoever answers.",
+    ),
+    _health("-interval", "interval_ms", _duration, "From the start of a check to the next one."),
+    _health("-fast-interval", "fast_interval_ms", _duration, "The same while results contradict the state."),
+    _health("-down-interval", "down_interval_ms", _duration, "The same while unhealthy; `0`: as the interval."),
+    _health("-timeout", "timeout_ms", _duration, "How long a check may take, connecting included."),
+    _health("-rise", "rise", _count, "Checks in a row that an unhealthy endpoint must pass."),
+    _health("-fall", "fall", _count, "Checks in a row that a healthy endpoint must fail."),
+    _health(
+        "-when-all-fail",
+        "when_all_fail",
+        _one_of(*get_args(WhenAllFail)),
+        "When no endpoint is healthy: `serve`, all get requests; `refuse`, requests are answered 503.",
+    ),
 )
 
 _BY_NAME = {one.name: one for one in ANNOTATIONS}
+_HEALTH_BY_FIELD = {one.field: one for one in ANNOTATIONS if one.part == "health"}
 
 
 FOREIGN_PREFIXES = (
@@ -374,6 +422,26 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
         values["tls"],
         mistakes,
         protocol=values["protocol"].get(""),
+        health=values["health"],
+    )
+
+
+def report_health_mistake(stored: Stored, field: str, mistake: str, problems: Problems) -> None:
+    """A health check that cannot be used, for a reason that more than one annotation is part of (LB5001)."""
+    _report_value(stored, _HEALTH_BY_FIELD[field], mistake, problems)
+
+
+def report_health_unused(stored: Stored, field: str, check_type: str, problems: Problems) -> None:
+    """An annotation that says something of a health check and is not looked at (LB5002)."""
+    entry = _HEALTH_BY_FIELD[field]
+    what = f"a check of type {check_type}" if check_type != "off" else "endpoints that are not checked"
+    problems.add(
+        "LB5002",
+        stored.origin,
+        f"{entry.name} has no effect on {what}",
+        why="it is ignored",
+        fix=f"leave it out, or set {_HEALTH_BY_FIELD['type'].name}",
+        field=f"metadata.annotations[{entry.name}]",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.tls import TlsPolicy
@@ -40,3 +41,4 @@ class Options(msgspec.Struct, frozen=True):
     http: HttpOptions = HttpOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
+    health_check: HealthCheck = HealthCheck()

@@ -14,12 +14,13 @@ from typing import cast
 import msgspec
 
 from lb.model.address import is_ip_address
+from lb.model.health import HealthCheck, is_used, mistakes
 from lb.model.upstream import Balance, Endpoint, Protocol, Upstream
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
-from lb.translate.annotations import Values, read_annotations
+from lb.translate.annotations import Values, read_annotations, report_health_mistake, report_health_unused
 from lb.translate.backend_tls import BackendTls, read_backend_tls
 from lb.translate.endpoints import Backing, find_backings, slice_app_protocols, usable
 from lb.translate.material import Material
@@ -164,6 +165,7 @@ class _ServiceTranslation:
         self._targets = self._values.targets or options.targets
         mistake = self._values.mistakes.get("tls", "")
         self._tls = read_backend_tls(stored, self._values.tls, mistake, material, self._problems)
+        self._health_check = self._read_health_check()
         self._resolve = ""
         self._name = f"{self._service.metadata.namespace}/{self._service.metadata.name}"
 
@@ -202,6 +204,7 @@ class _ServiceTranslation:
             self._stored.origin,
             self._tls.tls,
             protocol=self._protocol(port),
+            health_check=self._health_check,
         )
 
     def _protocol(self, port: ServicePort | None) -> Protocol:
@@ -220,6 +223,23 @@ class _ServiceTranslation:
                 f"spec.ports[{self._service.spec.ports.index(port)}].appProtocol",
             )
         return annotated or said.protocol
+
+    def _read_health_check(self) -> HealthCheck:
+        """What the annotations say over the operator's default; no check when that cannot be used."""
+        said = self._values.health
+        check = msgspec.structs.replace(self._options.health_check, **said) if said else self._options.health_check
+        if "health" in self._values.mistakes:
+            return HealthCheck()
+        if check.type != "off":
+            found = list(mistakes(check, has_tls=self._tls.tls is not None or bool(self._tls.why)))
+            for field, mistake in found:
+                report_health_mistake(self._stored, field, mistake, self._problems)
+            if found:
+                return HealthCheck()
+        for field in said:
+            if field != "type" and (check.type == "off" or not is_used(field, check)):
+                report_health_unused(self._stored, field, check.type, self._problems)
+        return check if check.type != "off" else HealthCheck()
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         backings = find_backings(self._view, self._stored, port, self._problems)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.model.health import HealthCheck
 from lb.settings import (
     Bind,
     Settings,
@@ -53,6 +54,7 @@ settings:
     http: {head_timeout: 5s, trusted_proxies: [10.0.0.0/8]}
     route: {response_timeout: 1m30s}
     upstream: {max_queue: 7}
+    health_check: {type: http, path: /healthz, interval: 10s, statuses: [200, 300-399], tls: off}
 """,
     )
     assert settings.drain_timeout_ms == 90_000
@@ -62,6 +64,8 @@ settings:
     assert settings.defaults.http.trusted_proxies == ("10.0.0.0/8",)
     assert settings.defaults.route.response_timeout_ms == 90_000
     assert settings.defaults.upstream.max_queue == 7
+    check = HealthCheck("http", path="/healthz", interval_ms=10_000, statuses=(200, "300-399"), tls="off")
+    assert settings.defaults.health_check == check
 
 
 def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
@@ -75,6 +79,10 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
     [
         ("settings:\n  admin:\n    sokcet: x\n", ":5: settings.admin.sokcet: unknown field; did you mean `socket`?"),
         ("settings: {zzz: 1}\n", ":3: settings.zzz: unknown field"),
+        (
+            "settings:\n  defaults:\n    health_check: {type: http, path: x}\n",
+            ":5: settings.defaults.health_check.path: 'x' is not a path such as /healthz",
+        ),
         ("settings: {threads: many}\n", ":3: settings.threads: Expected `int`, got `str`"),
         ("settings: {threads: -1}\n", ":3: settings.threads: Expected `int` >= 0"),
         (

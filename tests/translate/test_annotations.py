@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from lb.model.health import HealthCheck
 from lb.model.route import RouteOptions
 from lb.model.upstream import UpstreamOptions
 from lb.objects.meta import Object, ObjectMeta
@@ -20,9 +21,10 @@ def read(place: Place, **annotations: str) -> tuple[Values, Problems]:
 
 
 def test_every_route_and_upstream_option_has_an_annotation() -> None:
-    fields = {part: {one.field for one in ANNOTATIONS if one.part == part} for part in ("route", "upstream")}
+    fields = {part: {one.field for one in ANNOTATIONS if one.part == part} for part in ("route", "upstream", "health")}
     assert fields["route"] == {field.name for field in msgspec.structs.fields(RouteOptions)}
     assert fields["upstream"] == {field.name for field in msgspec.structs.fields(UpstreamOptions)}
+    assert fields["health"] == {field.name for field in msgspec.structs.fields(HealthCheck)}
 
 
 def test_names_are_unique_and_explained() -> None:
