@@ -29,6 +29,8 @@ from lb.certs.expiry import Expiry
 from lb.certs.tickets import KEY_BYTES, TicketKeys, read_keys
 from lb.compile.table import Compiler
 from lb.demo import EchoProcess, hints
+from lb.health.monitor import Monitor
+from lb.health.runner import most_at_once
 from lb.inbox import Files, Inbox, Names
 from lb.objects.core import Secret
 from lb.observe.access import compile_format
@@ -52,6 +54,8 @@ STUCK_MS = 5_000
 DRAIN_POLL_SECONDS = 0.05
 # How often certificates and ticket keys are looked at when no build gives reason to.
 LOOK_SECONDS = 60.0
+# Descriptors of the control plane besides those of health checks: files, DNS, the admin API.
+SPARE_DESCRIPTORS = 64
 # For what comes after draining: flushing the log, closing the admin API.
 CLOSE_SECONDS = 5.0
 
@@ -99,11 +103,14 @@ class Application:
         self._settings_at_start = load_settings(settings_file) if settings_file else None
         self.started_at = time.time()
         self.threads = settings.thread_count
+        checks = most_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.engine = Engine(
             threads=self.threads,
             max_connections=settings.limits.max_connections,
             max_buffer_bytes=settings.limits.max_buffer_bytes,
+            spare_descriptors=SPARE_DESCRIPTORS + checks,
         )
+        self.health = Monitor(self.engine.set_health, checks)
         for answer in settings.error_answers:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
         self._tickets = TicketKeys(self.engine, settings.session_tickets.rotate_ms / 1000)
@@ -117,7 +124,13 @@ class Application:
         self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
         self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
         self.metrics = Metrics(
-            self.engine, HISTOGRAM_BOUNDS_SECONDS, self.pipeline, self.listeners, self.expiry, settings.metrics
+            self.engine,
+            HISTOGRAM_BOUNDS_SECONDS,
+            self.pipeline,
+            self.listeners,
+            self.expiry,
+            self.health,
+            settings.metrics,
         )
         self._changed = asyncio.Event()
         self._watcher = Watcher(self._files, self._changed.set)
@@ -217,6 +230,7 @@ class Application:
         config = self.pipeline.config
         if self._demo is not None:
             await self._demo.serve(config)
+        self.health.follow(config)
         if not self._stopping.is_set():  # draining has closed them for good
             self.listeners.sync(config.listeners)
         self._resolver.follow(upstream.resolve for upstream in config.upstreams.values() if upstream.resolve)
@@ -285,6 +299,7 @@ class Application:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._resolver.close()
+        self.health.close()
         self.listeners.close()
         self.engine.flush_log()
         self.engine.stop()

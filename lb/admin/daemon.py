@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from lb._fastpath.engine import Engine
     from lb.certs.expiry import Expiry
+    from lb.health.monitor import Monitor
     from lb.observe.metrics import Metrics
     from lb.pipeline import Build, Pipeline
     from lb.sockets import Listeners
@@ -19,6 +20,7 @@ class Daemon(Protocol):
     pipeline: Pipeline
     listeners: Listeners
     expiry: Expiry
+    health: Monitor
     metrics: Metrics
     threads: int
     started_at: float

@@ -11,6 +11,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from lb.health.monitor import EndpointHealth
 from lb.model.route import Forward, Match, Respond
 from lb.pipeline import Build
 from lb.problems import CODES, Origin, Problem, Severity
@@ -187,6 +188,9 @@ class UpstreamInfo(msgspec.Struct, frozen=True):
     """What its endpoints speak: http1, http2, or auto (by ALPN)."""
     endpoints: int
     endpoints_ready: int
+    endpoints_unhealthy: int
+    health_check: str
+    """`http GET /healthz every 5s`, or `off`."""
     unavailable: str
     """Why there are no endpoints, when the reason is known."""
     source: str
@@ -214,6 +218,8 @@ class EndpointInfo(msgspec.Struct, frozen=True):
     failures: int
     connections_idle: int
     ejected_for_ms: int
+    health: EndpointHealth | None
+    """What its health checks say; null when it is not checked."""
 
 
 class UpstreamDetail(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from lb.compile.tls import missing_groups
 from lb.model.config import Config
 from lb.model.explain import Explanation, make_ask
 from lb.model.explain import explain as explain_request
+from lb.model.health import describe_check
 from lb.model.route import Forward, Route
 from lb.model.tls import Certificate
 from lb.model.upstream import Upstream, split_key
@@ -214,6 +215,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
     model = daemon.pipeline.config.upstreams[name]
     stats = daemon.engine.endpoint_stats(name)
     known = {endpoint.key: endpoint for endpoint in model.endpoints}
+    health = daemon.health.of(name)
     endpoints = []
     for one in stats:
         endpoint = known.get(one["key"])
@@ -229,6 +231,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
                 failures=one["failures"],
                 connections_idle=one["idle"],
                 ejected_for_ms=one["ejected_for_ms"],
+                health=health.get(one["key"]),
             )
         )
     return schema.UpstreamDetail(
@@ -256,7 +259,11 @@ class _EndpointStates(Mapping[str, Sequence[Any]]):
         self._daemon = daemon
 
     def __getitem__(self, upstream: str) -> Sequence[Any]:
-        return self._daemon.engine.endpoint_stats(upstream)
+        health = self._daemon.health.of(upstream)
+        return [
+            {**one, "health": health[one["key"]].say() if one["key"] in health else ""}
+            for one in self._daemon.engine.endpoint_stats(upstream)
+        ]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._daemon.pipeline.config.upstreams)
@@ -275,6 +282,8 @@ def _upstream_info(
         protocol=model.protocol,
         endpoints=len(endpoints),
         endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
+        endpoints_unhealthy=sum(1 for one in endpoints if one["state"] == "unhealthy"),
+        health_check=describe_check(model.health_check),
         unavailable=model.unavailable,
         source=_source(daemon, model.origin),
         requests_active=counts["active"] if counts else 0,

@@ -340,7 +340,9 @@ def _show_upstreams(console: Console, answer: Json) -> None:
 def _why_nobody(one: Json) -> str:
     """What to look at when there are endpoints, and none of them takes requests."""
     nobody = one["endpoints"] and not one["endpoints_ready"]
-    return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states" if nobody else ""
+    if nobody:
+        return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states"
+    return f"{one['endpoints_unhealthy']} unhealthy" if one["endpoints_unhealthy"] else ""
 
 
 def _show_upstream(console: Console, answer: Json) -> None:
@@ -348,6 +350,9 @@ def _show_upstream(console: Console, answer: Json) -> None:
     console.print(f"{one['name']}: {one['balance']}, from {one['source']}", markup=False, highlight=False)
     if one["unavailable"]:
         console.print(one["unavailable"], markup=False, highlight=False)
+    is_checked = one["health_check"] != "off"
+    if is_checked:
+        console.print(f"health check: {one['health_check']}", markup=False, highlight=False)
     rows = [
         (
             endpoint["endpoint"],
@@ -357,10 +362,22 @@ def _show_upstream(console: Console, answer: Json) -> None:
             endpoint["requests"],
             endpoint["failures"],
             endpoint["target"],
+            *([_health(endpoint["health"])] if is_checked else []),
         )
         for endpoint in answer["endpoints"]
     ]
-    _table(console, ("ENDPOINT", "STATE", "WEIGHT#", "ACTIVE#", "REQUESTS#", "FAILURES#", "TARGET"), rows)
+    columns = ("ENDPOINT", "STATE", "WEIGHT#", "ACTIVE#", "REQUESTS#", "FAILURES#", "TARGET")
+    _table(console, (*columns, "HEALTH") if is_checked else columns, rows)
+
+
+def _health(health: Json) -> str:
+    """`healthy`, `unhealthy for 12s: status 503`, or `not checked` for those that are about to go."""
+    if health is None:
+        return "not checked"
+    why = f": {health['why']}" if health["why"] else ""
+    if health["state"] == "untested":
+        return f"not checked yet{why}"
+    return f"{health['state']} for {_duration(time.time() - health['since'])}{why}"
 
 
 def _show_build(console: Console, answer: Json) -> None:

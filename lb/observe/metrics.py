@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest, nsmallest
 from itertools import accumulate
 from operator import itemgetter
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -24,6 +24,8 @@ from prometheus_client.registry import Collector
 
 from lb import __version__
 from lb.certs.pem import expiry_of
+from lb.health.grpc import STATUSES
+from lb.health.verdict import RESULTS
 from lb.pipeline import OUTCOMES, Build, Outcome, count_problems
 from lb.problems import Severity
 from lb.settings import Metrics as MetricsSettings
@@ -31,34 +33,16 @@ from lb.settings import Metrics as MetricsSettings
 if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
     from lb.certs.expiry import Expiry
+    from lb.health.monitor import HealthStats, Monitor
     from lb.pipeline import Pipeline
     from lb.sockets import Listeners
 
-StatsT = TypeVar("StatsT", bound="Traffic")
+StatsT = TypeVar("StatsT", bound="Mapping[str, object]")
 
 OTHER = "_other"
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 
-GRPC_STATUSES = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-    "none",
-)
+GRPC_STATUSES = (*STATUSES, "none")
 """Of gRPC calls, by their numbers from 0 on (gRPC's statuscodes.md); the last one for calls that ended without any."""
 
 
@@ -131,6 +115,21 @@ METRICS = _metrics(
     Metric("lb_endpoint_requests", "counter", ("upstream", "endpoint"), "Requests sent."),
     Metric(
         "lb_endpoint_failures", "counter", ("upstream", "endpoint"), "Connections that failed, refused or timed out."
+    ),
+    Metric(
+        "lb_endpoint_healthy",
+        "gauge",
+        ("upstream", "endpoint"),
+        "1 when its health checks pass, 0 when they fail; none before the first one, and where none are made.",
+    ),
+    # Health checks
+    Metric("lb_health_checks", "counter", ("result",), "Health checks by what came of them."),
+    Metric("lb_health_checks_active", "gauge", (), "Health checks under way."),
+    Metric(
+        "lb_health_changes",
+        "counter",
+        ("upstream", "state"),
+        "Times that an endpoint became healthy or unhealthy by its health checks.",
     ),
     # Data plane
     Metric("lb_exchange_end", "counter", ("reason",), "Exchanges and connections by why they ended."),
@@ -205,6 +204,9 @@ class Scrape(msgspec.Struct, frozen=True):
     certificates: Mapping[str, float]
     problems: Mapping[Severity, int]
     """When they expire."""
+    health: HealthStats
+    endpoints_healthy: Mapping[str, Mapping[str, bool]]
+    """Upstream -> endpoint that is checked -> what its checks say."""
 
 
 class Names:
@@ -242,6 +244,7 @@ class Exposition(Collector):
         self._add_grpc_calls()
         self._add_upstreams()
         self._add_endpoints()
+        self._add_health()
         return iter(self._families.values())
 
     def _add(self, name: str, value: float | dict[str, str], *labels: str) -> None:
@@ -318,6 +321,18 @@ class Exposition(Collector):
                 self._add("lb_endpoint_requests", stats["requests"], *labels)
                 self._add("lb_endpoint_failures", stats["failures"], *labels)
 
+    def _add_health(self) -> None:
+        health = self._scrape.health
+        for upstream, endpoints in self._scrape.endpoints_healthy.items():
+            for endpoint, is_healthy in endpoints.items():
+                self._add("lb_endpoint_healthy", is_healthy, upstream, endpoint)
+        for result in RESULTS:
+            self._add("lb_health_checks", health.results[result], result)
+        self._add("lb_health_checks_active", health.running)
+        for upstream, counts in health.changes.items():
+            for state, count in counts.items():
+                self._add("lb_health_changes", count, upstream, state)
+
     def _add_traffic(self, prefix: str, histogram: str, labels: tuple[str, ...], traffic: Traffic) -> None:
         for code_class, count in zip(CLASSES, traffic["responses"], strict=True):
             self._add(f"{prefix}_responses", count, *labels, code_class)
@@ -333,9 +348,9 @@ class Exposition(Collector):
 def fold(stats: Mapping[str, StatsT], shown: set[str]) -> dict[str, StatsT]:
     """What is shown as it is, and the sum of the rest as `_other`."""
     kept = {name: stats[name] for name in stats if name in shown}
-    rest = [stats[name] for name in stats if name not in shown]
+    rest = [cast("Mapping[str, Any]", stats[name]) for name in stats if name not in shown]
     if rest:
-        kept[OTHER] = cast(StatsT, {key: _sum([one[key] for one in rest]) for key in rest[0]})  # type: ignore[literal-required]
+        kept[OTHER] = cast(StatsT, {key: _sum([one[key] for one in rest]) for key in rest[0]})
     return kept
 
 
@@ -382,6 +397,7 @@ class Metrics:
         pipeline: Pipeline,
         listeners: Listeners,
         expiry: Expiry,
+        health: Monitor,
         settings: MetricsSettings,
     ) -> None:
         self._engine = engine
@@ -389,6 +405,7 @@ class Metrics:
         self._pipeline = pipeline
         self._listeners = listeners
         self._expiry = expiry
+        self._health = health
         self._routes = Names(settings.max_routes)
         self._upstreams = Names(settings.max_upstreams)
         self._max_endpoints = settings.max_endpoints
@@ -408,6 +425,8 @@ class Metrics:
         upstreams = engine.upstream_stats()
         shown_routes = self._routes.choose({name: requests_of(traffic) for name, traffic in routes.items()})
         shown_upstreams = self._upstreams.choose({name: stats["attempts"] for name, stats in upstreams.items()})
+        endpoints = self._endpoints(shown_upstreams)
+        health = self._health.stats()
         return Scrape(
             ready=ready,
             generation=pipeline.generation,
@@ -420,12 +439,14 @@ class Metrics:
             routes=fold(routes, shown_routes),
             grpc_calls=fold_counts(engine.grpc_stats(), shown_routes),
             upstreams=fold(upstreams, shown_upstreams),
-            endpoints=self._endpoints(shown_upstreams),
+            endpoints=endpoints,
             reasons=engine.reasons(),
             counters=engine.counters(),
             heartbeat_ages_ms=engine.heartbeat_ages_ms(),
             certificates=self._certificates(),
             problems=count_problems(pipeline.newest, self._listeners.problems, self._expiry.problems),
+            health=msgspec.structs.replace(health, changes=fold(health.changes, shown_upstreams)),
+            endpoints_healthy={name: self._endpoints_healthy(name, shown) for name, shown in endpoints.items()},
         )
 
     def _certificates(self) -> dict[str, float]:
@@ -442,6 +463,11 @@ class Metrics:
                 endpoints[upstream] = self._engine.endpoint_stats(upstream)[:room]
                 room -= len(endpoints[upstream])
         return endpoints
+
+    def _endpoints_healthy(self, upstream: str, shown: Sequence[EndpointStats]) -> dict[str, bool]:
+        states = self._health.states(upstream)
+        found = {one["key"]: states.get(one["key"], "untested") for one in shown}
+        return {key: state == "healthy" for key, state in found.items() if state != "untested"}
 
 
 class _Chain(Collector):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lb.health.monitor import EndpointHealth, HealthStats
+from lb.health.verdict import RESULTS
 from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost, WeightedUpstream
@@ -89,6 +92,27 @@ class FakeEngine:
         for one in self.endpoints[upstream]:
             if one["key"] == key and admin is not None:
                 one["state"] = admin
+
+
+class FakeHealth:
+    """Implements what admin API and metrics ask of lb.health.monitor.Monitor: one endpoint is known to be unhealthy."""
+
+    def __init__(self, upstream: str = "", key: str = "") -> None:
+        self.known: dict[str, dict[str, EndpointHealth]] = {}
+        if upstream:
+            check = "http GET /healthz every 5s"
+            one = EndpointHealth("unhealthy", time.time() - 90, check, "wrong-status", "status 503", time.time(), 1.5)
+            self.known[upstream] = {key: one}
+
+    def of(self, upstream: str) -> dict[str, EndpointHealth]:
+        return self.known.get(upstream, {})
+
+    def states(self, upstream: str) -> dict[str, str]:
+        return {key: one.state for key, one in self.of(upstream).items()}
+
+    def stats(self) -> HealthStats:
+        changes = {upstream: {"healthy": 1, "unhealthy": 2} for upstream in self.known}
+        return HealthStats(dict.fromkeys(RESULTS, 7), 3, changes)
 
 
 class FakeCompiler:

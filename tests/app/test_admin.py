@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,6 +23,7 @@ from lb.admin.api import OPERATIONS
 from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.cli.ctl import command
+from lb.model.health import HealthCheck
 from lb.observe import logs
 from lb.observe.metrics import Metrics
 from lb.pipeline import Build
@@ -29,7 +31,7 @@ from lb.problems import Origin, Problem
 from lb.settings import Admin, Bind
 from lb.settings import Metrics as MetricsSettings
 from lb.sockets import Opened
-from tests.app.fakes import BOUNDS, FakeEngine, endpoint_state, make_config, traffic
+from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
 
 UPSTREAM = "shop/web:http"
 
@@ -78,12 +80,14 @@ class FakeDaemon:
         self.listeners: Any = FakeListeners()
         self.told: list[Problem] = []
         self.expiry = Expiry(0, self.told.append)
+        self.health: Any = FakeHealth()
         self.metrics = Metrics(
             self.engine,
             BOUNDS,
             self.pipeline,
             self.listeners,
             self.expiry,
+            self.health,
             MetricsSettings(),  # type: ignore[arg-type]
         )
         self.threads = 2
@@ -334,10 +338,35 @@ async def test_ctl_shows(server: AdminServer, daemon: FakeDaemon) -> None:
     assert "127.0.0.1:8080" in (await ctl(server, "listeners")).output
     assert "prefix /1" in (await ctl(server, "routes", "--host", "shop.example.com")).output
     assert "2/2" in (await ctl(server, "upstreams")).output
-    assert "pod/b" in (await ctl(server, "upstreams", UPSTREAM)).output
+    detail = (await ctl(server, "upstreams", UPSTREAM)).output
+    assert "pod/b" in detail
+    assert "HEALTH" not in detail
     assert json.loads((await ctl(server, "-o", "json", "listeners")).output)[0]["name"] == "http"
     daemon.state = (False, "draining")
     assert (await ctl(server, "status")).exit_code == 1
+
+
+async def test_ctl_and_api_tell_of_health(api: Api, server: AdminServer, daemon: FakeDaemon) -> None:
+    key = "127.0.0.11:9001"
+    config = daemon.pipeline.config
+    check = HealthCheck(type="http", path="/healthz")
+    checked = msgspec.structs.replace(config.upstreams[UPSTREAM], health_check=check)
+    daemon.pipeline.config = msgspec.structs.replace(config, upstreams={UPSTREAM: checked})
+    daemon.health.known = FakeHealth(UPSTREAM, key).known
+    daemon.engine.endpoints[UPSTREAM][0]["state"] = "unhealthy"
+    (one,) = (await api.get("/v1/upstreams"))["items"]
+    assert (one["endpoints_ready"], one["endpoints_unhealthy"]) == (1, 1)
+    assert one["health_check"] == "http GET /healthz every 5s"
+    first, second = (await api.get(f"/v1/upstreams/{UPSTREAM}"))["endpoints"]
+    assert (first["health"]["state"], first["health"]["result"]) == ("unhealthy", "wrong-status")
+    assert second["health"] is None
+    told = await api.get("/v1/explain?url=http://shop.example.com:8080/1")
+    assert told["upstreams"][0]["endpoints"][0]["health"] == "unhealthy for 90 s: status 503"
+    assert "1 unhealthy" in (await ctl(server, "upstreams")).output
+    shown = (await ctl(server, "upstreams", UPSTREAM)).output
+    assert "health check: http GET /healthz every 5s" in shown
+    assert "unhealthy for 1m 30s: status 503" in shown
+    assert "not checked" in shown
 
 
 async def test_ctl_changes(server: AdminServer, daemon: FakeDaemon) -> None:

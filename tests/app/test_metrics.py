@@ -15,7 +15,7 @@ from lb.observe.metrics import ENGINE_COUNTERS, METRICS, OTHER, Metrics, Names, 
 from lb.pipeline import Build
 from lb.problems import Origin, Problem
 from lb.settings import Metrics as MetricsSettings
-from tests.app.fakes import BOUNDS, FakeEngine, endpoint_state, make_config, traffic
+from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
 
 
 class Fixed:
@@ -43,7 +43,8 @@ def engine() -> FakeEngine:
 
 async def render(engine: FakeEngine, accept: str = "", **limits: int) -> tuple[str, str]:
     fixed: Any = Fixed()
-    metrics = Metrics(engine, BOUNDS, fixed, fixed, fixed, MetricsSettings(**limits))  # type: ignore[arg-type]
+    health: Any = FakeHealth("shop/web:http", "127.0.0.11:9001")
+    metrics = Metrics(engine, BOUNDS, fixed, fixed, fixed, health, MetricsSettings(**limits))  # type: ignore[arg-type]
     text, content_type = await metrics.render(accept, ready=True)
     return text.decode(), content_type
 
@@ -72,6 +73,11 @@ async def test_prometheus_text_has_the_listed_metrics(engine: FakeEngine) -> Non
     assert found["lb_config_stage_seconds", (("stage", "translate"),)] == 0.25
     assert found["lb_config_builds_total", (("outcome", "unchanged"),)] == 0
     assert found["lb_reactor_heartbeat_age_seconds", (("thread", "1"),)] == 0.25
+    labels = (("endpoint", "127.0.0.11:9001"), ("upstream", "shop/web:http"))
+    assert found["lb_endpoint_healthy", labels] == 0
+    assert sum(name == "lb_endpoint_healthy" for name, _ in found) == 1, "the other one is not checked"
+    assert found["lb_health_checks_total", (("result", "timeout"),)] == 7
+    assert found["lb_health_changes_total", (("state", "unhealthy"), ("upstream", "shop/web:http"))] == 2
     # What comes from a client goes to an endpoint.
     assert found["lb_listener_received_bytes_total", (("listener", "http"),)] == 400
     assert found["lb_upstream_sent_bytes_total", (("upstream", "shop/web:http"),)] == 400
