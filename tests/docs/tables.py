@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from lb.health.verdict import RESULTS
 from lb.model.form import option_fields
+from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.schema import field_texts
@@ -57,6 +59,11 @@ def problems_table() -> str:
     return _table(("code", "severity", "title"), rows)
 
 
+def health_results_table() -> str:
+    """How a health check can end."""
+    return _table(("result", "meaning"), [(f"`{result}`", _cell(meaning)) for result, meaning in RESULTS.items()])
+
+
 def annotations_table() -> str:
     """Our own annotations."""
     rows = [(f"`{one.name}`", ", ".join(one.places), _cell(one.text)) for one in ANNOTATIONS]
@@ -68,6 +75,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "listener-options": lambda: options_table(HttpOptions),
     "route-options": lambda: options_table(RouteOptions),
     "upstream-options": lambda: options_table(UpstreamOptions),
+    "health-check-options": lambda: options_table(HealthCheck),
+    "health-results": health_results_table,
     "metrics": metrics.table,
     "problems": problems_table,
     "annotations": annotations_table,
@@ -78,8 +87,9 @@ def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple
     meanings = field_texts(section)
     for field in option_fields(section):
         path = f"{prefix}{field.key}"
-        if path in ("defaults.http", "defaults.route", "defaults.upstream"):
-            yield f"`{path}`", "", f"Options as in the table of {path.removeprefix('defaults.')} options."
+        if path in ("defaults.http", "defaults.route", "defaults.upstream", "defaults.health_check"):
+            name = path.removeprefix("defaults.").replace("_", " ")
+            yield f"`{path}`", "", f"Options as in the table of {name} options."
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _settings_rows(field.type, f"{path}.")
         else:
@@ -92,6 +102,8 @@ def _default(unit: str, value: object) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{', '.join(map(str, value))}`"
     if isinstance(value, int) and value:
         return f"`{ {'duration': format_duration, 'size': format_size, 'plain': int}[unit](value) }`"
     return f"`{value}`"
