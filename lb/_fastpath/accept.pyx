@@ -17,14 +17,17 @@ from lb._fastpath.c.sys cimport (
     EPOLLIN,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
+    LB_R_NO_UPSTREAM,
     LB_R_PRESSURE,
     LB_R_PLAIN_HTTP,
     LB_R_TLS_HANDSHAKE_FAILED,
     LB_R_TLS_TIMEOUT,
     LB_R_TOO_MANY_CONNECTIONS,
     LB_R_TOO_MANY_FROM_CLIENT,
+    SO_LINGER,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
+    SOL_SOCKET,
     accept4,
     close,
     epoll_ctl,
@@ -36,8 +39,10 @@ from lb._fastpath.c.sys cimport (
     lb_reason_statuses,
     lb_try_lock,
     lb_unlock,
+    linger_option,
     ntohs,
     send,
+    setsockopt,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     sockaddr,
@@ -143,18 +148,27 @@ cdef void client_gone(conn* c) noexcept nogil:
         bump(&stats.closed)
 
 
-cdef void turn_away(reactor* r, int fd, int reason) noexcept nogil:
-    """Say why in a few bytes that a fresh socket always takes, and close."""
+cdef void turn_away(listening* l, int fd, int reason) noexcept nogil:
+    """Say why in a few bytes that a fresh socket always takes, and close; where it is not known that the client speaks
+    HTTP, reset.
+    """
+    cdef reactor* r = l.base.r
+    cdef linger_option option
     cdef const char* text = (
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
     )
     cdef size_t size = 0
     if lb_reason_statuses[reason] == 429:
         text = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
-    while text[size]:
-        size += 1
     bump(&r.counts.reasons[reason])
-    send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+    if l.carries:
+        option.l_onoff = 1
+        option.l_linger = 0
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    else:
+        while text[size]:
+            size += 1
+        send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT)
     close(fd)
 
 
@@ -181,18 +195,24 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     cdef listener_traffic* stats = stats_of(r, l.slot)
     cdef conn* c
     cdef int open_now = lb_add_int(&r.s.connections, 1)
+    if view != NULL:
+        l.carries = view.stream != NULL
+    elif l.carries:  # a change has removed it, and with it where its clients went
+        lb_add_int(&r.s.connections, -1)
+        turn_away(l, fd, LB_R_NO_UPSTREAM)
+        return
     if (r.s.max_connections and open_now > r.s.max_connections) or (
         view != NULL and view.max_connections and stats != NULL and listener_active(r, l.slot) >= view.max_connections
     ):
         lb_add_int(&r.s.connections, -1)
-        turn_away(r, fd, LB_R_TOO_MANY_CONNECTIONS)
+        turn_away(l, fd, LB_R_TOO_MANY_CONNECTIONS)
         if stats != NULL:
             bump(&stats.rejected)
         return
     c = conn_new(r, fd)
     if c == NULL:
         lb_add_int(&r.s.connections, -1)
-        turn_away(r, fd, LB_R_NO_MEMORY)
+        turn_away(l, fd, LB_R_NO_MEMORY)
         return
     note_peer(c, address)
     c.slot = l.slot
@@ -202,7 +222,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         if not admit_client(r, c, view.max_connections_per_client):
             lb_add_int(&r.s.connections, -1)
             lb_add_int(&r.s.descriptors, -1)
-            turn_away(r, fd, LB_R_TOO_MANY_FROM_CLIENT)
+            turn_away(l, fd, LB_R_TOO_MANY_FROM_CLIENT)
             conn_leave(c)
             io_bury(&c.base)
             if stats != NULL:
@@ -212,15 +232,25 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     if stats != NULL:
         bump(&stats.accepted)
     c.base.flags = IO_WRITABLE
+    if l.carries:
+        r.serving = t
+        r.s.open_flow(&c.base)
+    elif not greet(c, view):
+        return
+    if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
+        relieve(r)
+
+
+cdef bint greet(conn* c, listener_view* view) noexcept nogil:
+    """Begin to speak with a client: by TLS, or by HTTP at once."""
     if view != NULL and view.tls != NULL:
         begin_tls(c, view)
     else:
         server_open(c)
-    if not io_watch(&c.base):
-        server_close(c, LB_R_NO_DESCRIPTORS)
-        return
-    if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
-        relieve(r)
+    if io_watch(&c.base):
+        return True
+    server_close(c, LB_R_NO_DESCRIPTORS)
+    return False
 
 
 cdef int64_t listener_active(reactor* r, uint32_t slot) noexcept nogil:

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from lb._fastpath.c.sys cimport pthread_t
 from lb._fastpath.exchange cimport exchange
 from lb._fastpath.reactor cimport shared
+from lb._fastpath.stream cimport flow
 
 cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_LITERAL = -1
@@ -83,5 +84,6 @@ cdef struct log_writer:
     char clock_clf[32]
 
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
+cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
 cdef void* log_main(void* argument) noexcept nogil
 cdef void log_program_free(log_program* p) noexcept nogil

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
     EAGAIN,
@@ -24,7 +24,9 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.clock cimport realtime_ns
 from lb._fastpath.counters cimport bump
+from lb._fastpath.forwarded cimport put_address
 from lb._fastpath.memory cimport page_data
+from lb._fastpath.reactor cimport reactor
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
     TEXT_CLIENT_FINGERPRINT,
@@ -70,8 +72,6 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     """Put a record into the reactor's ring; count it when there is no room."""
     cdef const char* at[TEXT_COUNT]
     cdef uint32_t sizes[TEXT_COUNT]
-    cdef uint64_t total = sizeof(log_record)
-    cdef char* room
     cdef log_record* record
     cdef const char* texts = page_data(x.request) if x.request != NULL else NULL
     cdef int i
@@ -103,15 +103,9 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
         sizes[TEXT_ENDPOINT] = x.ep.key_size
     if x.tls != NULL:
         note_tls(x.tls, at, sizes)
-    for i in range(TEXT_COUNT):
-        total += sizes[i]
-    total = (total + 7) & ~(<uint64_t>7)
-    room = ring_reserve(&x.r.log, total)
-    if room == NULL:
-        bump(&x.r.counts.log_dropped)
+    record = begin_record(x.r, at, sizes)
+    if record == NULL:
         return
-    record = <log_record*>room
-    record.size = <uint32_t>total
     record.status = x.status
     record.end_realtime_ns = realtime_ns()
     record.duration_ns = duration
@@ -126,13 +120,72 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     record.attempts = x.attempts
     record.version = x.version
     record.grpc_status = x.grpc_status
+    ring_commit(&x.r.log, record.size)
+
+
+cdef log_record* begin_record(reactor* r, const char** at, const uint32_t* sizes) noexcept nogil:
+    """Room for a record, with its texts in place; NULL, and counted, when there is none. ring_commit makes it count."""
+    cdef uint64_t total = sizeof(log_record)
+    cdef log_record* record
+    cdef char* room
+    cdef int i
+    for i in range(TEXT_COUNT):
+        total += sizes[i]
+    total = (total + 7) & ~(<uint64_t>7)
+    room = ring_reserve(&r.log, total)
+    if room == NULL:
+        bump(&r.counts.log_dropped)
+        return NULL
+    record = <log_record*>room
+    record.size = <uint32_t>total
     room += sizeof(log_record)
     for i in range(TEXT_COUNT):
         record.text_sizes[i] = sizes[i]
         if sizes[i]:
             memcpy(room, at[i], sizes[i])
             room += sizes[i]
-    ring_commit(&x.r.log, total)
+    return record
+
+
+cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
+    """The same for a connection whose bytes were only carried: of what HTTP would say there is nothing."""
+    cdef const char* at[TEXT_COUNT]
+    cdef uint32_t sizes[TEXT_COUNT]
+    cdef char client[46]
+    cdef log_record* record
+    memset(at, 0, sizeof(at))
+    memset(sizes, 0, sizeof(sizes))
+    if not f.d.local:
+        at[TEXT_CLIENT] = client
+        sizes[TEXT_CLIENT] = <uint32_t>put_address(client, f.d.peer)
+    at[TEXT_LISTENER] = f.d.listener_name
+    sizes[TEXT_LISTENER] = f.d.listener_name_size
+    at[TEXT_ROUTE] = f.route_name
+    sizes[TEXT_ROUTE] = f.route_name_size
+    if f.live != NULL:
+        at[TEXT_UPSTREAM] = f.live.name
+        sizes[TEXT_UPSTREAM] = f.live.name_size
+    if f.ep != NULL:
+        at[TEXT_ENDPOINT] = f.ep.key
+        sizes[TEXT_ENDPOINT] = f.ep.key_size
+    record = begin_record(f.r, at, sizes)
+    if record == NULL:
+        return
+    record.status = 0
+    record.end_realtime_ns = realtime_ns()
+    record.duration_ns = duration
+    record.queue_ns = 0
+    record.connect_ns = f.connect_ns
+    record.first_byte_ns = f.first_byte_ns
+    record.bytes_in = f.bytes_in
+    record.bytes_out = f.bytes_out
+    record.generation = f.generation
+    record.client_port = f.d.peer_port
+    record.reason = f.reason
+    record.attempts = f.attempts
+    record.version = 0
+    record.grpc_status = -1
+    ring_commit(&f.r.log, record.size)
 
 
 cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogil:
@@ -370,8 +423,10 @@ cdef void put_protocol(log_writer* w, int version) noexcept nogil:
         put_bytes(w, b"HTTP/2.0", 8)
     elif version == 10:
         put_bytes(w, b"HTTP/1.0", 8)
-    else:
+    elif version == 11:
         put_bytes(w, b"HTTP/1.1", 8)
+    else:
+        put_bytes(w, b"TCP", 3)
 
 
 cdef void put_record(log_writer* w, const log_record* record) noexcept nogil:

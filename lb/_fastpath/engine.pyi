@@ -111,6 +111,9 @@ RouteSpec = tuple[str, int, bytes, Sequence[bytes], Sequence[Condition], Sequenc
 """Name, path kind (0 exact, 1 prefix, 2 string-prefix), path key, methods, headers, query parameters, action (a list of
 (upstream, weight), or (status, body)), options (max body bytes or -1; response, idle, tunnel and request timeout in
 ms; retries; status of the redirect to https; whether gRPC-Web is bridged)."""
+StreamSpec = tuple[str, Sequence[tuple[str, int]], tuple[int, int, int, int], tuple[tuple[bytes, int], ...]]
+"""What a listener does that only carries bytes: name of its route; (upstream, weight); idle, half-closed and drain
+timeout in ms, retries; networks whose clients are let in, as `trusted`."""
 Condition = tuple[bytes, bytes | None]
 
 class Table:
@@ -165,6 +168,7 @@ class Engine:
         https_port: int = 0,
         hsts: bytes = b"",
         http2: bool = True,
+        carried: StreamSpec | None = None,
     ) -> ListenerView:
         """`options` in the order of lb/compile/table.py; `trusted` as (16-byte address, leading bits); `https_port`:
         where the same hosts are served by TLS; `hsts`: value of Strict-Transport-Security."""

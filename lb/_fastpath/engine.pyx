@@ -128,6 +128,7 @@ from lb._fastpath.table cimport (
     predicate,
     route,
     route_at,
+    stream_view,
     table,
     target,
     text,
@@ -136,6 +137,7 @@ from lb._fastpath.table cimport (
     upstream_view,
     vhost,
 )
+from lb._fastpath.stream cimport flow, flows_drain, stream_install
 from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
 from lb._fastpath.transport cimport conn, listening
 from lb._fastpath.upstream cimport pool_close
@@ -155,6 +157,7 @@ cdef enum:
     MAX_SEQUENCE = 8192
     MAX_LISTENERS = STATS_CHUNK
     MAX_IDS = STATS_CHUNK * STATS_CHUNKS
+    MAX_RETRIES = 250
 
 
 # ---------------------------------------------------------------------------------------------------------- live state
@@ -450,6 +453,20 @@ cdef class TlsIndex:
         self.view.varied = len({one.policy for one in hosts.values()}) > 1
 
 
+cdef network* make_networks(tuple networks) except NULL:
+    """Of (16-byte address, leading bits), at least one."""
+    cdef network* made = <network*>calloc(len(networks), sizeof(network))
+    cdef uint32_t i
+    cdef bytes address
+    if made == NULL:
+        raise MemoryError
+    for i in range(<uint32_t>len(networks)):
+        address, bits = networks[i]
+        memcpy(made[i].address, <char*>address, 16)
+        made[i].bits = bits
+    return made
+
+
 cdef class ListenerView:
     """A listener as a table sees it."""
 
@@ -458,13 +475,13 @@ cdef class ListenerView:
     cdef readonly str name
     cdef readonly TlsIndex tls
     cdef readonly int https_port
+    cdef stream_view stream
+    cdef bytes route_name
 
     def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted, TlsIndex tls=None,
             int https_port=0, bytes hsts=b"", bint http2=True):
         """`options` in the order of the assignment below; `trusted`: (16-byte address, bits); `https_port`: where the
         same hosts are served by TLS; `hsts`: the value of Strict-Transport-Security."""
-        cdef uint32_t i
-        cdef bytes address
         self.name = name
         self.index = index
         self.p = <listener_view*>calloc(1, sizeof(listener_view))
@@ -491,16 +508,36 @@ cdef class ListenerView:
          self.p.merge_slashes, self.p.keep_escaped_slashes, self.p.reject_bare_lf,
          self.p.accept_host_mismatch) = options
         if trusted:
-            self.p.trusted = <network*>calloc(len(trusted), sizeof(network))
-            if self.p.trusted == NULL:
-                raise MemoryError
-            for address, bits in trusted:
-                i = self.p.trusted_count
-                memcpy(self.p.trusted[i].address, <char*>address, 16)
-                self.p.trusted[i].bits = bits
-                self.p.trusted_count += 1
+            self.p.trusted = make_networks(trusted)
+            self.p.trusted_count = <uint32_t>len(trusted)
+
+    cdef carry(self, bytes route_name, uint32_t route_id, list targets, tuple options, tuple allowed):
+        """Carry bytes instead of serving hosts. `targets`: (slot of an upstream, weight)."""
+        cdef uint32_t i, sum = 0
+        cdef stream_view* s = &self.stream
+        self.route_name = route_name
+        s.name = route_name
+        s.name_size = <uint32_t>len(route_name)
+        s.route_id = route_id
+        s.idle_timeout_ms, s.half_closed_timeout_ms, s.drain_timeout_ms, retries = options
+        s.retries = min(retries, MAX_RETRIES)
+        s.targets = <target*>calloc(len(targets) + 1, sizeof(target))
+        if s.targets == NULL:
+            raise MemoryError
+        s.target_count = <uint32_t>len(targets)
+        for i in range(s.target_count):
+            slot, weight = targets[i]
+            sum += <uint32_t>weight
+            s.targets[i].slot = slot
+            s.targets[i].until = sum
+        if allowed:
+            s.allowed = make_networks(allowed)
+            s.allowed_count = <uint32_t>len(allowed)
+        self.p.stream = s
 
     def __dealloc__(self):
+        free(self.stream.targets)
+        free(self.stream.allowed)
         if self.p != NULL:
             free(self.p.trusted)
             free(self.p.hsts)
@@ -608,6 +645,7 @@ cdef void run_drain(reactor* r, command* c) noexcept nogil:
 
 cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     pool_close(r, <endpoint*>c.subject, 0x7fffffff)
+    flows_drain(r, <endpoint*>c.subject)
 
 
 # -------------------------------------------------------------------------------------------------------------- engine
@@ -623,6 +661,7 @@ cdef class Engine:
     cdef dict listener_slots
     cdef dict upstreams
     cdef dict route_ids
+    cdef dict stream_names
     cdef list listener_names
     cdef list retired_tables
     cdef list retired_tickets
@@ -651,17 +690,20 @@ cdef class Engine:
         if self.s.reactors == NULL:
             raise MemoryError
         exchange_install(&self.s)
+        stream_install(&self.s)
         for i in range(threads):
             if not reactor_init(&self.s.reactors[i], &self.s, i):
                 raise OSError(errno.EMFILE, "cannot make a reactor: out of descriptors or memory")
             slab_init(&self.s.reactors[i].conn_slab, sizeof(conn))
             slab_init(&self.s.reactors[i].exchange_slab, sizeof(exchange))
             slab_init(&self.s.reactors[i].stream_slab, sizeof(stream))
+            slab_init(&self.s.reactors[i].flow_slab, sizeof(flow))
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []
         self.upstreams = {}
         self.route_ids = {}
+        self.stream_names = {}
         self.retired_tables = []
         self.retired_tickets = []
         self.overrides = {}
@@ -792,7 +834,7 @@ cdef class Engine:
         self.ensure_chunk(1, r.id)
         (r.max_body_bytes, r.response_timeout_ms, r.idle_timeout_ms, r.tunnel_timeout_ms, r.request_timeout_ms,
                 retries, r.https_redirect, r.grpc_web) = options
-        r.retries = <uint8_t>min(retries, 250)
+        r.retries = <uint8_t>min(retries, MAX_RETRIES)
         if isinstance(action, tuple):
             r.action = ACTION_RESPOND
             r.status = action[0]
@@ -862,8 +904,17 @@ cdef class Engine:
         return HostIndex(hosts, before, changed, removed)
 
     def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted, TlsIndex tls=None,
-            int https_port=0, bytes hsts=b"", bint http2=True):
-        return ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
+            int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None):
+        cdef ListenerView view = ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
+        if carried is not None:
+            name, shares, limits, allowed = carried
+            targets = [(self.live_upstream(upstream).p.id, weight) for upstream, weight in shares]
+            id = self._id(self.route_ids, name)
+            self.ensure_chunk(1, id)
+            # A flow goes on without its table, so the name it is logged by stays.
+            raw = self.stream_names.setdefault(name, name.encode("utf-8", "replace"))
+            view.carry(raw, id, targets, limits, allowed)
+        return view
 
     def make_tls_index(self, dict hosts not None):
         """A TlsIndex over {server name: TlsHost}. `*.example.com` covers one label (RFC 6125 6.4.3); `*` stands for all

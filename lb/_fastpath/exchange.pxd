@@ -117,3 +117,4 @@ cdef struct exchange:
     exchange* previous_waiting
 
 cdef void exchange_install(shared* s) noexcept nogil
+cdef void offer_place(reactor* r, upstream_live* live) noexcept nogil

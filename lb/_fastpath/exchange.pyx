@@ -121,6 +121,7 @@ from lb._fastpath.table cimport (
     PROTOCOL_HTTP1,
     find_host,
     find_route,
+    draw_target,
     route_at,
     target,
     text_at,
@@ -133,11 +134,11 @@ from lb._fastpath.transport cimport (
     LEG_REUSED,
     batch_flush,
     conn,
+    connect_calls,
     exchange_calls,
     outgoing,
 )
 from lb._fastpath.upstream cimport (
-    connect_calls,
     upstream_lease,
     upstream_set_calls,
     upstream_take_back,
@@ -355,16 +356,10 @@ cdef void note_texts(exchange* x, head* h) noexcept nogil:
 cdef upstream_view* choose_upstream(exchange* x) noexcept nogil:
     """One of the route's weighted upstreams, at random in proportion to the weights."""
     cdef const target* targets = <const target*>(<const char*>x.host + x.rt.targets)
-    cdef uint32_t i = 0, draw
-    if x.rt.target_count == 0 or targets[x.rt.target_count - 1].until == 0:
+    cdef const target* chosen = draw_target(targets, x.rt.target_count, x.r.random)
+    if chosen == NULL or chosen.slot >= x.t.upstream_count:
         return NULL
-    if x.rt.target_count > 1:
-        draw = <uint32_t>(lb_random(x.r.random) >> 33) % targets[x.rt.target_count - 1].until
-        while targets[i].until <= draw:
-            i += 1
-    if targets[i].slot >= x.t.upstream_count:
-        return NULL
-    return x.t.upstreams[targets[i].slot]
+    return x.t.upstreams[chosen.slot]
 
 
 # ------------------------------------------------------------------------------------------- the request as it goes on

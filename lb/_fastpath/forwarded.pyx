@@ -15,21 +15,8 @@ from lb._fastpath.message cimport (
     field,
     head_add,
 )
-from lb._fastpath.table cimport listener_view
+from lb._fastpath.table cimport in_networks, listener_view
 from lb._fastpath.tls cimport FORWARD_SSL_CLIENT, FORWARD_XFCC, client_facts, client_text, tls
-
-
-cdef bint in_networks(const listener_view* view, const unsigned char* address) noexcept nogil:
-    cdef uint32_t i
-    cdef int whole, rest
-    for i in range(view.trusted_count):
-        whole = view.trusted[i].bits // 8
-        rest = view.trusted[i].bits % 8
-        if memcmp(view.trusted[i].address, address, <size_t>whole) != 0:
-            continue
-        if rest == 0 or ((view.trusted[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
-            return True
-    return False
 
 
 cdef bint is_ipv4(const unsigned char* address) noexcept nogil:
@@ -118,14 +105,14 @@ cdef void real_client(exchange* x, const head* h, bint trusted, unsigned char* a
             if not parse_address(start, <size_t>(end - start), candidate):
                 return
             memcpy(address, candidate, 16)
-            if not in_networks(x.view, candidate):
+            if not in_networks(x.view.trusted, x.view.trusted_count, candidate):
                 return
             end = p - 1 if p > f.value else f.value
 
 
 cdef bint from_trusted(const exchange* x) noexcept nogil:
     """Whether the peer is a proxy whose word about the client counts."""
-    return x.d.c.local != 0 or (x.view.trusted_count != 0 and in_networks(x.view, x.d.c.peer))
+    return x.d.c.local != 0 or in_networks(x.view.trusted, x.view.trusted_count, x.d.c.peer)
 
 
 cdef bint is_secure(const exchange* x, const head* h) noexcept nogil:

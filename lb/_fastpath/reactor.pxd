@@ -83,6 +83,8 @@ cdef struct shared:
     void (*retry_waiting)(reactor* r) noexcept nogil
     void (*take_back)(reactor* r) noexcept nogil
     void (*cut_off)(reactor* r) noexcept nogil  # ends what is under way when the daemon stops
+    void (*cut_flows)(reactor* r) noexcept nogil  # and before it the connections whose bytes are only carried
+    void (*open_flow)(io* client) noexcept nogil  # the client of a listener that carries bytes has been let in
     uint64_t secret  # random; keys the hash of client addresses
     void* ticket_keys  # tls.pxd; swapped atomically
     char padding_a[64]
@@ -122,6 +124,7 @@ cdef struct reactor:
     slab conn_slab
     slab exchange_slab
     slab stream_slab
+    slab flow_slab
     io* queue_first
     io* queue_last
     io* dead

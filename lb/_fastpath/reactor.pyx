@@ -83,6 +83,7 @@ cdef void reactor_release(reactor* r) noexcept nogil:
     slab_release(&r.conn_slab)
     slab_release(&r.exchange_slab)
     slab_release(&r.stream_slab)
+    slab_release(&r.flow_slab)
     free(r.scratch_in)
     free(r.scratch_out)
     free(r.scratch_text)
@@ -231,5 +232,6 @@ cdef void* reactor_main(void* argument) noexcept nogil:
         wheel_run(&r.timers, r.now_ms)
         if r.dead != NULL:
             release_dead(r)
+    r.s.cut_flows(r)
     r.s.cut_off(r)
     return NULL

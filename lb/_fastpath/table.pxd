@@ -8,7 +8,7 @@ is called by the control plane without the GIL; nothing here is checked again wh
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from lb._fastpath.c.sys cimport lb_hash
+from lb._fastpath.c.sys cimport lb_hash, lb_random
 from lb._fastpath.endpoint cimport MAX_REACTORS, endpoint, upstream_live
 from lb._fastpath.message cimport head
 
@@ -115,6 +115,20 @@ cdef struct network:
     uint8_t address[16]
     int bits
 
+cdef struct stream_view:
+    # Where the connections of a listener go whose bytes are only carried (lb/model/stream.py).
+    target* targets
+    uint32_t target_count
+    uint32_t route_id
+    char* name  # of the route; outlives the table, as its counters do
+    uint32_t name_size
+    int idle_timeout_ms
+    int half_closed_timeout_ms
+    int drain_timeout_ms
+    int retries
+    network* allowed  # whose clients are let in
+    uint32_t allowed_count  # 0: everybody's
+
 cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
     host_index* hosts
@@ -134,6 +148,7 @@ cdef struct listener_view:
     int64_t max_body_bytes
     network* trusted
     uint32_t trusted_count
+    stream_view* stream  # NULL: HTTP
     bint forwarded_header
     bint merge_slashes
     bint keep_escaped_slashes
@@ -208,6 +223,30 @@ cdef vhost* find_host(const host_index* index, const char* name, size_t size) no
 cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query,
         size_t query_size, bint has_query,
                          const head* h) noexcept nogil
+
+cdef inline bint in_networks(const network* networks, uint32_t count, const uint8_t* address) noexcept nogil:
+    """Whether a 16-byte address (IPv4 as ::ffff:a.b.c.d) lies in one of them."""
+    cdef uint32_t i
+    cdef int whole, rest
+    for i in range(count):
+        whole = networks[i].bits // 8
+        rest = networks[i].bits % 8
+        if memcmp(networks[i].address, address, <size_t>whole) != 0:
+            continue
+        if rest == 0 or ((networks[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
+            return True
+    return False
+
+cdef inline const target* draw_target(const target* targets, uint32_t count, uint64_t* random) noexcept nogil:
+    """One of several weighted upstreams, at random in proportion to the weights; NULL when none has any."""
+    cdef uint32_t i = 0, draw
+    if count == 0 or targets[count - 1].until == 0:
+        return NULL
+    if count > 1:
+        draw = <uint32_t>(lb_random(random) >> 33) % targets[count - 1].until
+        while targets[i].until <= draw:
+            i += 1
+    return &targets[i]
 
 cdef inline const char* text_at(const vhost* host, text t) noexcept nogil:
     return <const char*>host + t.at

@@ -38,6 +38,7 @@ cdef struct listening:
     listening* next
     timer pause
     bint stopped
+    bint carries  # what its clients send is only carried: it may be no HTTP
 
 cdef struct chunk_state:
     # Where a chunked body stands; see http1.pxd.
@@ -105,6 +106,12 @@ cdef struct exchange_calls:
     bint (*client_waits)(void* exchange) noexcept nogil  # some bytes have not been taken by the client yet
     void (*client_gone)(conn* downstream) noexcept nogil  # after it was closed: give back what its acceptance took
 
+cdef struct connect_calls:
+    # What whom a connection is made for is told, by `leg.exchange`.
+    void (*became_stream)(void* exchange, leg* u) noexcept nogil  # ALPN has chosen HTTP/2; it is still connecting
+    void (*connected)(void* exchange, leg* u) noexcept nogil
+    void (*connect_failed)(void* exchange, int reason) noexcept nogil
+
 cdef struct conn:
     io base
     leg leg  # HTTP/1: the exchange it carries
@@ -133,6 +140,7 @@ cdef struct conn:
     uint32_t listener_name_size
     endpoint* ep  # upstream side
     uint64_t wire  # upstream side: how it was made; see upstream_view
+    const connect_calls* told  # upstream side: how whom it was made for learns what came of it
     int idle_timeout_ms  # upstream side: how long it may stay unused
     int taken  # upstream side: a sibling reactor has taken the descriptor over; set under the pool's lock
     # among all connections of the reactor

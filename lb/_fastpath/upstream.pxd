@@ -12,15 +12,13 @@ Connecting ends with the endpoint's SETTINGS: an endpoint that sends none in tim
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor
 from lb._fastpath.table cimport upstream_view
-from lb._fastpath.transport cimport leg
-
-cdef struct connect_calls:
-    void (*became_stream)(void* exchange, leg* u) noexcept nogil  # ALPN has chosen HTTP/2; it is still connecting
-    void (*connected)(void* exchange, leg* u) noexcept nogil
-    void (*connect_failed)(void* exchange, int reason) noexcept nogil
+from lb._fastpath.transport cimport conn, connect_calls, leg
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
 cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, bint fresh,
         bint must_be_open, bint* connecting, int* reason) noexcept nogil
+cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
+        const connect_calls* told, int* reason) noexcept nogil
+cdef void upstream_end(conn* c, bint reset) noexcept nogil
 cdef void upstream_take_back(reactor* r) noexcept nogil
 cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil

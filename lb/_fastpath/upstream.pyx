@@ -88,7 +88,6 @@ from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
 from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_move, tls_new_client
 from lb._fastpath.transport cimport (
     batch_flush,
-    conn,
     conn_close,
     conn_drain,
     conn_handshake,
@@ -150,7 +149,7 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
             upstream_close(c)
             c = pool_take(r, ep)
     if c == NULL:
-        c = upstream_connect(r, view, ep, exchange, reason)
+        c = upstream_connect(r, view, ep, exchange, &calls, reason)
         connecting[0] = True
     if c == NULL:
         return NULL
@@ -184,7 +183,7 @@ cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn
     """A stream of this connection, or of a new one."""
     cdef leg* l
     if c == NULL:
-        c = upstream_connect(r, view, ep, NULL, reason)
+        c = upstream_connect(r, view, ep, NULL, &calls, reason)
         if c == NULL:
             return NULL
         c.idle_timeout_ms = view.idle_timeout_ms
@@ -479,15 +478,19 @@ cdef void pool_leave_shared(reactor* r, endpoint* ep) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------- connecting
 
 cdef void upstream_close(conn* c) noexcept nogil:
+    upstream_end(c, False)
+
+
+cdef void upstream_end(conn* c, bint reset) noexcept nogil:
     bump(&c.base.r.counts.upstream_closed)
     lb_add_int(&c.ep.connections, -1)
     c.leg.exchange = NULL
-    conn_close(c, False)
+    conn_close(c, reset)
 
 
 cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
-        int* reason) noexcept nogil:
-    """Begin to connect; `connected` or `connect_failed` follows. NULL with a reason when it cannot even begin."""
+        const connect_calls* told, int* reason) noexcept nogil:
+    """Begin to connect; one call of `told` follows. NULL with a reason when it cannot even begin."""
     cdef int one = 1
     cdef int fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     cdef conn* c
@@ -511,6 +514,8 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
         return NULL
     c.ep = ep
     c.leg.exchange = exchange
+    c.leg.c = c
+    c.told = told
     c.wire = view.wire
     c.base.flags = IO_CONNECTING
     c.base.ready = connect_ready
@@ -578,7 +583,7 @@ cdef void not_connected(conn* c, int reason) noexcept nogil:
         http2_client_each(c, tell_failed, reason)
         http2_client_close(c)
     else:
-        calls.connect_failed(c.leg.exchange, reason)
+        c.told.connect_failed(c.leg.exchange, reason)
     batch_flush(r)
 
 
@@ -602,7 +607,8 @@ cdef void share(conn* c, void* exchange) noexcept nogil:
 cdef void established(conn* c) noexcept nogil:
     """The connection is there, and it is known what it speaks."""
     cdef reactor* r = c.base.r
-    cdef bint h2 = c.tls != NULL and c.tls.h2
+    cdef bint http = c.told == &calls
+    cdef bint h2 = http and c.tls != NULL and c.tls.h2
     cdef void* exchange = c.leg.exchange
     cdef leg* l = &c.leg
     if c.session != NULL and c.tls != NULL and not h2 and c.wire & 3 == PROTOCOL_BY_ALPN:
@@ -612,7 +618,7 @@ cdef void established(conn* c) noexcept nogil:
     if c.session != NULL and c.tls != NULL and not h2:
         not_connected(c, LB_R_UPSTREAM_PROTOCOL)  # HTTP/2 is what was asked for
         return
-    if c.session == NULL and not h2 and c.parked != NULL:
+    if c.session == NULL and http and not h2 and c.parked != NULL:
         not_connected(c, LB_R_BAD_RESPONSE)  # an answer before there was a question
         return
     if c.session != NULL:
@@ -621,5 +627,5 @@ cdef void established(conn* c) noexcept nogil:
         share(c, exchange)
     else:
         endpoint_connected(c.ep)
-        calls.connected(exchange, l)
+        c.told.connected(exchange, l)
     batch_flush(r)

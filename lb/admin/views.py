@@ -20,7 +20,7 @@ from lb.admin.daemon import Daemon
 from lb.certs.pem import expiry_of, read_chain
 from lb.compile.tls import missing_groups
 from lb.model.config import Config
-from lb.model.explain import Explanation, make_ask
+from lb.model.explain import Explanation, describe_forward, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.health import describe_check
 from lb.model.route import Forward, Route
@@ -121,7 +121,8 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
                 name=name,
                 port=listener.port,
                 protocol=listener.protocol,
-                host_set=listener.host_set,
+                host_set=listener.host_set if listener.stream is None else "",
+                forward="" if listener.stream is None else describe_forward(listener.stream.route.forward),
                 open=opened is not None,
                 address=opened.address if opened else str(daemon.listeners.bind_of(listener)),
                 activated=opened is not None and opened.activated,

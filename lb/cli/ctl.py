@@ -275,13 +275,13 @@ def _show_listeners(console: Console, answer: Json) -> None:
             one["name"],
             one["address"],
             "open" if one["open"] else f"closed: {one['problem']}",
-            one["host_set"],
+            one["host_set"] or one["forward"],
             one["connections_active"],
             one["requests"],
         )
         for one in answer
     ]
-    _table(console, ("LISTENER", "ADDRESS", "STATE", "HOST SET", "CONNECTIONS#", "REQUESTS#"), rows)
+    _table(console, ("LISTENER", "ADDRESS", "STATE", "SERVES", "CONNECTIONS#", "REQUESTS#"), rows)
 
 
 def _without(groups: Sequence[str]) -> str:

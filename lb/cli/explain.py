@@ -89,7 +89,7 @@ def command(
     socket: str | None,
     as_json: bool,
 ) -> None:
-    """Tell which rule serves a request for URL, and why not the others.
+    """Tell which rule serves a request for URL, and why not the others. URL tcp://ADDRESS:PORT is a TCP connection.
 
     With PATHs the answer is worked out from them, without them the running daemon is asked, which also knows the state
     of its endpoints.
@@ -219,7 +219,8 @@ def print_explanation(console: Console, told: Explanation) -> None:
 
 
 def _listener_row(step: ListenerStep) -> Text:
-    return _step(step.verdict, f"{step.name} {step.bind}, serves host set {step.host_set}", step.source)
+    served = f"serves host set {step.host_set}" if step.host_set else "carries bytes"
+    return _step(step.verdict, f"{step.name} {step.bind}, {served}", step.source)
 
 
 def _tls_rows(step: TlsStep, now: float) -> Iterator[Text]:

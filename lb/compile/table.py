@@ -20,11 +20,12 @@ from lb.model.config import Config
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
+from lb.model.stream import Stream
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Problem
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import RouteSpec
+    from lb._fastpath.engine import RouteSpec, StreamSpec
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
 PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
@@ -121,12 +122,38 @@ class Compiler:
             listener.name,
             index or self._engine.make_index({}),
             listener.port,
-            _http_options(listener.http),
+            _http_options(_limits(listener)),
             trusted,
             tls,
             https_port,
             listener.tls.hsts.encode() if listener.tls is not None else b"",
+            carried=None if listener.stream is None else _stream_spec(listener.stream),
         )
+
+
+def _limits(listener: Listener) -> HttpOptions:
+    """What is looked at when a client connects is the same for all listeners."""
+    if listener.stream is None:
+        return listener.http
+    options = listener.stream.options
+    return HttpOptions(
+        max_connections=options.max_connections, max_connections_per_client=options.max_connections_per_client
+    )
+
+
+def _stream_spec(stream: Stream) -> StreamSpec:
+    options = stream.options
+    return (
+        stream.route.name,
+        _shares(stream.route.forward),
+        (
+            _int32(options.idle_timeout_ms or _NEVER_MS),
+            _int32(options.half_closed_timeout_ms or _NEVER_MS),
+            _int32(options.drain_timeout_ms or _NEVER_MS),
+            options.retries,
+        ),
+        tuple(_network(text) for text in options.allow),
+    )
 
 
 def _https_ports(listeners: Iterable[Listener]) -> dict[str, int]:

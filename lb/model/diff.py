@@ -21,6 +21,7 @@ from lb.model.health import describe_check, header_lines
 from lb.model.listener import Listener
 from lb.model.match import path_holds
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost
+from lb.model.stream import Stream
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Endpoint, Upstream
 from lb.problems import Origin
@@ -62,26 +63,47 @@ def diff(before: Config, after: Config) -> list[Change]:
 def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
     for name, old, new in _pairs(before.listeners, after.listeners):
         if new is None and old is not None:
-            effect = f"closes {old.bind}; host set {old.host_set} is no longer served there"
+            verb = "is" if old.stream is None else "are"
+            effect = f"closes {old.bind}; {_carries(old)} {verb} no longer served there"
             yield Change("listener", "removed", name, effect, _place(old.origin))
         elif old is None and new is not None:
-            effect = f"opens {new.bind} for host set {new.host_set}"
+            effect = f"opens {new.bind} for {_carries(new)}"
             yield Change("listener", "added", name, effect, "", _place(new.origin))
         elif old is not None and new is not None:
             for effect in _listener_effects(old, new):
                 yield Change("listener", "changed", name, effect, _place(old.origin), _place(new.origin))
 
 
+def _carries(listener: Listener) -> str:
+    if listener.stream is not None:
+        return f"connections to {describe_forward(listener.stream.route.forward)}"
+    return f"host set {listener.host_set}"
+
+
 def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
     if old.bind != new.bind:
         yield f"moves from {old.bind} to {new.bind}"
-    if old.host_set != new.host_set:
+    if old.host_set != new.host_set and old.stream is new.stream:
         yield f"serves host set {new.host_set} instead of {old.host_set}"
     if old.protocol != new.protocol:
         yield f"speaks {new.protocol} instead of {old.protocol}"
     for option in _changed_options(old.http, new.http):
         yield f"listener {old.name}: {option}"
     yield from _tls_effects(old.name, old.tls or ListenerTls(), new.tls or ListenerTls())
+    if old.stream is not None and new.stream is not None:
+        yield from _stream_effects(old.name, old.stream, new.stream)
+    elif old.stream is not new.stream:
+        yield f"listener {old.name} now serves {_carries(new)} (before: {_carries(old)})"
+
+
+def _stream_effects(listener: str, old: Stream, new: Stream) -> Iterator[str]:
+    if old.route.forward != new.route.forward:
+        was, now = describe_forward(old.route.forward), describe_forward(new.route.forward)
+        yield f"connections to {listener} now go to {now} (before: {was})"
+    if old.route.name != new.route.name:
+        yield f"listener {listener}: its route is now named {new.route.name} (before: {old.route.name})"
+    for option in _changed_options(old.options, new.options):
+        yield f"listener {listener}: {option}"
 
 
 def _tls_effects(listener: str, old: ListenerTls, new: ListenerTls) -> Iterator[str]:

@@ -30,6 +30,7 @@ from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
+from lb.model.stream import Stream, StreamOptions
 from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
@@ -63,6 +64,9 @@ _URL = re.compile(
 """RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
 
 
+_TCP = re.compile(r"tcp://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
+
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
@@ -83,6 +87,8 @@ class Ask(msgspec.Struct, frozen=True):
     """http or https; empty: what the listener speaks."""
     server_name: str = ""
     """Whom the client names in the TLS handshake; an address is no name."""
+    protocol: Literal["http", "tcp"] = "http"
+    """tcp: a connection, of which nobody says what it carries. Host, target, method and headers mean nothing then."""
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,6 +116,7 @@ class ListenerStep(msgspec.Struct, frozen=True):
     bind: str
     """`*:80`."""
     host_set: str
+    """Empty for a listener that carries bytes."""
     verdict: Verdict
     source: Source
 
@@ -240,14 +247,17 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
 def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "") -> Ask:
     """What a client sends for a URL such as `http://shop.example.com:8080/cart`, with header `lines` (`Name: value`).
 
-    A `Host:` line replaces the URL's host, as in curl. ValueError with a text for people.
+    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` is a connection. ValueError with a text
+    for people.
     """
+    if connection := _TCP.fullmatch(url):
+        return _make_connection(connection, method, lines, client)
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
         scheme, separator, _ = url.partition("://")
-        if separator and _SCHEME.fullmatch(scheme) and scheme not in ("http", "https"):
-            raise ValueError(f"lb serves http and https, not {scheme}")
-        raise ValueError(f"{url!r} is not like http://shop.example.com/cart")
+        if separator and _SCHEME.fullmatch(scheme) and scheme not in ("http", "https", "tcp"):
+            raise ValueError(f"lb serves http, https and tcp, not {scheme}")
+        raise ValueError(f"{url!r} is not like http://shop.example.com/cart or tcp://192.0.2.1:5432")
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
     if client:
@@ -269,6 +279,16 @@ def _server_name(authority: str) -> str:
     """What clients say of a URL's host in the handshake: no port, no address, no dot at the end (RFC 6066 3)."""
     host = authority.rpartition("]")[0] or authority.partition(":")[0]
     return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
+
+
+def _make_connection(parts: re.Match[str], method: str, lines: Sequence[str], client: str) -> Ask:
+    if int(parts["port"]) > 65_535:
+        raise ValueError(f"{parts['port']} is no port")
+    if lines or method != "GET":
+        raise ValueError("a TCP connection has neither method nor headers")
+    if client:
+        ip_address(client)
+    return Ask(parts["authority"], "", int(parts["port"]), "TCP", (), client, "tcp")
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -326,18 +346,23 @@ class _Explainer:
         self._states = states
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
         self._notes: list[str] = []
+        self._carried = False
 
     def explain(self, name: str | None) -> Explanation:
         try:
             status, reason, why = self._walk(name)
         except _End as end:
-            status, reason, why = STATUS.get(end.reason), end.reason, end.why
+            status, reason, why = self._status_of(end.reason), end.reason, end.why
         return Explanation(
             method=self._ask.method, status=status, reason=reason, why=why, notes=tuple(self._notes), **self._found
         )
 
     def _walk(self, name: str | None) -> tuple[int | None, str, str]:
         listener = self._choose_listener(name)
+        if listener.stream is not None:
+            return self._follow_stream(listener, listener.stream)
+        if self._ask.protocol == "tcp":
+            raise _End(NO_LISTENER, f"{listener.name} speaks {listener.protocol}: ask for {listener.protocol}://…")
         shaken = self._shake_hands(listener)
         request = self._normalize(listener)
         host = self._choose_host(listener, request)
@@ -354,12 +379,36 @@ class _Explainer:
             return route.action.status, "local-answer", route.action.why or "the route says so"
         return self._follow(route.action)
 
+    def _status_of(self, reason: str) -> int | None:
+        """What lb answers; bytes that are only carried get no answer."""
+        return None if self._carried else STATUS.get(reason)
+
+    def _follow_stream(self, listener: Listener, stream: Stream) -> tuple[int | None, str, str]:
+        self._carried = True
+        route, options = stream.route, stream.options
+        if self._ask.protocol != "tcp":
+            self._notes.append(f"{listener.name} carries bytes: it neither knows nor changes what is asked in them")
+        self._found["routes"] = (RouteStep(route.name, "every connection", "won", source=self._source(route.origin)),)
+        self._found["options"] = tuple(_stream_options(listener, options))
+        networks = ", ".join(options.allow)
+        if networks and not self._ask.client:
+            self._notes.append(f"only clients in {networks} are let in: say whose connection it is with --from")
+        elif networks and not _is_in(self._ask.client, options.allow):
+            raise _End("source-refused", f"{self._ask.client} is not in {networks}")
+        return self._follow(route.forward)
+
     def _choose_listener(self, name: str | None) -> Listener:
         listeners = self._config.listeners
         named = [listeners[name]] if name in listeners else []
         candidates = self._listeners_at_port() if name is None else named
         self._found["listeners"] = tuple(
-            ListenerStep(one.name, one.bind, one.host_set, "lost" if index else "won", self._source(one.origin))
+            ListenerStep(
+                one.name,
+                one.bind,
+                one.host_set if one.stream is None else "",
+                "lost" if index else "won",
+                self._source(one.origin),
+            )
             for index, one in enumerate(candidates)
         )
         if not candidates:
@@ -521,7 +570,8 @@ class _Explainer:
             reason = next(one for one in ("no-endpoint", "no-healthy-endpoint", "no-upstream") if one in reasons)
             raise _End(reason, "; ".join(step.why for step in refusing))
         for step in refusing:
-            self._notes.append(f"{step.share:.0%} of the requests are answered 503 ({step.reason}): {step.why}")
+            lost = "connections are reset" if self._carried else "requests are answered 503"
+            self._notes.append(f"{step.share:.0%} of the {lost} ({step.reason}): {step.why}")
         any_ready = any(one.state == "ready" for step in steps if step.share for one in step.endpoints)
         return None, "ok", "one of the ready endpoints answers" if any_ready else "an endpoint answers: none is ready"
 
@@ -564,6 +614,10 @@ class _Explainer:
             return
         verb = "believed and extended" if self._is_trusted(listener) else "replaced"
         self._notes.append(f"X-Forwarded-* headers from {ip_address(self._ask.client)} are {verb}")
+
+
+def _is_in(client: str, networks: Sequence[str]) -> bool:
+    return any(ip_address(client) in ip_network(one, strict=False) for one in networks)
 
 
 def describe_match(match: Match) -> str:
@@ -673,6 +727,13 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
         set_by = "built in" if value == field.default else f"listener {listener.name}"
         name = "client_idle_timeout" if field.key == "idle_timeout" else field.key
         yield OptionStep(name, field.format(value), set_by)
+
+
+def _stream_options(listener: Listener, options: StreamOptions) -> Iterator[OptionStep]:
+    for field in option_fields(StreamOptions):
+        value = getattr(options, field.attribute)
+        set_by = "built in" if value == field.default else f"listener {listener.name}"
+        yield OptionStep(field.key, field.format(value), set_by)
 
 
 def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:

@@ -6,8 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.stream import Stream
 from lb.model.tls import ListenerTls
 from lb.problems import Origin
+
+ListenerProtocol = Literal["http", "https", "tcp"]
 
 
 class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,13 +61,15 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     port: int = 0
     address: str = ""
     """IPv4 or IPv6 address, `unix:/path`, or empty for all addresses of both families."""
-    protocol: Literal["http", "https"] = "http"
+    protocol: ListenerProtocol = "http"
     host_set: str = "default"
     """Which entry of Config.hosts it serves."""
     http: HttpOptions = HttpOptions()
     origin: Origin = Origin()
     tls: ListenerTls | None = None
     """Of `https`; without it all names get lb's self-made certificate."""
+    stream: Stream | None = None
+    """Of `tcp`, and only there: it has no hosts."""
 
     @property
     def bind(self) -> str:

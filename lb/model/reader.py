@@ -16,7 +16,7 @@ import binascii
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -40,6 +40,7 @@ from lb.model.form import (
     LISTENER_KEYS,
     PATH_KINDS,
     ROUTE_KEYS,
+    STREAM_KEYS,
     TLS_KEYS,
     TOP_KEYS,
     UPSTREAM_KEYS,
@@ -48,7 +49,7 @@ from lb.model.form import (
     option_fields,
 )
 from lb.model.health import HealthCheck, is_used, mistakes, read_off
-from lb.model.listener import HttpOptions, Listener
+from lb.model.listener import HttpOptions, Listener, ListenerProtocol
 from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
 from lb.model.origins import read_origin
 from lb.model.route import (
@@ -63,19 +64,22 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
+from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
-OptionsT = TypeVar("OptionsT", HttpOptions, RouteOptions, UpstreamOptions, HealthCheck, ClientCertificates, UpstreamTls)
+OptionsT = TypeVar(
+    "OptionsT", HttpOptions, StreamOptions, RouteOptions, UpstreamOptions, HealthCheck, ClientCertificates, UpstreamTls
+)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
 _MAX_SUGGESTIONS = 1_000
 """Comparing a word with more names than this takes too long for what it helps."""
 
-_NETWORKS = ("trusted_proxies",)
+_NETWORKS = ("trusted_proxies", "allow")
 """Options that list networks."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -325,10 +329,10 @@ class _Reader:
         if not port and not address.startswith("unix:"):
             raise _MistakeError(path, "the listener has no port", "add `port: 80`")
         http = content.get("http", {})
-        protocols: tuple[Literal["http", "https"], ...] = ("http", "https")
+        protocols: tuple[ListenerProtocol, ...] = get_args(ListenerProtocol)
         protocol = self._choice(f"{path}.protocol", content.get("protocol", "http"), protocols)
-        if "tls" in content and protocol != "https":
-            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", "add `protocol: https`")
+        self._check_sections(path, content, protocol)
+        origin = self._read_origin(path, content)
         return Listener(
             name,
             port,
@@ -336,9 +340,39 @@ class _Reader:
             protocol,
             self._text(f"{path}.host_set", content.get("host_set", "default")),
             self._read_options(f"{path}.http", self._mapping(f"{path}.http", http), HttpOptions(), only_options=True),
-            self._read_origin(path, content),
+            origin,
             self._read_listener_tls(f"{path}.tls", content.get("tls", {})) if protocol == "https" else None,
+            self._read_stream(f"{path}.stream", name, origin, content.get("stream", {})) if protocol == "tcp" else None,
         )
+
+    def _check_sections(self, path: str, content: Mapping[str, Any], protocol: ListenerProtocol) -> None:
+        """A section that the listener's protocol has no use for would be obeyed nowhere."""
+        if "tls" in content and protocol != "https":
+            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", "add `protocol: https`")
+        if "stream" in content and protocol != "tcp":
+            raise _MistakeError(f"{path}.stream", "the listener speaks HTTP", "add `protocol: tcp`")
+        for key in ("http", "host_set"):
+            if key in content and protocol == "tcp":
+                raise _MistakeError(f"{path}.{key}", "the listener does not speak HTTP", f"remove `{key}`")
+
+    def _read_stream(self, path: str, listener: str, origin: Origin, value: object) -> Stream:
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(StreamOptions)))
+        if "forward" not in content:
+            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
+        options = self._read_options(path, content, StreamOptions())
+        if content.get("allow") and not options.allow:
+            # An empty list lets in everybody: the listener is not opened.
+            raise _MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
+        name = self._text(f"{path}.name", content.get("name", listener))
+        route = StreamRoute(
+            name,
+            self._read_forward(f"{path}.forward", content["forward"], "its connections are reset"),
+            self._read_origin(path, content) if "origin" in content else origin,
+            self._text(f"{path}.field", content.get("field", "")),
+        )
+        self._check_name_is_new(path, name)
+        return Stream(route, options)
 
     def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
         def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:
@@ -494,10 +528,11 @@ class _Reader:
             return self._read_forward(f"{path}.forward", content["forward"])
         return self._read_respond(f"{path}.respond", content["respond"])
 
-    def _read_forward(self, path: str, value: object) -> Forward:
+    def _read_forward(self, path: str, value: object, dangling: str = "its requests are answered 503") -> Forward:
+        """`dangling`: what it means when there is no such upstream."""
         entries = [(value, 1)] if isinstance(value, str) else self._entries(path, value)
         for name, _ in entries:
-            self._check_upstream_exists(path, name)
+            self._check_upstream_exists(path, name, dangling)
         return Forward(tuple(WeightedUpstream(name, self._number(f"{path}.{name}", one, 0)) for name, one in entries))
 
     def _read_respond(self, path: str, value: object) -> Respond:
@@ -565,12 +600,11 @@ class _Reader:
             raise _MistakeError(f"{path}.name", f"there is another route named `{name}`", "give it another `name`")
         self._route_names.add(name)
 
-    def _check_upstream_exists(self, path: str, name: str) -> None:
+    def _check_upstream_exists(self, path: str, name: str, why: str) -> None:
         if name in self._upstream_names or self._is_elsewhere(name):
             return
         near = _nearest(name, self._upstream_names)
         fix = near or "define it under `upstreams`, or write NAMESPACE/SERVICE:PORT for a Service of the cluster"
-        why = "its requests are answered 503"
         self.problems.add("LB5004", self._place(path), f"`{name}` is no upstream", why=why, fix=fix, field=path)
 
     def _check_hostname(self, path: str, hostname: str) -> None:

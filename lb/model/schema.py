@@ -16,7 +16,7 @@ import msgspec
 
 from lb.model.form import API_VERSION, BUNDLES, KIND, PATH_KINDS, OptionField, option_fields
 from lb.model.health import CheckType, HealthCheck
-from lb.model.listener import HttpOptions, Listener
+from lb.model.listener import HttpOptions, Listener, ListenerProtocol
 from lb.model.route import (
     Forward,
     Match,
@@ -27,6 +27,7 @@ from lb.model.route import (
     RouteOptions,
     VirtualHost,
 )
+from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
 from lb.model.upstream import Balance, Endpoint, Protocol, Upstream, UpstreamOptions
@@ -108,7 +109,7 @@ def _listener() -> Schema:
         {
             "port": {**_number(65_535), "description": "TCP port; needed unless the address is a Unix socket."},
             "address": {**_TEXT, "description": texts["address"]},
-            "protocol": {"enum": ["http", "https"], "default": "http"},
+            "protocol": {"enum": list(get_args(ListenerProtocol)), "default": "http"},
             "tls": _object(
                 {
                     "hosts": _map_of("tls_host", field_texts(ListenerTls)["hosts"]),
@@ -127,10 +128,28 @@ def _listener() -> Schema:
             ),
             "host_set": {**_TEXT, "default": "default", "description": texts["host_set"]},
             "http": _object(_options(HttpOptions), text=f"{_class_text(HttpOptions)} 0 means no limit."),
+            "stream": _stream(),
             "origin": _reference("origin"),
         },
         text=_class_text(Listener),
     )
+
+
+def _stream() -> Schema:
+    fields = {
+        "forward": _forward(),
+        "name": {**_TEXT, "description": "What logs, metrics and `explain` show; the listener's name by default."},
+        "origin": _reference("origin"),
+        "field": {**_TEXT, "description": field_texts(StreamRoute)["field"]},
+    }
+    return _object(fields | _options(StreamOptions), required=("forward",), text=_class_text(Stream))
+
+
+def _forward() -> Schema:
+    return {
+        "description": _class_text(Forward),
+        "anyOf": [_TEXT, _map(_number()), {"type": "array", "items": _map(_number(), most=1)}],
+    }
 
 
 def _certificate() -> Schema:
@@ -188,10 +207,7 @@ def _route() -> Schema:
         "methods": {"type": "array", "items": _TEXT, "description": texts["methods"]},
         "headers": _conditions("Headers that must have these values; names without case."),
         "query": _conditions("Query parameters that must have these raw values."),
-        "forward": {
-            "description": _class_text(Forward),
-            "anyOf": [_TEXT, _map(_number()), {"type": "array", "items": _map(_number(), most=1)}],
-        },
+        "forward": _forward(),
         "respond": {
             "description": _class_text(Respond),
             "anyOf": [

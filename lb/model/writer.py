@@ -15,6 +15,7 @@ from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
+from lb.model.stream import Stream, StreamOptions
 from lb.model.tls import ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
@@ -88,7 +89,22 @@ def _write_listener(listener: Listener) -> Content:
         content["http"] = http
     if listener.tls is not None:
         content["tls"] = _write_tls(listener.tls)
+    if listener.stream is not None:
+        content["stream"] = _write_stream(listener, listener.stream)
     content["origin"] = write_origin(listener.origin)
+    return content
+
+
+def _write_stream(listener: Listener, stream: Stream) -> Content:
+    route = stream.route
+    content: Content = {"forward": _write_forward(route.forward)}
+    content |= _write_options(stream.options, StreamOptions())
+    if route.name != listener.name:
+        content["name"] = route.name
+    if route.origin != listener.origin:
+        content["origin"] = write_origin(route.origin)
+    if route.field:
+        content["field"] = route.field
     return content
 
 

@@ -85,12 +85,12 @@ METRICS = _metrics(
     Metric("lb_listener_responses", "counter", ("listener", "code_class"), "Responses sent."),
     Metric("lb_listener_received_bytes", "counter", ("listener",), "Bytes from clients."),
     Metric("lb_listener_sent_bytes", "counter", ("listener",), "Bytes to clients."),
-    Metric("lb_listener_request_duration_seconds", "histogram", ("listener",), "Whole exchanges."),
+    Metric("lb_listener_request_duration_seconds", "histogram", ("listener",), "Whole exchanges and TCP connections."),
     # Routes
     Metric("lb_route_responses", "counter", ("route", "code_class"), "Responses sent."),
     Metric("lb_route_received_bytes", "counter", ("route",), "Bytes from clients."),
     Metric("lb_route_sent_bytes", "counter", ("route",), "Bytes to clients."),
-    Metric("lb_route_request_duration_seconds", "histogram", ("route",), "Whole exchanges."),
+    Metric("lb_route_request_duration_seconds", "histogram", ("route",), "Whole exchanges and TCP connections."),
     Metric("lb_route_grpc_calls", "counter", ("route", "grpc_status"), "gRPC calls by how they ended."),
     # Upstreams
     Metric("lb_upstream_responses", "counter", ("upstream", "code_class"), "Responses received from endpoints."),
@@ -99,7 +99,7 @@ METRICS = _metrics(
     Metric(
         "lb_upstream_first_byte_seconds", "histogram", ("upstream",), "From the attempt to the response's first byte."
     ),
-    Metric("lb_upstream_requests_active", "gauge", ("upstream",), "Requests under way."),
+    Metric("lb_upstream_requests_active", "gauge", ("upstream",), "Requests and TCP connections under way."),
     Metric("lb_upstream_requests_queued", "gauge", ("upstream",), "Requests that wait because a limit is reached."),
     Metric("lb_upstream_attempts", "counter", ("upstream",), "Tries on an endpoint, first ones and retries."),
     Metric("lb_upstream_retries", "counter", ("upstream",), "Tries after the first one of a request."),

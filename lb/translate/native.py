@@ -15,6 +15,7 @@ import msgspec
 from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
+from lb.model.stream import StreamRoute
 from lb.model.text import from_content, names_of_upstreams
 from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
@@ -37,7 +38,7 @@ class NativePart(msgspec.Struct, frozen=True):
     config: Config = Config()
     references: tuple[Reference, ...] = ()
     """Service ports whose upstreams routes name."""
-    dangling: dict[str, Route] = {}
+    dangling: dict[str, Route | StreamRoute] = {}
     """Upstream names that neither a native file nor a Service explains -> the first route that has it (LB5004)."""
     resolves: tuple[str, ...] = ()
     """External names whose Resolutions were used."""
@@ -76,7 +77,7 @@ def translate_native(view: View, directory: Directory, last_good: Mapping[str, C
     )
 
 
-def missing_upstream(name: str, route: Route) -> Upstream:
+def missing_upstream(name: str, route: Route | StreamRoute) -> Upstream:
     """What stands for an upstream that nothing defines, so that its requests are answered 503 with a reason."""
     return Upstream(name, unavailable=f"there is no upstream {name}", origin=route.origin)
 
@@ -151,12 +152,12 @@ def _resolve(view: View, upstream: Upstream) -> Upstream:
     return msgspec.structs.replace(upstream, endpoints=endpoints, unavailable="") if endpoints else upstream
 
 
-def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...], dict[str, Route]]:
+def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...], dict[str, Route | StreamRoute]]:
     """Names that routes forward to and no native file defines: (Service ports, the rest)."""
     references: dict[Reference, None] = {}
-    dangling: dict[str, Route] = {}
+    dangling: dict[str, Route | StreamRoute] = {}
     seen: set[str] = set()
-    for name, route in _forwards(merge.hosts):
+    for name, route in _all_forwards(merge):
         if name in merge.upstreams or name in seen:
             continue
         seen.add(name)
@@ -171,6 +172,11 @@ def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...
     return tuple(references), dangling
 
 
+def _all_forwards(merge: _Merge) -> Iterator[tuple[str, Route | StreamRoute]]:
+    yield from _forwards(merge.hosts)
+    yield from _stream_forwards(merge.listeners)
+
+
 def _forwards(hosts: Mapping[str, Mapping[str, VirtualHost]]) -> Iterator[tuple[str, Route]]:
     for host_set in hosts.values():
         for host in host_set.values():
@@ -178,6 +184,13 @@ def _forwards(hosts: Mapping[str, Mapping[str, VirtualHost]]) -> Iterator[tuple[
                 if isinstance(route.action, Forward):
                     for upstream in route.action.upstreams:
                         yield upstream.name, route
+
+
+def _stream_forwards(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, StreamRoute]]:
+    for listener in listeners.values():
+        if listener.stream is not None:
+            for upstream in listener.stream.route.forward.upstreams:
+                yield upstream.name, listener.stream.route
 
 
 def _refer(directory: Directory, namespace: str, service: str, port: int) -> Reference:
@@ -188,10 +201,15 @@ def _refer(directory: Directory, namespace: str, service: str, port: int) -> Ref
     return Reference(namespace, service, port, "" if known or (table.external and not table.ports) else "LB4002")
 
 
-def _bad_reference(directory: Directory, reference: Reference, route: Route) -> Problem:
+def _bad_reference(directory: Directory, reference: Reference, route: Route | StreamRoute) -> Problem:
     if reference.mistake == "LB4001":
         what, fix = f"Service {reference.namespace}/{reference.service} does not exist", "check namespace and name"
     else:
         what, fix = missing_port(reference, directory.table(reference.namespace, reference.service))
-    why = f"requests for route {route.name} are answered 503"
+    lost = (
+        "connections of route {} are reset"
+        if isinstance(route, StreamRoute)
+        else "requests for route {} are answered 503"
+    )
+    why = lost.format(route.name)
     return Problem(reference.mistake, route.origin, what, why=why, fix=fix)

@@ -33,6 +33,7 @@ CASES = {
     "explain-published.txt": ["http://one.example.com:8443/", "two-ports.yaml", "--publish", "81=127.0.0.1:8443"],
     "explain-published-by-settings.txt": ["http://one.example.com:8444/", "-c", "two-ports.yaml"],
     "explain-no-host.txt": ["http://a.b.example.com/", "shop.yaml"],
+    "explain-tcp.txt": ["tcp://192.0.2.1:5432", "tcp.yaml", "--from", "10.0.0.1"],
     "explain-bad-target.txt": ["http://shop.example.com/a%2fb", "shop.yaml"],
     "explain-tls.txt": ["https://web.example.com/", "../../golden/client-certificates.in.yaml"],
     "explain-tls-nobody.txt": ["https://missing.example.com/", "../../golden/client-certificates.in.yaml"],
@@ -174,7 +175,7 @@ def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
 def test_mistakes_in_the_request_are_told_before_the_daemon_is_asked(lb: Lb, admin_socket: str) -> None:
     result = lb("explain", "ftp://shop", "--live", admin_socket)
     assert result.exit_code == 2
-    assert "lb serves http and https, not ftp" in result.stderr
+    assert "lb serves http, https and tcp, not ftp" in result.stderr
     assert result.stderr.startswith("Usage: lb explain ")
 
 

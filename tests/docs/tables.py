@@ -18,6 +18,7 @@ from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
 from lb.model.schema import field_texts
+from lb.model.stream import StreamOptions
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import UpstreamOptions
 from lb.observe import metrics
@@ -73,6 +74,7 @@ def annotations_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "listener-options": lambda: options_table(HttpOptions),
+    "stream-options": lambda: options_table(StreamOptions),
     "route-options": lambda: options_table(RouteOptions),
     "upstream-options": lambda: options_table(UpstreamOptions),
     "health-check-options": lambda: options_table(HealthCheck),

@@ -29,6 +29,15 @@ class Native:
         """A listener with these HTTP options, for example `head_timeout="300ms"`."""
         self.listeners[name] = {"address": address, "port": port, **({"http": http} if http else {})}
 
+    def carry(self, name: str, port: int, forward: object, **stream: object) -> None:
+        """A listener that carries TCP to an upstream, or to several by weight."""
+        self.listeners[name] = {
+            "address": "127.0.0.1",
+            "port": port,
+            "protocol": "tcp",
+            "stream": {"forward": forward, **stream},
+        }
+
     def listen_tls(
         self, name: str, port: int, hosts: Mapping[str, object], *, http: object = None, **tls: object
     ) -> None:

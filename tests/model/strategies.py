@@ -27,6 +27,7 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
+from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin
 
@@ -176,6 +177,14 @@ _places = st.one_of(
     st.tuples(st.just(0), st.just("unix:/run/lb.sock")),
 )
 _listeners = st.tuples(_places, st.booleans(), http_options, origins)
+stream_options = st.just(StreamOptions()) | st.builds(
+    StreamOptions,
+    idle_timeout_ms=counts,
+    drain_timeout_ms=counts,
+    retries=st.integers(0, 3),
+    allow=st.sampled_from([(), ("10.0.0.0/8", "::1")]),
+)
+_streams = st.tuples(_places, _shares, stream_options, origins, origins)
 
 
 @st.composite
@@ -184,6 +193,7 @@ def configs(draw: st.DrawFn) -> Config:
     upstreams = draw(st.dictionaries(names, _upstreams, min_size=1, max_size=3))
     host_sets = draw(st.dictionaries(st.sampled_from(["default", "ingress"]), _hosts, min_size=1, max_size=2))
     listeners = draw(st.dictionaries(names, _listeners, min_size=1, max_size=2))
+    streams = draw(st.dictionaries(names.map("tcp {}".format), _streams, max_size=1))
     route_names = (f"route {number}" for number in range(1_000))
     return Config(
         {
@@ -191,6 +201,17 @@ def configs(draw: st.DrawFn) -> Config:
                 name, port, address, host_set=max(host_sets) if last else min(host_sets), http=http, origin=origin
             )
             for name, ((port, address), last, http, origin) in listeners.items()
+        }
+        | {
+            name: Listener(
+                name,
+                port,
+                address,
+                "tcp",
+                origin=origin,
+                stream=Stream(StreamRoute(name, _forward(list(upstreams), shares), route_origin), options),
+            )
+            for name, ((port, address), shares, options, origin, route_origin) in streams.items()
         },
         {
             host_set: {
@@ -217,14 +238,19 @@ def _name_route(
     field: str,
 ) -> Route:
     if not isinstance(action, Respond):
-        action = Forward(tuple(WeightedUpstream(upstreams[index % len(upstreams)], one) for index, one in action))
+        action = _forward(upstreams, action)
     return Route(name, match, action, options, origin, field)
+
+
+def _forward(upstreams: list[str], shares: list[tuple[int, int]]) -> Forward:
+    return Forward(tuple(WeightedUpstream(upstreams[index % len(upstreams)], one) for index, one in shares))
 
 
 @st.composite
 def requests_for(draw: st.DrawFn, config: Config) -> tuple[str, Request]:
     """A listener of `config` and a normalised request for it, near to what it serves."""
-    listener = config.listeners[draw(st.sampled_from(sorted(config.listeners)))]
+    speaking = sorted(name for name, listener in config.listeners.items() if listener.stream is None)
+    listener = config.listeners[draw(st.sampled_from(speaking))]
     hosts = config.hosts.get(listener.host_set, {})
     hostname = draw(st.sampled_from(sorted(hosts))) if hosts else "a.com"
     routes = hosts[hostname].routes if hosts else ()

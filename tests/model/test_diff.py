@@ -17,6 +17,7 @@ from tests.model.strategies import configs, requests_for
 BEFORE = """
 listeners:
   http: {port: 80}
+  db: {port: 5432, protocol: tcp, stream: {forward: web}}
 hosts:
   default:
     shop.example.com:
@@ -42,6 +43,19 @@ STEPS = [
     ("  http: {port: 80}", "  two: {port: 81}", [
         "closes *:80; host set default is no longer served there",
         "opens *:81 for host set default",
+    ]),
+    ("{forward: web}}", "{forward: {web: 1, api: 3}, idle_timeout: 1h, allow: [10.0.0.0/8]}}", [
+        "connections to db now go to web (0.25), api (0.75) (before: web)",
+        "listener db: idle_timeout 10m -> 1h",
+        "listener db: allow none -> 10.0.0.0/8",
+    ]),
+    ("protocol: tcp, stream: {forward: web}}", "host_set: other}", [
+        "speaks http instead of tcp",
+        "listener db now serves host set other (before: connections to web)",
+    ]),
+    ("  db: {port", "  sql: {port", [
+        "closes *:5432; connections to web are no longer served there",
+        "opens *:5432 for connections to web",
     ]),
     (
         "    old.example.com: [{forward: web, name: old, origin: Ingress shop/old (a.yaml:1:1)}]\n",

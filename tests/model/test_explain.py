@@ -240,6 +240,7 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
         ("http://Shop.example.com", [], Ask("Shop.example.com", scheme="http", server_name="shop.example.com")),
         ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
         ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https")),
+        ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", protocol="tcp")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
@@ -252,14 +253,86 @@ def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
 
 
 def test_url_of_another_scheme_is_told_as_such() -> None:
-    with pytest.raises(ValueError, match="lb serves http and https, not ftp"):
+    with pytest.raises(ValueError, match="lb serves http, https and tcp, not ftp"):
         make_ask("ftp://shop")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("ftp://a/",), ("http:///x",), ("a:x/",), ("a", "GET", ["X"]), ("a", "GET", [": x"]), ("a", "GET", [], "me")],
+    [
+        ("tcp://a",),
+        ("tcp://a:70000",),
+        ("tcp://a:1", "PUT"),
+        ("tcp://a:1", "GET", ["X: y"]),
+        ("ftp://a/",),
+        ("http:///x",),
+        ("a:x/",),
+        ("a", "GET", ["X"]),
+        ("a", "GET", [": x"]),
+        ("a", "GET", [], "me"),
+    ],
 )
 def test_request_of_what_is_no_url(arguments: tuple) -> None:
     with pytest.raises(ValueError, match=r".+"):
         make_ask(*arguments)
+
+
+STREAMS = """
+listeners:
+  http: {port: 80}
+  db: {port: 5432, protocol: tcp, stream: {forward: {db: 3, new: 1}, idle_timeout: 1h, allow: [10.0.0.0/8]}}
+  dead: {port: 5433, protocol: tcp, stream: {forward: new}}
+upstreams:
+  db: [10.0.1.1:5432]
+  new: {unavailable: Service db/new does not exist}
+"""
+
+
+def explain_stream(url: str, client: str = "") -> Explanation:
+    config, problems = from_content(yaml.safe_load(STREAMS), Origin(file="lb.yaml"))
+    assert problems == []
+    return explain(config, make_ask(url, client=client))
+
+
+def test_a_connection_is_carried_to_the_upstreams() -> None:
+    told = explain_stream("tcp://192.0.2.1:5432", "10.1.2.3")
+    assert (told.status, told.reason) == (None, "ok")
+    assert [(step.name, step.host_set) for step in told.listeners] == [("db", "")]
+    assert verdicts(told) == {"db": "won"}
+    assert [(step.name, step.share, step.serves) for step in told.upstreams] == [
+        ("db", 0.75, True),
+        ("new", 0.25, False),
+    ]
+    assert "25% of the connections are reset (no-endpoint): Service db/new does not exist" in told.notes
+    options = {step.name: (step.value, step.set_by) for step in told.options}
+    assert options["idle_timeout"] == ("1h", "listener db")
+    assert options["retries"] == ("2", "built in")
+    assert "max_head" not in options
+
+
+def test_a_connection_from_outside_is_refused() -> None:
+    told = explain_stream("tcp://192.0.2.1:5432", "192.0.2.7")
+    assert (told.status, told.reason, told.why) == (None, "source-refused", "192.0.2.7 is not in 10.0.0.0/8")
+    assert told.upstreams == ()
+
+
+def test_who_is_let_in_is_told_when_nobody_says_who_asks() -> None:
+    notes = explain_stream("tcp://192.0.2.1:5432").notes
+    assert any("only clients in 10.0.0.0/8 are let in" in note for note in notes)
+
+
+def test_a_connection_to_nobody_gets_no_answer() -> None:
+    told = explain_stream("tcp://192.0.2.1:5433")
+    assert (told.status, told.reason, told.why) == (None, "no-endpoint", "Service db/new does not exist")
+
+
+def test_a_connection_to_a_listener_of_http() -> None:
+    told = explain_stream("tcp://192.0.2.1:80")
+    assert (told.status, told.reason) == (None, "no-listener")
+    assert told.why == "http speaks http: ask for http://…"
+
+
+def test_a_request_to_a_listener_that_carries_bytes() -> None:
+    told = explain_stream("http://192.0.2.1:5432/x", "10.1.2.3")
+    assert (told.status, told.reason) == (None, "ok")
+    assert any("db carries bytes" in note for note in told.notes)

@@ -43,6 +43,10 @@ SEEN_BY_THE_READER_ONLY = (
     "upstreams.web[0].port",
     "listeners.http",
     "listeners.http.address",
+    "listeners.http.stream",
+    "listeners.db.stream",
+    "listeners.db.stream.allow[1]",
+    "listeners.db.http",
     "upstreams",
     *(
         f"upstreams.web.health_check.{key}"

@@ -10,6 +10,7 @@ from lb.model.config import Config
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, Respond, Route, RouteOptions, WeightedUpstream
+from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.text import from_content, to_text
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
@@ -139,6 +140,7 @@ def test_rendered_file_is_pleasant() -> None:
 
 
 ROUTE = "hosts: {default: {a: [{%s}, {respond: 200, name: other}]}}"
+TCP = "upstreams: {web: []}\nlisteners: {db: {port: 5432, protocol: tcp, stream: {forward: web, %s}}}"
 MISTAKES = [
     ("listenrs: {}", "listenrs", "did you mean `listeners`?", ""),
     ("listeners: {http: {prot: 80, port: 80}}", "listeners.http.prot", "did you mean `port`?", "http"),
@@ -154,6 +156,13 @@ MISTAKES = [
     ("listeners: {http: {port: 80, http: {max_head: -1}}}", "listeners.http.http.max_head", "", "http"),
     ("listeners: {http: {port: 80, http: {max_headers: -1}}}", "listeners.http.http.max_headers", "", "http"),
     ("listeners: {http: {port: 80, http: {bare_lf: no}}}", "listeners.http.http.bare_lf", "", "http"),
+    ("listeners: {http: {port: 80, stream: {forward: web}}}", "listeners.http.stream", "add `protocol: tcp`", ""),
+    ("listeners: {db: {port: 5432, protocol: tcp}}", "listeners.db.stream", "add `forward: NAME` of an upstream", ""),
+    (TCP % "frward: web", "listeners.db.stream.frward", "did you mean `forward`?", "db web"),
+    (TCP % "retries: -1", "listeners.db.stream.retries", "", "db web"),
+    (TCP % "idle_timeout: 5", "listeners.db.stream.idle_timeout", "", "db web"),
+    (TCP % "allow: [10.0.0.0/8, lan]", "listeners.db.stream.allow[1]", "write one such as 10.0.0.0/8", "db web"),
+    ("listeners: {db: {port: 1, protocol: tcp, http: {}}}", "listeners.db.http", "remove `http`", ""),
     ("hosts: {default: {Shop.Example.com: []}}", "hosts.default.Shop.Example.com", "write `shop.example.com`", ""),
     ("hosts: {default: {'*.A.com': []}}", "hosts.default.*.A.com", "write `*.a.com`", ""),
     ("hosts: {default: {'a.*.com': []}}", "hosts.default.a.*.com", "write `shop.example.com`", ""),
@@ -305,6 +314,31 @@ def test_wrong_network_costs_only_itself() -> None:
         ("LB5003", f"{field}[{index}]", 5 if index == 1 else 3) for index in (1, 2, 3, 4)
     ]
     assert "10.0.0.0/8" in problems[0].fix
+
+
+def test_a_list_of_clients_of_which_nobody_is_left_lets_in_nobody() -> None:
+    config, problems = load(TCP % "allow: [lan, wan]", {})
+    assert [one.field for one in problems] == [
+        "listeners.db.stream.allow[0]", "listeners.db.stream.allow[1]", "listeners.db.stream.allow",
+    ]  # fmt: skip
+    assert config.listeners == {}
+
+
+def test_a_stream_comes_from_its_listener_unless_it_says_otherwise() -> None:
+    config, problems = load(TCP % "name: db/primary, origin: TCPRoute db/primary (db.yaml:7:1)", {})
+    assert problems == []
+    stream = config.listeners["db"].stream
+    assert stream == Stream(
+        StreamRoute(
+            "db/primary",
+            Forward((WeightedUpstream("web"),)),
+            Origin("TCPRoute", "db", "primary", "db.yaml", 7, 1),
+        )
+    )
+    config, _ = load(TCP % "retries: 0", {})
+    assert config.listeners["db"].stream is not None
+    assert config.listeners["db"].stream.route.origin == config.listeners["db"].origin
+    assert config.listeners["db"].stream.options == StreamOptions(retries=0)
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "[fd00::1]:65535", "[::ffff:10.0.0.1]:80", f"unix:/{'x' * 106}"])

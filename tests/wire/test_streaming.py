@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from tests.harness.native import Native, respond
 from tests.harness.payload import MEGABYTE, digest, digest_of, payload, pieces
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
+from tests.harness.tcp import black_hole
 from tests.harness.waiting import DEADLINE, SANITIZED, wait_until
 
 LARGE = 50 * MEGABYTE
@@ -137,17 +137,8 @@ UPGRADE = ("Connection: Upgrade", "Upgrade: shout")
 
 @pytest.fixture(scope="module")
 def blackhole() -> Iterator[str]:
-    """An address whose accept queue is full: SYNs vanish there."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        yield f"127.0.0.1:{address[1]}"
+    with black_hole() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

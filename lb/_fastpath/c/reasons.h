@@ -14,6 +14,7 @@
     LB_REASON(CLIENT_IDLE_TIMEOUT, "client-idle-timeout", 408)           \
     LB_REASON(TLS_HANDSHAKE_FAILED, "tls-handshake-failed", 0)           \
     LB_REASON(TLS_TIMEOUT, "tls-timeout", 0)                             \
+    LB_REASON(SOURCE_REFUSED, "source-refused", 0)                       \
     /* what it sent */                                                   \
     LB_REASON(PLAIN_HTTP, "plain-http", 400)                             \
     LB_REASON(NOT_HTTP, "not-http", 0)                                   \
@@ -69,6 +70,9 @@
     LB_REASON(REQUEST_TIMEOUT, "request-timeout", 504)                   \
     LB_REASON(GRPC_DEADLINE, "grpc-deadline", 504)                       \
     LB_REASON(TUNNEL_TIMEOUT, "tunnel-timeout", 0)                       \
+    LB_REASON(FLOW_TIMEOUT, "flow-timeout", 0)                           \
+    LB_REASON(HALF_CLOSED_TIMEOUT, "half-closed-timeout", 0)             \
+    LB_REASON(ENDPOINT_REMOVED, "endpoint-removed", 0)                   \
     /* lb itself */                                                      \
     LB_REASON(TOO_MANY_CONNECTIONS, "too-many-connections", 503)         \
     LB_REASON(TOO_MANY_FROM_CLIENT, "too-many-from-client", 429)         \

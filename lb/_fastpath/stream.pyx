@@ -1,0 +1,508 @@
+"""Flows (stream.pxd)."""
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
+
+from lb._fastpath.accept cimport client_gone
+from lb._fastpath.access cimport log_flow
+from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
+from lb._fastpath.c.sys cimport (
+    LB_R_CLIENT_IDLE_TIMEOUT,
+    LB_R_CLIENT_RESET,
+    LB_R_CONNECT_FAILED,
+    LB_R_CONNECT_TIMEOUT,
+    LB_R_ENDPOINT_REMOVED,
+    LB_R_FLOW_TIMEOUT,
+    LB_R_HALF_CLOSED_TIMEOUT,
+    LB_R_NO_DESCRIPTORS,
+    LB_R_NO_ENDPOINT,
+    LB_R_NO_MEMORY,
+    LB_R_NO_UPSTREAM,
+    LB_R_OK,
+    LB_R_QUEUE_FULL,
+    LB_R_SHUTDOWN,
+    LB_R_SOURCE_REFUSED,
+    LB_R_UPSTREAM_IDLE_TIMEOUT,
+    LB_R_UPSTREAM_RESET,
+    SOL_SOCKET,
+    SO_ERROR,
+    getsockopt,
+    lb_hash,
+    lb_peek_int,
+    lb_put_int,
+    socklen_t,
+    ssize_t,
+)
+from lb._fastpath.clock cimport monotonic_ns
+from lb._fastpath.counters cimport bump, bump_by, listener_traffic, observe, stats_block, traffic, upstream_traffic
+from lb._fastpath.endpoint cimport idle_pool
+from lb._fastpath.exchange cimport offer_place
+from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
+from lb._fastpath.reactor cimport (
+    IO_BROKEN,
+    IO_CUT,
+    IO_DEAD,
+    IO_READABLE,
+    IO_WRITABLE,
+    SCRATCH_BYTES,
+    io,
+    io_enqueue,
+    io_watch,
+    table_pin_one,
+    table_unpin_one,
+)
+from lb._fastpath.table cimport draw_target, in_networks, stream_view, target
+from lb._fastpath.timers cimport timer, timer_set
+from lb._fastpath.transport cimport (
+    IO_FULL,
+    RECEIVE_AGAIN,
+    RECEIVE_END,
+    TURN_BYTES,
+    batch_flush,
+    conn_close,
+    conn_drain,
+    conn_receive,
+    conn_shut,
+    conn_unpark,
+    conn_write,
+    connect_calls,
+    leg,
+)
+from lb._fastpath.upstream cimport upstream_connect, upstream_end
+
+cdef connect_calls connecting
+
+
+cdef void stream_install(shared* s) noexcept nogil:
+    connecting.connected = on_connected
+    connecting.connect_failed = on_connect_failed
+    s.open_flow = open_flow
+    s.cut_flows = cut_flows
+
+
+# --------------------------------------------------------------------------------------------------------------- begin
+
+cdef void open_flow(io* client) noexcept nogil:
+    """A client has been let in: find out where its bytes go, and connect. `serving` is the table that let it in."""
+    cdef conn* d = <conn*>client
+    cdef reactor* r = client.r
+    cdef const stream_view* view = r.serving.listeners[d.slot].stream
+    cdef flow* f = flow_new(d, view)
+    if f == NULL:
+        bump(&r.counts.reasons[LB_R_NO_MEMORY])
+        conn_close(d, True)
+        client_gone(d)
+        return
+    if view.allowed_count and not d.local and not in_networks(view.allowed, view.allowed_count, d.peer):
+        finish(f, LB_R_SOURCE_REFUSED)
+        return
+    if not io_watch(client):
+        finish(f, LB_R_NO_DESCRIPTORS)
+        return
+    f.up = choose_upstream(f, view)
+    if f.up == NULL:
+        finish(f, LB_R_NO_UPSTREAM)
+        return
+    f.live = f.up.live
+    dispatch(f)
+
+
+cdef flow* flow_new(conn* d, const stream_view* view) noexcept nogil:
+    cdef reactor* r = d.base.r
+    cdef flow* f = <flow*>slab_alloc(&r.flow_slab)
+    if f == NULL:
+        return NULL
+    f.r = r
+    f.d = d
+    f.t = r.serving
+    table_pin_one(r, f.t)
+    f.generation = f.t.generation
+    f.started_ns = r.now_ns
+    f.first_byte_ns = -1
+    f.route_id = view.route_id
+    f.route_name = view.name
+    f.route_name_size = view.name_size
+    f.retries_left = <uint16_t>view.retries
+    f.idle_timeout_ms = view.idle_timeout_ms
+    f.half_closed_timeout_ms = view.half_closed_timeout_ms
+    f.drain_timeout_ms = view.drain_timeout_ms
+    f.client_hash = lb_hash(<const char*>d.peer, 16)
+    d.leg.c = d
+    d.leg.exchange = f
+    d.base.ready = waiting_ready
+    d.timer.fire = on_timer
+    lb_put_int(&r.exchange_count, r.exchange_count + 1)
+    bump(&r.counts.exchanges_started)
+    return f
+
+
+cdef upstream_view* choose_upstream(flow* f, const stream_view* view) noexcept nogil:
+    cdef const target* chosen = draw_target(view.targets, view.target_count, f.r.random)
+    if chosen == NULL or chosen.slot >= f.t.upstream_count:
+        return NULL
+    return f.t.upstreams[chosen.slot]
+
+
+cdef void waiting_ready(io* source) noexcept nogil:
+    """The client of a flow that is not connected yet. What it has sent stays in its socket; only a reset counts."""
+    if source.flags & IO_BROKEN:
+        finish(<flow*>(<conn*>source).leg.exchange, LB_R_CLIENT_RESET)
+
+
+# ---------------------------------------------------------------------------------------------------------- connecting
+
+cdef void dispatch(flow* f) noexcept nogil:
+    """Choose an endpoint and connect to it."""
+    cdef int i = balance_pick(f.r, f.up, f.tried, f.client_hash)
+    if i < 0:
+        # After failures their reason says more than that nobody is left.
+        if f.reason == LB_R_OK:
+            f.reason = LB_R_QUEUE_FULL if i == PICK_FULL else LB_R_NO_ENDPOINT
+        finish(f, f.reason)
+        return
+    f.ep = f.up.endpoints[i]
+    f.flags |= FLOW_RESERVED
+    if i < 64:
+        f.tried |= <uint64_t>1 << i
+    attempt(f)
+
+
+cdef void attempt(flow* f) noexcept nogil:
+    cdef reactor* r = f.r
+    cdef upstream_traffic* stats = upstream_stats(f)
+    cdef int reason = LB_R_CONNECT_FAILED
+    f.attempts += 1
+    f.mark_ns = r.now_ns
+    if stats != NULL:
+        bump(&stats.attempts)
+        bump(&stats.connects)
+        if f.attempts > 1:
+            bump(&stats.retries)
+    f.u = upstream_connect(r, f.up, f.ep, f, &connecting, &reason)
+    if f.u == NULL:
+        attempt_failed(f, reason)
+        return
+    f.connect_deadline_ms = r.now_ms + f.up.connect_timeout_ms if f.up.connect_timeout_ms > 0 else INT64_MAX
+    set_timer(f)
+
+
+cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:
+    attempt_failed(<flow*>flow_pointer, reason)
+
+
+cdef void attempt_failed(flow* f, int reason) noexcept nogil:
+    """Another endpoint, as long as some may be tried: nothing of the client's has been read yet."""
+    cdef upstream_traffic* stats = upstream_stats(f)
+    cdef conn* u = f.u
+    f.u = NULL
+    if u != NULL:
+        upstream_end(u, False)
+    if stats != NULL:
+        bump(&stats.connect_failures)
+    f.reason = <uint16_t>reason
+    release_place(f)
+    if f.retries_left:
+        f.retries_left -= 1
+        dispatch(f)
+    else:
+        finish(f, reason)
+
+
+cdef void release_place(flow* f) noexcept nogil:
+    if f.flags & FLOW_RESERVED:
+        f.flags &= ~<uint32_t>FLOW_RESERVED
+        balance_release(f.live, f.ep)
+        if lb_peek_int(&f.live.queued):
+            offer_place(f.r, f.live)
+
+
+cdef void on_connected(void* flow_pointer, leg* l) noexcept nogil:
+    cdef flow* f = <flow*>flow_pointer
+    cdef conn* u = f.u
+    cdef conn* d = f.d
+    f.flags |= FLOW_CONNECTED
+    f.reason = LB_R_OK
+    f.connect_ns = monotonic_ns() - f.mark_ns
+    f.mark_ns += f.connect_ns
+    f.progress_ms = f.r.now_ms
+    u.base.ready = flow_ready
+    d.base.ready = flow_ready
+    link(f)
+    leave_table(f)
+    if lb_peek_int(&f.ep.retired):
+        begin_drain(f)
+    set_timer(f)
+    if u.parked != NULL:  # an endpoint that speaks first, behind its TLS handshake
+        carry_parked(f, u, d)
+    if u.base.flags & IO_READABLE:
+        io_enqueue(&u.base)
+    carry(f, d, u)
+
+
+cdef void leave_table(flow* f) noexcept nogil:
+    """What is still needed of it is known by now."""
+    f.up = NULL
+    if f.t != NULL:
+        table_unpin_one(f.r, f.t)
+        f.t = NULL
+
+
+# ------------------------------------------------------------------------------------------------------------ carrying
+
+cdef void flow_ready(io* source) noexcept nogil:
+    """Something happened on one side: it takes bytes again, it has sent some, or it has ended."""
+    cdef conn* c = <conn*>source
+    cdef flow* f = <flow*>c.leg.exchange
+    cdef conn* other = f.u if c == f.d else f.d
+    if source.flags & IO_BROKEN:
+        source.flags |= IO_READABLE  # reading tells what has happened
+    if c.out_bytes and source.flags & IO_WRITABLE:
+        conn_drain(c)
+        f.progress_ms = f.r.now_ms
+        if not settle(f):
+            return
+        if not source.flags & IO_FULL and other.base.flags & IO_READABLE and not carry(f, other, c):
+            return
+    carry(f, c, other)
+
+
+cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
+    """Pass on what one side has sent. False: the flow is over."""
+    cdef reactor* r = f.r
+    cdef int64_t budget = TURN_BYTES
+    cdef ssize_t n
+    cdef bint closed
+    if f.flags & (FLOW_CLIENT_RESET | FLOW_ENDPOINT_RESET):
+        return settle(f)
+    while source.base.flags & IO_READABLE:
+        # A Unix socket that is closed has ended, like one that is only shut down, and is broken as well.
+        closed = sink.base.flags & IO_BROKEN and f.flags & (FLOW_CLIENT_ENDED if sink == f.d else FLOW_ENDPOINT_ENDED)
+        if sink.base.flags & (IO_FULL | IO_BROKEN) and not closed:
+            if source.base.flags & sink.base.flags & IO_BROKEN:
+                return reset_by(f, source)
+            return True  # goes on when the sink has drained, or when its own end is looked at
+        if budget <= 0:
+            io_enqueue(&source.base)
+            return True
+        n = conn_receive(source, r.scratch_in, SCRATCH_BYTES)
+        if n > 0:
+            note_bytes(f, source, <uint64_t>n)
+            if closed:
+                return reset_by(f, sink)
+            conn_write(sink, r.scratch_in, <size_t>n)
+            batch_flush(r)
+            budget -= n
+        elif n == RECEIVE_END and not was_reset(source):
+            f.flags |= FLOW_CLIENT_ENDED if source == f.d else FLOW_ENDPOINT_ENDED
+            set_timer(f)
+            return settle(f)
+        elif n == RECEIVE_AGAIN and source.base.flags & IO_BROKEN and not source.base.flags & IO_CUT:
+            finish(f, LB_R_NO_MEMORY)  # the socket is sound: there was no page for what waits to be written to it
+            return False
+        elif n != RECEIVE_AGAIN or source.base.flags & IO_BROKEN:
+            return reset_by(f, source)
+    return True
+
+
+cdef bint was_reset(const conn* c) noexcept nogil:
+    """Whether what reads like an end is none: of a reset behind a FIN only SO_ERROR tells."""
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    if c.base.flags & IO_CUT or not c.base.flags & IO_BROKEN:
+        return (c.base.flags & IO_CUT) != 0
+    getsockopt(c.base.fd, SOL_SOCKET, SO_ERROR, &error, &size)
+    return error != 0
+
+
+cdef void carry_parked(flow* f, conn* source, conn* sink) noexcept nogil:
+    cdef uint32_t size = source.parked.end - source.parked.start
+    note_bytes(f, source, size)
+    conn_write(sink, page_data(source.parked) + source.parked.start, size)
+    batch_flush(f.r)
+    conn_unpark(source)
+
+
+cdef void note_bytes(flow* f, const conn* source, uint64_t count) noexcept nogil:
+    f.progress_ms = f.r.now_ms
+    if source == f.d:
+        f.bytes_in += count
+        return
+    f.bytes_out += count
+    if f.first_byte_ns < 0:
+        f.first_byte_ns = monotonic_ns() - f.mark_ns
+
+
+cdef bint settle(flow* f) noexcept nogil:
+    """Pass ends on once the last byte before them is out. False: both halves have ended, and the flow is over."""
+    if f.flags & FLOW_CLIENT_RESET:
+        return finish_when(f, f.u, LB_R_CLIENT_RESET)
+    if f.flags & FLOW_ENDPOINT_RESET:
+        return finish_when(f, f.d, LB_R_UPSTREAM_RESET)
+    if f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED and f.u.out_bytes == 0 and f.d.out_bytes == 0:
+        finish(f, LB_R_OK)
+        return False
+    if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and f.u.out_bytes == 0:
+        f.flags |= FLOW_ENDPOINT_SHUT
+        conn_shut(f.u)
+    if f.flags & FLOW_ENDPOINT_ENDED and not f.flags & FLOW_CLIENT_SHUT and f.d.out_bytes == 0:
+        f.flags |= FLOW_CLIENT_SHUT
+        conn_shut(f.d)
+    return True
+
+
+cdef bint reset_by(flow* f, conn* source) noexcept nogil:
+    """One side is gone without an end: the other one gets what came before, and then a reset as well."""
+    f.flags |= FLOW_CLIENT_RESET if source == f.d else FLOW_ENDPOINT_RESET
+    set_timer(f)
+    return settle(f)
+
+
+cdef bint finish_when(flow* f, const conn* sink, int reason) noexcept nogil:
+    """The end, as soon as nothing waits for the sink, or when it can take nothing any more."""
+    if sink.out_bytes and not sink.base.flags & IO_BROKEN:
+        return True
+    finish(f, reason)
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------- time and drain
+
+cdef int64_t deadline_of(const flow* f) noexcept nogil:
+    cdef int64_t deadline
+    if not f.flags & FLOW_CONNECTED:
+        return f.connect_deadline_ms
+    deadline = f.progress_ms + (f.half_closed_timeout_ms if half_closed(f) else f.idle_timeout_ms)
+    if f.drain_deadline_ms and f.drain_deadline_ms < deadline:
+        return f.drain_deadline_ms
+    return deadline
+
+
+cdef bint half_closed(const flow* f) noexcept nogil:
+    return (f.flags & (FLOW_CLIENT_ENDED | FLOW_ENDPOINT_ENDED | FLOW_CLIENT_RESET | FLOW_ENDPOINT_RESET)) != 0
+
+
+cdef void set_timer(flow* f) noexcept nogil:
+    timer_set(&f.r.timers, &f.d.timer, deadline_of(f))
+
+
+cdef void on_timer(timer* t) noexcept nogil:
+    cdef flow* f = <flow*>(<conn*>t.owner).leg.exchange
+    cdef reactor* r = f.r
+    if f.drain_deadline_ms and not lb_peek_int(&f.ep.retired):
+        f.drain_deadline_ms = 0  # the endpoint has come back
+    if r.now_ms < deadline_of(f):
+        set_timer(f)
+    elif not f.flags & FLOW_CONNECTED:
+        endpoint_connect_failed(f.ep, r)  # a node that is gone answers no SYN
+        attempt_failed(f, LB_R_CONNECT_TIMEOUT)
+    else:
+        finish(f, timeout_reason(f))
+
+
+cdef int timeout_reason(const flow* f) noexcept nogil:
+    """Whose fault the standstill is, where one of them does not take what is there for it."""
+    if f.drain_deadline_ms and f.r.now_ms >= f.drain_deadline_ms:
+        return LB_R_ENDPOINT_REMOVED
+    if f.d.out_bytes:
+        return LB_R_CLIENT_IDLE_TIMEOUT
+    if f.u.out_bytes:
+        return LB_R_UPSTREAM_IDLE_TIMEOUT
+    return LB_R_HALF_CLOSED_TIMEOUT if half_closed(f) else LB_R_FLOW_TIMEOUT
+
+
+cdef void begin_drain(flow* f) noexcept nogil:
+    if f.drain_deadline_ms == 0:
+        f.drain_deadline_ms = f.r.now_ms + f.drain_timeout_ms
+        set_timer(f)
+
+
+cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil:
+    """An endpoint is no longer served: its flows may go on for their time. May be said more than once."""
+    cdef conn* u = <conn*>ep.pools[r.index].flows
+    if not lb_peek_int(&ep.retired):
+        return
+    while u != NULL:
+        begin_drain(<flow*>u.leg.exchange)
+        u = u.older
+
+
+cdef void link(flow* f) noexcept nogil:
+    """Among the flows of its endpoint on this reactor."""
+    cdef idle_pool* pool = &f.ep.pools[f.r.index]
+    cdef conn* u = f.u
+    u.newer = NULL
+    u.older = <conn*>pool.flows
+    if u.older != NULL:
+        u.older.newer = u
+    pool.flows = u
+
+
+cdef void unlink(flow* f) noexcept nogil:
+    cdef conn* u = f.u
+    if u.newer != NULL:
+        u.newer.older = u.older
+    else:
+        f.ep.pools[f.r.index].flows = u.older
+    if u.older != NULL:
+        u.older.newer = u.newer
+
+
+# ----------------------------------------------------------------------------------------------------------------- end
+
+cdef upstream_traffic* upstream_stats(flow* f) noexcept nogil:
+    if f.live == NULL:
+        return NULL
+    return <upstream_traffic*>stats_block(&f.r.upstream_stats, f.live.id, sizeof(upstream_traffic))
+
+
+cdef void finish(flow* f, int reason) noexcept nogil:
+    """Close both sides, in order or by a reset; count, log, give everything back."""
+    cdef reactor* r = f.r
+    cdef conn* d = f.d
+    cdef conn* u = f.u
+    cdef bint reset = reason != LB_R_OK
+    f.reason = <uint16_t>reason
+    batch_flush(r)
+    account(f)  # before anything is given back: a removed endpoint may go with its last flow
+    if u != NULL:
+        if f.flags & FLOW_CONNECTED:
+            unlink(f)
+        upstream_end(u, reset)
+    release_place(f)
+    leave_table(f)
+    lb_put_int(&r.exchange_count, r.exchange_count - 1)
+    bump(&r.counts.exchanges_ended)
+    slab_free(&r.flow_slab, f)
+    d.leg.exchange = NULL
+    conn_close(d, reset)
+    client_gone(d)
+
+
+cdef void account(flow* f) noexcept nogil:
+    cdef reactor* r = f.r
+    cdef int64_t duration = monotonic_ns() - f.started_ns
+    cdef listener_traffic* of_listener
+    cdef traffic* of_route
+    cdef upstream_traffic* of_upstream
+    bump(&r.counts.reasons[f.reason])
+    of_listener = <listener_traffic*>stats_block(&r.listener_stats, f.d.slot, sizeof(listener_traffic))
+    if of_listener != NULL:
+        observe(&of_listener.base, 0, f.bytes_in, f.bytes_out, duration)
+    of_route = <traffic*>stats_block(&r.route_stats, f.route_id, sizeof(traffic))
+    if of_route != NULL:
+        observe(of_route, 0, f.bytes_in, f.bytes_out, duration)
+    of_upstream = upstream_stats(f)
+    if of_upstream != NULL and f.first_byte_ns >= 0:
+        observe(&of_upstream.base, 0, f.bytes_in, f.bytes_out, f.first_byte_ns)
+    elif of_upstream != NULL:
+        bump_by(&of_upstream.base.bytes_in, f.bytes_in)
+    if r.s.logging:
+        log_flow(f, duration)
+
+
+cdef void cut_flows(reactor* r) noexcept nogil:
+    """The daemon stops: what is under way ends with a reason and a log record like everything else."""
+    cdef conn* c = <conn*>r.connections
+    while c != NULL:
+        # Those that end with it leave the list, but still point on along it until the end of the turn.
+        if not c.base.flags & IO_DEAD and c.ep == NULL and c.base.ready in (flow_ready, waiting_ready):
+            finish(<flow*>c.leg.exchange, LB_R_SHUTDOWN)
+        c = c.next_all
