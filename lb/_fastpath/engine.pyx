@@ -96,6 +96,7 @@ from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
 from lb._fastpath.memory cimport PAGE_CLASSES, slab_init
 from lb._fastpath.message cimport MAX_FIELDS, head
+from lb._fastpath.pipes cimport pipes_release
 from lb._fastpath.reactor cimport (
     command,
     error_answer,
@@ -1539,6 +1540,7 @@ cdef void release_reactor(reactor* r) noexcept:
     stats_release(&r.grpc_stats)
     free(r.log.data)
     tls_release(r)
+    pipes_release(r)
     reactor_release(r)
 
 

@@ -125,6 +125,8 @@ cdef struct reactor:
     slab exchange_slab
     slab stream_slab
     slab flow_slab
+    void* pipes_unused  # pipe* (pipes.pxd)
+    int pipe_count  # with those in use
     io* queue_first
     io* queue_last
     io* dead

@@ -6,12 +6,21 @@ What is read goes straight to the other side; what that does not take waits in p
 a half is passed on behind its last byte, a reset as a reset. A connect that fails moves on to another endpoint before
 a byte of the client has been read. A flow pins its table only until it is connected: it may live for days.
 """
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.endpoint cimport endpoint, upstream_live
+from lb._fastpath.pipes cimport pipe
 from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.table cimport table, upstream_view
 from lb._fastpath.transport cimport conn
+
+cdef enum:
+    # So many reads in a row that fill the scratch page, and bytes are spliced; so many splices in a row of less than
+    # BULK_LEAST more, and they are copied again.
+    BULK_AFTER = 4
+    BULK_PATIENCE = 4
+    BULK_LEAST = 32768
+    BULK_NEVER = 255
 
 cdef enum:  # flow.flags
     FLOW_RESERVED = 1  # holds a place on its endpoint
@@ -52,6 +61,11 @@ cdef struct flow:
     int64_t progress_ms  # the last byte in either direction
     int64_t connect_deadline_ms
     int64_t drain_deadline_ms  # its endpoint has been removed; 0: it has not
+    # bulk: what is on its way through the kernel; NULL where nothing is
+    pipe* to_client
+    pipe* to_endpoint
+    uint8_t client_bulk  # how far it is from being spliced, and from being copied again
+    uint8_t endpoint_bulk
     int idle_timeout_ms
     int half_closed_timeout_ms
     int drain_timeout_ms

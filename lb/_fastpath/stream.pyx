@@ -1,5 +1,5 @@
 """Flows (stream.pxd)."""
-from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.access cimport log_flow
@@ -36,6 +36,7 @@ from lb._fastpath.counters cimport bump, bump_by, listener_traffic, observe, sta
 from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
+from lb._fastpath.pipes cimport PIPE_UNFIT, pipe, pipe_drain, pipe_fill, pipe_give, pipe_take
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
@@ -227,6 +228,9 @@ cdef void on_connected(void* flow_pointer, leg* l) noexcept nogil:
     d.base.ready = flow_ready
     link(f)
     leave_table(f)
+    if d.tls != NULL or u.tls != NULL:
+        f.client_bulk = BULK_NEVER
+        f.endpoint_bulk = BULK_NEVER
     if lb_peek_int(&f.ep.retired):
         begin_drain(f)
     set_timer(f)
@@ -254,8 +258,8 @@ cdef void flow_ready(io* source) noexcept nogil:
     cdef conn* other = f.u if c == f.d else f.d
     if source.flags & IO_BROKEN:
         source.flags |= IO_READABLE  # reading tells what has happened
-    if c.out_bytes and source.flags & IO_WRITABLE:
-        conn_drain(c)
+    if source.flags & IO_WRITABLE and waits_for(f, c):
+        drain(f, c)
         f.progress_ms = f.r.now_ms
         if not settle(f):
             return
@@ -275,20 +279,20 @@ cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
     while source.base.flags & IO_READABLE:
         # A Unix socket that is closed has ended, like one that is only shut down, and is broken as well.
         closed = sink.base.flags & IO_BROKEN and f.flags & (FLOW_CLIENT_ENDED if sink == f.d else FLOW_ENDPOINT_ENDED)
-        if sink.base.flags & (IO_FULL | IO_BROKEN) and not closed:
+        if (sink.base.flags & (IO_FULL | IO_BROKEN) or pipe_to(f, sink)[0] != NULL) and not closed:
             if source.base.flags & sink.base.flags & IO_BROKEN:
                 return reset_by(f, source)
             return True  # goes on when the sink has drained, or when its own end is looked at
         if budget <= 0:
             io_enqueue(&source.base)
             return True
-        n = conn_receive(source, r.scratch_in, SCRATCH_BYTES)
+        if BULK_AFTER <= bulk_of(f, source)[0] != BULK_NEVER and sink.out_bytes == 0:
+            n = carry_bulk(f, source, sink)
+        else:
+            n = carry_page(f, source, sink)
         if n > 0:
-            note_bytes(f, source, <uint64_t>n)
             if closed:
                 return reset_by(f, sink)
-            conn_write(sink, r.scratch_in, <size_t>n)
-            batch_flush(r)
             budget -= n
         elif n == RECEIVE_END and not was_reset(source):
             f.flags |= FLOW_CLIENT_ENDED if source == f.d else FLOW_ENDPOINT_ENDED
@@ -300,6 +304,71 @@ cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
         elif n != RECEIVE_AGAIN or source.base.flags & IO_BROKEN:
             return reset_by(f, source)
     return True
+
+
+cdef uint8_t* bulk_of(flow* f, const conn* source) noexcept nogil:
+    return &f.client_bulk if source == f.d else &f.endpoint_bulk
+
+
+cdef pipe** pipe_to(flow* f, const conn* sink) noexcept nogil:
+    return &f.to_client if sink == f.d else &f.to_endpoint
+
+
+cdef bint waits_for(flow* f, const conn* sink) noexcept nogil:
+    """Whether bytes wait until this side takes them: in its pages or in a pipe, never in both."""
+    return sink.out_bytes != 0 or pipe_to(f, sink)[0] != NULL
+
+
+cdef void drain(flow* f, conn* sink) noexcept nogil:
+    cdef pipe** place = pipe_to(f, sink)
+    conn_drain(sink)
+    if place[0] != NULL:
+        pipe_drain(place[0], sink)
+        if place[0].bytes == 0:
+            pipe_give(f.r, place[0])
+            place[0] = NULL
+
+
+cdef ssize_t carry_page(flow* f, conn* source, conn* sink) noexcept nogil:
+    """By way of the scratch page: what small exchanges need, and all that is encrypted on one side."""
+    cdef reactor* r = f.r
+    cdef uint8_t* bulk = bulk_of(f, source)
+    cdef ssize_t n = conn_receive(source, r.scratch_in, SCRATCH_BYTES)
+    if n <= 0:
+        return n
+    note_bytes(f, source, <uint64_t>n)
+    conn_write(sink, r.scratch_in, <size_t>n)
+    batch_flush(r)
+    if n < SCRATCH_BYTES and bulk[0] != BULK_NEVER:
+        bulk[0] = 0
+    elif bulk[0] < BULK_AFTER:
+        bulk[0] += 1
+        if bulk[0] == BULK_AFTER:
+            bulk[0] += BULK_PATIENCE
+    return n
+
+
+cdef ssize_t carry_bulk(flow* f, conn* source, conn* sink) noexcept nogil:
+    """Through a pipe, where there is one to be had."""
+    cdef uint8_t* bulk = bulk_of(f, source)
+    cdef pipe* p = pipe_take(f.r)
+    cdef ssize_t n
+    if p == NULL:
+        return carry_page(f, source, sink)
+    n = pipe_fill(p, source)
+    if n == PIPE_UNFIT:
+        pipe_give(f.r, p)
+        bulk[0] = BULK_NEVER
+        return carry_page(f, source, sink)
+    if n > 0:
+        note_bytes(f, source, <uint64_t>n)
+        bulk[0] = BULK_AFTER + BULK_PATIENCE if n >= BULK_LEAST else bulk[0] - 1 if bulk[0] > BULK_AFTER else 0
+        pipe_drain(p, sink)
+        if p.bytes:
+            pipe_to(f, sink)[0] = p
+            return n
+    pipe_give(f.r, p)
+    return n
 
 
 cdef bint was_reset(const conn* c) noexcept nogil:
@@ -336,13 +405,13 @@ cdef bint settle(flow* f) noexcept nogil:
         return finish_when(f, f.u, LB_R_CLIENT_RESET)
     if f.flags & FLOW_ENDPOINT_RESET:
         return finish_when(f, f.d, LB_R_UPSTREAM_RESET)
-    if f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED and f.u.out_bytes == 0 and f.d.out_bytes == 0:
+    if f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED and not waits_for(f, f.u) and not waits_for(f, f.d):
         finish(f, LB_R_OK)
         return False
-    if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and f.u.out_bytes == 0:
+    if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and not waits_for(f, f.u):
         f.flags |= FLOW_ENDPOINT_SHUT
         conn_shut(f.u)
-    if f.flags & FLOW_ENDPOINT_ENDED and not f.flags & FLOW_CLIENT_SHUT and f.d.out_bytes == 0:
+    if f.flags & FLOW_ENDPOINT_ENDED and not f.flags & FLOW_CLIENT_SHUT and not waits_for(f, f.d):
         f.flags |= FLOW_CLIENT_SHUT
         conn_shut(f.d)
     return True
@@ -357,7 +426,7 @@ cdef bint reset_by(flow* f, conn* source) noexcept nogil:
 
 cdef bint finish_when(flow* f, const conn* sink, int reason) noexcept nogil:
     """The end, as soon as nothing waits for the sink, or when it can take nothing any more."""
-    if sink.out_bytes and not sink.base.flags & IO_BROKEN:
+    if waits_for(f, sink) and not sink.base.flags & IO_BROKEN:
         return True
     finish(f, reason)
     return False
@@ -397,13 +466,13 @@ cdef void on_timer(timer* t) noexcept nogil:
         finish(f, timeout_reason(f))
 
 
-cdef int timeout_reason(const flow* f) noexcept nogil:
+cdef int timeout_reason(flow* f) noexcept nogil:
     """Whose fault the standstill is, where one of them does not take what is there for it."""
     if f.drain_deadline_ms and f.r.now_ms >= f.drain_deadline_ms:
         return LB_R_ENDPOINT_REMOVED
-    if f.d.out_bytes:
+    if waits_for(f, f.d):
         return LB_R_CLIENT_IDLE_TIMEOUT
-    if f.u.out_bytes:
+    if waits_for(f, f.u):
         return LB_R_UPSTREAM_IDLE_TIMEOUT
     return LB_R_HALF_CLOSED_TIMEOUT if half_closed(f) else LB_R_FLOW_TIMEOUT
 
@@ -468,6 +537,10 @@ cdef void finish(flow* f, int reason) noexcept nogil:
         upstream_end(u, reset)
     release_place(f)
     leave_table(f)
+    if f.to_client != NULL:
+        pipe_give(r, f.to_client)
+    if f.to_endpoint != NULL:
+        pipe_give(r, f.to_endpoint)
     lb_put_int(&r.exchange_count, r.exchange_count - 1)
     bump(&r.counts.exchanges_ended)
     slab_free(&r.flow_slab, f)

@@ -157,6 +157,7 @@ cdef char* out_reserve(reactor* r, size_t size) noexcept nogil
 cdef void out_commit(conn* c, size_t size) noexcept nogil
 cdef void batch_flush(reactor* r) noexcept nogil
 cdef void conn_drain(conn* c) noexcept nogil
+cdef void conn_write_failed(conn* c) noexcept nogil
 cdef bint conn_park(conn* c, const char* data, size_t size, size_t limit) noexcept nogil
 cdef void conn_unpark(conn* c) noexcept nogil
 cdef void conn_shut(conn* c) noexcept nogil

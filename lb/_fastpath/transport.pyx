@@ -306,7 +306,8 @@ cdef void queue_bytes(conn* c, const char* data, size_t size) noexcept nogil:
     c.out_bytes += <uint32_t>size
 
 
-cdef void write_failed(conn* c) noexcept nogil:
+cdef void conn_write_failed(conn* c) noexcept nogil:
+    """A send has failed: the peer takes nothing now, or nothing any more."""
     if errno == EAGAIN:
         c.base.flags &= ~<uint32_t>IO_WRITABLE
     else:
@@ -328,7 +329,7 @@ cdef void send_ciphertext(conn* c) noexcept nogil:
             if sent >= 0 or errno != EINTR:
                 break
         if sent < 0:
-            write_failed(c)
+            conn_write_failed(c)
             if c.base.flags & IO_BROKEN:
                 return
             sent = 0
@@ -403,7 +404,7 @@ cdef void batch_flush(reactor* r) noexcept nogil:
             if sent >= 0 or errno != EINTR:
                 break
         if sent < 0:
-            write_failed(c)
+            conn_write_failed(c)
             if c.base.flags & IO_BROKEN:
                 return
             sent = 0
@@ -497,7 +498,7 @@ cdef void conn_drain(conn* c) noexcept nogil:
         if sent < 0:
             if errno == EINTR:
                 continue
-            write_failed(c)
+            conn_write_failed(c)
             return
         p.start += <uint32_t>sent
         c.out_bytes -= <uint32_t>sent

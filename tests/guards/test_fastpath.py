@@ -37,7 +37,7 @@ LAYERS = (
     ("http2",),
     ("http2_server", "http2_client"),
     ("http1",),
-    ("accept", "upstream"),
+    ("accept", "upstream", "pipes"),
     # All of them read the exchange, and the exchange calls them.
     ("exchange", "forwarded", "replay", "grpc", "grpc_web", "answers", "access", "stream"),
     ("credentials",),

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tests.harness.waiting import DEADLINE
 
@@ -112,6 +113,19 @@ def ends_by_reset(connected: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+def unread_bytes(connected: socket.socket) -> int:
+    """What the other end of an IPv4 connection on this machine has in its receive queue; 0 when it is gone.
+
+    Source: proc_net_tcp: sl local_address rem_address st tx_queue:rx_queue.
+    """
+    ports = f":{connected.getpeername()[1]:04X}", f":{connected.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[1].endswith(ports[0]) and columns[2].endswith(ports[1]):
+            return int(columns[4].partition(":")[2], 16)
+    return 0
 
 
 def reset(connected: socket.socket) -> None:

@@ -61,9 +61,12 @@ cdef extern from "base.h" nogil:
     const char* inet_ntop(int family, const void* source, char* target, socklen_t size)
     int inet_pton(int family, const char* source, void* target)
     int fcntl(int fd, int command, ...)
-    int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, O_NONBLOCK
+    int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
+    int pipe2(int* ends, int flags)
+    ssize_t splice(int source, void* source_offset, int sink, void* sink_offset, size_t size, unsigned int flags)
+    unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     int errno
-    int EADDRNOTAVAIL, EAGAIN, EINTR, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
+    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
 
     # poll: of a single socket
     struct pollfd:
