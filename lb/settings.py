@@ -24,6 +24,7 @@ from lb.model.form import option_fields
 from lb.model.health import HealthCheck, mistakes, read_off
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.stream import StreamOptions
 from lb.model.tls import TlsPolicy
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
@@ -113,6 +114,7 @@ class Defaults(Section, frozen=True):
     balance: Balance = "round-robin"
     """How an endpoint is chosen: `round-robin` or `least-connections`."""
     http: HttpOptions = HttpOptions()
+    stream: StreamOptions = StreamOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()
@@ -140,6 +142,10 @@ class Kubernetes(Section, frozen=True):
     RSA ciphers, for clients of before 2014)."""
     hsts: Annotated[str, Meta(pattern="^[ -~]*$")] = ""
     """What that listener sends as Strict-Transport-Security, such as `max-age=31536000`; empty: nothing."""
+    load_balancers: bool = False
+    """Serve every Service of type LoadBalancer that has no class. `lb/load-balancer` on a Service overrides it."""
+    tcp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    """NAMESPACE/NAME of a ConfigMap that maps ports to Services, as ingress-nginx reads it."""
 
 
 class Certificates(Section, frozen=True):

@@ -270,7 +270,6 @@ cdef void flow_ready(io* source) noexcept nogil:
 
 cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
     """Pass on what one side has sent. False: the flow is over."""
-    cdef reactor* r = f.r
     cdef int64_t budget = TURN_BYTES
     cdef ssize_t n
     cdef bint closed
@@ -405,7 +404,7 @@ cdef bint settle(flow* f) noexcept nogil:
         return finish_when(f, f.u, LB_R_CLIENT_RESET)
     if f.flags & FLOW_ENDPOINT_RESET:
         return finish_when(f, f.d, LB_R_UPSTREAM_RESET)
-    if f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED and not waits_for(f, f.u) and not waits_for(f, f.d):
+    if (f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED) and not (waits_for(f, f.u) or waits_for(f, f.d)):
         finish(f, LB_R_OK)
         return False
     if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and not waits_for(f, f.u):

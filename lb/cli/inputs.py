@@ -29,6 +29,8 @@ class Flags(msgspec.Struct, frozen=True):
     targets: Literal["endpoints", "nodeports"] | None = None
     node_selector: dict[str, str] | None = None
     node_address: Literal["InternalIP", "ExternalIP"] | None = None
+    load_balancers: bool = False
+    tcp_services: str = ""
 
     def apply(self, kubernetes: Kubernetes) -> Kubernetes:
         """`kubernetes` with what was given in place of what it says."""
@@ -86,6 +88,15 @@ _TRANSLATION = (
         "--node-address",
         type=click.Choice(["InternalIP", "ExternalIP"]),
         help="Which address of a node is the target; InternalIP when not given.",
+    ),
+    click.option(
+        "--load-balancers", is_flag=True, help="Serve every Service of type LoadBalancer that has no class of its own."
+    ),
+    click.option(
+        "--tcp-services",
+        default="",
+        metavar="NAMESPACE/NAME",
+        help="ConfigMap that maps TCP ports to Services, as ingress-nginx reads it.",
     ),
 )
 
@@ -161,8 +172,11 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         https_port=kubernetes.https_port,
         tls_policy=kubernetes.tls_policy,
         hsts=kubernetes.hsts,
+        load_balancers=kubernetes.load_balancers,
+        tcp_services=kubernetes.tcp_services,
         balance=defaults.balance,
         http=defaults.http,
+        stream=defaults.stream,
         route=defaults.route,
         upstream=defaults.upstream,
         health_check=defaults.health_check,

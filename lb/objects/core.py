@@ -39,6 +39,10 @@ class ServiceSpec(
         "session_affinity": "sessionAffinity",
         "session_affinity_config": "sessionAffinityConfig",
         "health_check_node_port": "healthCheckNodePort",
+        "load_balancer_class": "loadBalancerClass",
+        "load_balancer_ip": "loadBalancerIP",
+        "load_balancer_source_ranges": "loadBalancerSourceRanges",
+        "allocate_load_balancer_node_ports": "allocateLoadBalancerNodePorts",
     },
 ):
     type: str = "ClusterIP"
@@ -51,6 +55,10 @@ class ServiceSpec(
     session_affinity: str = "None"
     session_affinity_config: SessionAffinityConfig | None = None
     health_check_node_port: int = 0
+    load_balancer_class: str | None = None
+    load_balancer_ip: str = ""
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+    allocate_load_balancer_node_ports: bool | None = None
 
 
 class Service(Object, frozen=True, omit_defaults=True, gc=False):

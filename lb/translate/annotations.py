@@ -27,7 +27,19 @@ from lb.translate.protocols import BACKEND_PROTOCOLS
 PREFIX = "lb/"
 
 Place = Literal["Ingress", "Service"]
-Part = Literal["route", "upstream", "balance", "protocol", "targets", "health", "clients", "tls"]
+Part = Literal[
+    "route",
+    "upstream",
+    "stream",
+    "balance",
+    "protocol",
+    "targets",
+    "health",
+    "load_balancer",
+    "addresses",
+    "clients",
+    "tls",
+]
 
 GUARDED: dict[str, str] = {
     "health": "its endpoints are not checked until it is mended: half understood, a check might find good ones bad",
@@ -48,8 +60,8 @@ class Annotation(NamedTuple):
     places: tuple[Place, ...]
     part: Part
     field: str
-    """Attribute of RouteOptions, UpstreamOptions or HealthCheck, or what `clients` and `tls` call it; empty when `part`
-    is the value itself."""
+    """Attribute of RouteOptions, UpstreamOptions, StreamOptions or HealthCheck, or what `clients` and `tls` call it; empty
+    when `part` is the value itself."""
     parse: Callable[[str], object]
     """Raises ValueError with a text for people."""
     text: str
@@ -61,6 +73,8 @@ class Values(msgspec.Struct, frozen=True):
 
     balance: Any = None
     targets: Any = None
+    load_balancer: Any = None
+    addresses: Any = None
     route: Mapping[str, Any] = {}
     upstream: Mapping[str, Any] = {}
     clients: Mapping[str, Any] = {}
@@ -71,6 +85,7 @@ class Values(msgspec.Struct, frozen=True):
     """Of the GUARDED parts: what is wrong with one of their annotations."""
     protocol: Any = None
     health: Mapping[str, Any] = {}
+    stream: Mapping[str, Any] = {}
 
 
 NOTHING = Values()
@@ -107,6 +122,14 @@ def _flag(value: str) -> bool:
     if value not in ("true", "false"):
         raise ValueError(f"{value!r} is neither true nor false")
     return value == "true"
+
+
+def _addresses(value: str) -> tuple[str, ...]:
+    addresses = tuple(filter(None, (one.strip() for one in value.split(","))))
+    for one in addresses:
+        if not is_ip_address(one):
+            raise ValueError(f"{one!r} is no IP address")
+    return addresses
 
 
 def _redirect(value: str) -> int:
@@ -191,6 +214,10 @@ def _tls(name: str, field: str, parse: Callable[[str], object], text: str) -> An
     return Annotation(f"{PREFIX}{name}", ("Service",), "tls", field, parse, text)
 
 
+def _stream(name: str, field: str, text: str) -> Annotation:
+    return Annotation(f"{PREFIX}{name}", ("Service",), "stream", field, _duration, text)
+
+
 def _upstream(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Service",), "upstream", field, parse, text)
 
@@ -225,6 +252,29 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "",
         _one_of("endpoints", "nodeports"),
         "Send requests to the pods' addresses (`endpoints`) or to the nodes' addresses and the nodePort (`nodeports`).",
+    ),
+    Annotation(
+        "lb/load-balancer",
+        ("Service",),
+        "load_balancer",
+        "",
+        _flag,
+        "Whether lb listens on the ports of a Service of type LoadBalancer that has no `loadBalancerClass`.",
+    ),
+    Annotation(
+        "lb/addresses",
+        ("Service",),
+        "addresses",
+        "",
+        _addresses,
+        "Addresses of this host to listen on for a Service of type LoadBalancer, with commas between them.",
+    ),
+    _stream("tcp-idle-timeout", "idle_timeout_ms", "How long a TCP connection may be silent; `0` for no limit."),
+    _stream("tcp-half-closed-timeout", "half_closed_timeout_ms", "The same once one side has ended its half."),
+    _stream(
+        "tcp-drain-timeout",
+        "drain_timeout_ms",
+        "How long TCP connections go on when their endpoint is removed; `0`: until they end by themselves.",
     ),
     _route("response-timeout", "response_timeout_ms", _duration, "From the end of the request to the response's head."),
     _route("idle-timeout", "idle_timeout_ms", _duration, "How long a body may stand still in either direction."),
@@ -416,6 +466,8 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
     return Values(
         values["balance"].get(""),
         values["targets"].get(""),
+        values["load_balancer"].get(""),
+        values["addresses"].get(""),
         values["route"],
         values["upstream"],
         values["clients"],
@@ -423,6 +475,7 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
         mistakes,
         protocol=values["protocol"].get(""),
         health=values["health"],
+        stream=values["stream"],
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
+from lb.model.stream import StreamOptions
 from lb.model.tls import TlsPolicy
 from lb.model.upstream import Balance, UpstreamOptions
 
@@ -37,8 +38,13 @@ class Options(msgspec.Struct, frozen=True):
     """Versions and ciphers there."""
     hsts: str = ""
     """Strict-Transport-Security there."""
+    load_balancers: bool = False
+    """Serve every Service of type LoadBalancer that has no class. `lb/load-balancer` on a Service overrides it."""
+    tcp_services: str = ""
+    """NAMESPACE/NAME of a ConfigMap that maps ports to Services, as ingress-nginx reads it."""
     balance: Balance = "round-robin"
     http: HttpOptions = HttpOptions()
+    stream: StreamOptions = StreamOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()

@@ -265,6 +265,8 @@ class _ServiceTranslation:
         self._add("LB4003", self._nobody_ready, why, fix)
 
     def _node_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
+        if not port.node_port and self._service.spec.allocate_load_balancer_node_ports is False:
+            return self._pod_endpoints(port)
         if not port.node_port:
             what = f"port {port.port} of Service {self._name} has no nodePort"
             self._add(

@@ -7,6 +7,7 @@ The line, and what each step depends on:
     claims of a host             -> VirtualHost   order and conflicts
     Service, slices, Nodes, Resolutions, who refers to it -> ServicePart  its upstreams
     native files, port tables    -> NativePart    goes before all of the above
+    Services, tcp-services       -> StreamClaim   TCP listeners that they want
     all of them                  -> Config, problems
 
 Every step keeps its results, by key, in the Translation. A change makes the results stale that depend on it; a new
@@ -37,6 +38,7 @@ from lb.problems import Origin, Problem, Problems
 from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
 from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
+from lb.translate.load_balancers import StreamClaim, claim_service, claim_tcp_services, settle
 from lb.translate.material import Material, MaterialName, Parts
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
 from lb.translate.nodes import NodeTargets, find_node_targets
@@ -61,7 +63,7 @@ HOST_SET = "ingress"
 _Name = tuple[str, str]
 """(namespace, name)"""
 
-_GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES, _AUTHORITIES = range(9)
+_GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES, _AUTHORITIES, _STREAM, _STREAMS = range(11)
 
 _ValueT = TypeVar("_ValueT")
 _KeyT = TypeVar("_KeyT")
@@ -92,6 +94,8 @@ class _State(msgspec.Struct, frozen=True):
     """To endpoints, by name."""
     tls_hosts: dict[str, TlsHost]
     certificates: dict[str, Certificate]
+    streams: dict[_Name, StreamClaim]
+    """By Service, and by the ConfigMap of tcp-services under `configmap/NAMESPACE`."""
     problems: Groups
 
 
@@ -128,6 +132,7 @@ _NO_STATE = _State(
     {},
     {},
     {},
+    {},
     Groups(),
 )
 
@@ -156,6 +161,7 @@ class _Build:
         old = self._old
         classes = read_classes(self._view, self._options) if self._is_stale("IngressClass") else old.classes
         native = self._translate_native()
+        streams = self._translate_streams()
         moved_ports = self._services_with_other_ports()
         updates = self._translate_ingresses(classes, moved_ports)
         ingresses = _patch(old.ingresses, updates)
@@ -164,10 +170,10 @@ class _Build:
         tls_hosts, certificates = self._assemble_tls(tls_claims)
         users = self._find_users(updates)
         slice_owners, stale = self._follow_slices()
-        services, upstreams = self._translate_services(users, ingresses, native, stale)
+        services, upstreams = self._translate_services(users, ingresses, native, streams, stale)
         self._check_nodes(services)
         material, shown = self._keep_material(tls_claims, services)
-        config = self._assemble_config(hosts, upstreams, native, tls_hosts, certificates, shown)
+        config = self._assemble_config(hosts, upstreams, native, streams, tls_hosts, certificates, shown)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
         problems = old.problems.patch(self._problems)
         state = _State(
@@ -186,6 +192,7 @@ class _Build:
             shown,
             tls_hosts,
             certificates,
+            streams,
             problems,
         )
         if self._previous is not None and problems is old.problems:
@@ -209,6 +216,35 @@ class _Build:
         self._rewanted.update(_services(native.references))
         self._rewanted.update(services)
         return msgspec.structs.replace(native, config=_keep_equal_parts(native.config, old.config))
+
+    # -- TCP
+
+    def _translate_streams(self) -> dict[_Name, StreamClaim]:
+        """The TCP listeners that Services of type LoadBalancer, and tcp-services, want."""
+        old = self._old.streams
+        services = self._view.all("Service")
+        updates = {
+            name: claim_service(services[name], self._options) if name in services else None
+            for name in (chain(services, _of_services(old)) if self._fresh else self._changed["Service"])
+        }
+        updates |= self._translate_tcp_services()
+        changed = {name: claim for name, claim in updates.items() if claim != old.get(name)}
+        for name, claim in changed.items():
+            self._set_problems((_STREAM, *name), claim.problems if claim is not None else ())
+            for one in (claim, old.get(name)):
+                self._rewanted.update(_services(one.references) if one is not None else {})
+        return _patch(old, changed)
+
+    def _translate_tcp_services(self) -> dict[_Name, StreamClaim | None]:
+        namespace, _, name = self._options.tcp_services.partition("/")
+        claims: dict[_Name, StreamClaim | None] = {
+            one: None for one in self._old.streams if one[0].startswith(_CONFIG_MAP) and self._fresh
+        }
+        stored = self._view.get("ConfigMap", namespace, name) if name else None
+        if name and (self._is_stale("ConfigMap") or self._changed["Service"]):
+            key = (f"{_CONFIG_MAP}{namespace}", name)
+            claims[key] = claim_tcp_services((namespace, name), stored, self._options, self._directory)
+        return claims
 
     # -- Ingresses and hosts
 
@@ -376,10 +412,12 @@ class _Build:
                 owners[name] = owner
         return _patch(self._old.slice_owners, owners), stale
 
-    def _stale_services(self, users: Mapping[_Name, object], native: NativePart, stale: set[_Name]) -> Iterable[_Name]:
+    def _stale_services(
+        self, users: Mapping[_Name, object], references: tuple[Reference, ...], stale: set[_Name]
+    ) -> Iterable[_Name]:
         old = self._old.services
         if self._fresh:
-            return dict.fromkeys(chain(users, _services(native.references), old))
+            return dict.fromkeys(chain(users, _services(references), old))
         stale = (stale | self._changed["Service"] | self._changed["Endpoints"]) & old.keys()
         material = self._stale_material()
         if material:
@@ -395,18 +433,21 @@ class _Build:
         users: Mapping[_Name, tuple[_Name, ...]],
         ingresses: Mapping[_Name, IngressPart],
         native: NativePart,
+        streams: Mapping[_Name, StreamClaim],
         stale: set[_Name],
     ) -> tuple[dict[_Name, ServicePart], dict[str, Upstream]]:
         old = self._old.services
-        by_native: defaultdict[_Name, list[Reference]] = defaultdict(list)
-        for reference in native.references:
-            by_native[reference.namespace, reference.service].append(reference)
+        # Whatever else than an Ingress refers to a Service wants nothing of it but a port.
+        references = (*native.references, *chain.from_iterable(one.references for one in streams.values()))
+        by_service: defaultdict[_Name, list[Reference]] = defaultdict(list)
+        for reference in references:
+            by_service[reference.namespace, reference.service].append(reference)
         services: dict[_Name, ServicePart | None] = {}
         upstreams: dict[str, Upstream | None] = {}
-        for name in self._stale_services(users, native, stale):
+        for name in self._stale_services(users, references, stale):
             before = old.get(name)
             if before is None or self._fresh or name in self._rewanted:
-                wanted = self._want(name, users.get(name, ()), ingresses, by_native.get(name, ()))
+                wanted = self._want(name, users.get(name, ()), ingresses, by_service.get(name, ()))
             else:
                 wanted = before.wanted
             part: ServicePart | None = None
@@ -441,9 +482,9 @@ class _Build:
         service: _Name,
         users: Iterable[_Name],
         ingresses: Mapping[_Name, IngressPart],
-        native: Iterable[Reference],
+        others: Iterable[Reference],
     ) -> Wanted:
-        ports = {reference.port for reference in native}
+        ports = {reference.port for reference in others}
         asked: list[tuple[Age, int | str, Balance]] = []
         for user in users:
             part = ingresses[user]
@@ -477,17 +518,18 @@ class _Build:
         hosts: dict[str, VirtualHost],
         upstreams: dict[str, Upstream],
         native: NativePart,
+        streams: dict[_Name, StreamClaim],
         tls_hosts: dict[str, TlsHost],
         certificates: dict[str, Certificate],
         shown: dict[str, Certificate],
     ) -> Config:
         old = self._old
-        same = hosts is old.hosts and upstreams is old.upstreams and native is old.native
+        same = hosts is old.hosts and upstreams is old.upstreams and native is old.native and streams is old.streams
         same = same and tls_hosts is old.tls_hosts and certificates is old.certificates and shown is old.shown
         if self._previous is not None and same and self._options == old.options:
             return self._previous.config
         problems = Problems(native.problems)
-        listeners = self._listeners(hosts, tls_hosts, native, problems)
+        listeners = self._listeners(hosts, tls_hosts, native, streams, problems)
         host_sets = dict(native.config.hosts)
         if hosts or any(one.host_set == HOST_SET for one in listeners.values()):
             host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
@@ -500,11 +542,27 @@ class _Build:
         hosts: Mapping[str, VirtualHost],
         tls_hosts: dict[str, TlsHost],
         native: NativePart,
+        streams: Mapping[_Name, StreamClaim],
         problems: Problems,
     ) -> dict[str, Listener]:
-        """Ingresses bring their own listener, unless a native file defines one for them; alone, native files do not."""
+        listeners = self._http_listeners(hosts, tls_hosts, native, problems, alone=not streams)
+        carrying, disputes = settle(streams.values(), listeners)
+        self._set_problems((_STREAMS, "", ""), disputes)
+        return {**listeners, **carrying} if carrying else listeners
+
+    def _http_listeners(
+        self,
+        hosts: Mapping[str, VirtualHost],
+        tls_hosts: dict[str, TlsHost],
+        native: NativePart,
+        problems: Problems,
+        *,
+        alone: bool,
+    ) -> dict[str, Listener]:
+        """Ingresses bring their own listener, unless a native file defines one for them. Where there are none, native
+        files and others that bring listeners do not need it."""
         listeners = native.config.listeners
-        if any(one.host_set == HOST_SET for one in listeners.values()) or (listeners and not hosts):
+        if any(one.host_set == HOST_SET for one in listeners.values()) or (not hosts and (listeners or not alone)):
             return listeners
         wanted = [Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)]
         if tls_hosts:
@@ -568,6 +626,14 @@ class _Build:
 
     def _is_stale(self, kind: str) -> bool:
         return self._fresh or bool(self._changed[kind])
+
+
+_CONFIG_MAP = "configmap/"
+"""Begins the namespace of what is no Service among the claims of TCP listeners; no namespace has a slash."""
+
+
+def _of_services(claims: Iterable[_Name]) -> Iterable[_Name]:
+    return (name for name in claims if not name[0].startswith(_CONFIG_MAP))
 
 
 _NOBODY: frozenset[_Name] = frozenset()

@@ -85,11 +85,14 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+_OPTIONS = tuple(f"defaults.{name}" for name in ("http", "stream", "route", "upstream", "health_check"))
+
+
 def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
     meanings = field_texts(section)
     for field in option_fields(section):
         path = f"{prefix}{field.key}"
-        if path in ("defaults.http", "defaults.route", "defaults.upstream", "defaults.health_check"):
+        if path in _OPTIONS:
             name = path.removeprefix("defaults.").replace("_", " ")
             yield f"`{path}`", "", f"Options as in the table of {name} options."
         elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):

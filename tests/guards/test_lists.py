@@ -12,6 +12,7 @@ from lb.model.explain import STATUS
 from lb.observe.metrics import METRICS
 from lb.problems import CODES
 from lb.translate.annotations import ANNOTATIONS
+from lb.translate.load_balancers import LOAD_BALANCER_CLASS
 from tests.guards.sources import FASTPATH, ROOT, files, name
 
 LB = files(".py", under="lb")
@@ -88,7 +89,7 @@ def test_annotations_have_one_place() -> None:
 
 def test_exported_annotations_exist() -> None:
     """Those that documentation and examples use."""
-    listed = {one.name for one in ANNOTATIONS} | {"lb/v1", "lb/ingress", "lb/gateway"}
+    listed = {one.name for one in ANNOTATIONS} | {"lb/v1", "lb/ingress", "lb/gateway", LOAD_BALANCER_CLASS}
     for path in [*files(".md"), *files(".yaml", ".json", under="conf")]:
         for found in re.findall(r"(?<![\w./-])lb/[a-z][a-z0-9-]+(?![\w./])", path.read_text()):
             assert found in listed, f"{name(path)}: {found}"

@@ -151,11 +151,16 @@ SERVICE_OBJECTS = st.builds(
             "lb__backend-ca": ["material", "configmap/material", "gone"],
             "lb__backend-certificate": ["material", "gone"],
             "lb__backend-verify": ["false"],
+            "lb__load-balancer": ["true", "false"],
+            "lb__addresses": ["192.0.2.1", "192.0.2.1,192.0.2.2"],
         },
     ),
     st.builds(
         ServiceSpec,
-        type=st.sampled_from(["ClusterIP", "NodePort", "ExternalName"]),
+        type=st.sampled_from(["ClusterIP", "NodePort", "ExternalName", "LoadBalancer", "LoadBalancer"]),
+        load_balancer_class=st.sampled_from([None, "lb/lb", "example.com/other"]),
+        load_balancer_source_ranges=st.sampled_from([None, ("10.0.0.0/8",), ("lan",)]),
+        allocate_load_balancer_node_ports=st.sampled_from([None, False]),
         ports=SERVICE_PORTS,
         cluster_ip=st.sampled_from(["", "None", "10.96.0.1", "fd00::1"]),
         external_name=st.sampled_from(["", "api.example.net", "localhost", "192.0.2.1"]),
@@ -216,6 +221,17 @@ NODE_OBJECTS = st.builds(
     st.sampled_from(["True", "False"]),
 )
 
+TCP_SERVICES = st.builds(
+    lambda namespace, time, data: ConfigMap(ObjectMeta("tcp", namespace, creation_timestamp=time), data),
+    NAMESPACES,
+    TIMES,
+    st.dictionaries(
+        st.sampled_from(["80", "81", "9000", "none"]),
+        st.sampled_from(["a/one:80", "a/one:http", "b/two:81", "a/one:80:PROXY", "nonsense"]),
+        max_size=3,
+    ),
+)
+
 RESOLUTIONS = st.builds(
     Resolution,
     st.just(ObjectMeta("api.example.net")),
@@ -233,7 +249,14 @@ NATIVES = st.builds(
         {"apiVersion": "lb/v1", "kind": "Config", "listeners": listeners, "hosts": hosts, "upstreams": upstreams},
     ),
     st.sampled_from(["first.yaml", "second.yaml"]),
-    st.sampled_from([{}, {"admin": {"port": 9000}}, {"http": {"port": 8080, "host_set": "ingress"}}]),
+    st.sampled_from(
+        [
+            {},
+            {"admin": {"port": 9000}},
+            {"http": {"port": 8080, "host_set": "ingress"}},
+            {"db": {"port": 81, "protocol": "tcp", "stream": {"forward": {"a/one:80": 1, "gone": 1}}}},
+        ]
+    ),
     st.fixed_dictionaries(
         {},
         optional={
@@ -269,7 +292,7 @@ CONFIG_MAPS = st.builds(
 
 OBJECTS: SearchStrategy[Object] = st.one_of(
     INGRESSES, INGRESSES, INGRESSES, CLASSES, SERVICE_OBJECTS, SERVICE_OBJECTS, _slices(), _slices(),
-    ENDPOINTS, NODE_OBJECTS, RESOLUTIONS, NATIVES, SECRETS, CONFIG_MAPS,
+    ENDPOINTS, NODE_OBJECTS, RESOLUTIONS, NATIVES, SECRETS, CONFIG_MAPS, TCP_SERVICES,
 )  # fmt: skip
 
 

@@ -16,7 +16,15 @@ from tests.translate.objects import OBJECTS, key_of, stored
 EVERYTHING = Changes(everything=True)
 
 OPTIONS = st.sampled_from(
-    [Options(), Options(), Options(targets="nodeports"), Options(classes=("lb",)), Options(balance="least-connections")]
+    [
+        Options(),
+        Options(),
+        Options(targets="nodeports"),
+        Options(classes=("lb",)),
+        Options(balance="least-connections"),
+        Options(load_balancers=True),
+        Options(tcp_services="a/tcp"),
+    ]
 )
 
 

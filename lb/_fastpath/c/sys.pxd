@@ -66,7 +66,8 @@ cdef extern from "base.h" nogil:
     ssize_t splice(int source, void* source_offset, int sink, void* sink_offset, size_t size, unsigned int flags)
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     int errno
-    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EPIPE, ECONNRESET
+    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM
+    int ECONNABORTED, EPIPE, ECONNRESET
 
     # poll: of a single socket
     struct pollfd:
