@@ -1,11 +1,10 @@
 """Accepting (accept.pxd)."""
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from lb._fastpath.c.sys cimport (
-    AF_INET,
-    AF_INET6,
+    EAGAIN,
     ECONNABORTED,
     EINTR,
     EMFILE,
@@ -15,10 +14,12 @@ from lb._fastpath.c.sys cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLLIN,
+    LB_R_BAD_PROXY_HEADER,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
     LB_R_PRESSURE,
+    LB_R_PROXY_HEADER_TIMEOUT,
     LB_R_PLAIN_HTTP,
     LB_R_TLS_HANDSHAKE_FAILED,
     LB_R_TLS_TIMEOUT,
@@ -40,23 +41,26 @@ from lb._fastpath.c.sys cimport (
     lb_try_lock,
     lb_unlock,
     linger_option,
-    ntohs,
+    recv,
     send,
     setsockopt,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     sockaddr,
-    sockaddr_in,
-    sockaddr_in6,
     sockaddr_storage,
     socklen_t,
+    ssize_t,
 )
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_open
 from lb._fastpath.http2_server cimport http2_server_open
+from lb._fastpath.proxy_protocol cimport PROXY_BAD, PROXY_MORE, PROXY_MOST, proxy_client, proxy_read
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
+    IO_DEAD,
+    IO_HALF_CLOSED,
     IO_READABLE,
     IO_WRITABLE,
     client_cell,
@@ -67,10 +71,18 @@ from lb._fastpath.reactor cimport (
     io_enqueue,
     io_watch,
 )
-from lb._fastpath.table cimport listener_view, table
+from lb._fastpath.table cimport in_networks, listener_view, table
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
 from lb._fastpath.tls cimport TLS_AGAIN, TLS_FAILED, tls_free, tls_new_server, tls_resumed
-from lb._fastpath.transport cimport batch_flush, conn_drain, conn_handshake, conn_leave, conn_new, conn_write
+from lb._fastpath.transport cimport (
+    batch_flush,
+    conn_drain,
+    conn_handshake,
+    conn_leave,
+    conn_new,
+    conn_write,
+    note_address,
+)
 
 
 cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
@@ -174,26 +186,13 @@ cdef void turn_away(listening* l, int fd, int reason) noexcept nogil:
 
 # ----------------------------------------------------------------------------------------------------------- accepting
 
-cdef void note_peer(conn* c, const sockaddr_storage* address) noexcept nogil:
-    memset(c.peer, 0, 16)
-    if address.ss_family == AF_INET:
-        c.peer[10] = 0xff
-        c.peer[11] = 0xff
-        memcpy(c.peer + 12, &(<const sockaddr_in*>address).sin_addr, 4)
-        c.peer_port = ntohs((<const sockaddr_in*>address).sin_port)
-    elif address.ss_family == AF_INET6:
-        memcpy(c.peer, &(<const sockaddr_in6*>address).sin6_addr, 16)
-        c.peer_port = ntohs((<const sockaddr_in6*>address).sin6_port)
-    else:
-        c.local = 1
-
-
 cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept nogil:
     cdef reactor* r = l.base.r
     cdef table* t = current_table(r)
     cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
     cdef listener_traffic* stats = stats_of(r, l.slot)
     cdef conn* c
+    cdef bint proxied
     cdef int open_now = lb_add_int(&r.s.connections, 1)
     if view != NULL:
         l.carries = view.stream != NULL
@@ -214,11 +213,12 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         lb_add_int(&r.s.connections, -1)
         turn_away(l, fd, LB_R_NO_MEMORY)
         return
-    note_peer(c, address)
+    c.local = not note_address(address, c.peer, &c.peer_port)
     c.slot = l.slot
     c.listener_name = l.name
     c.listener_name_size = l.name_size
-    if view != NULL and view.max_connections_per_client and not c.local:
+    proxied = view != NULL and view.proxies_count and in_networks(view.proxies, view.proxies_count, c.peer)
+    if view != NULL and view.max_connections_per_client and not c.local and not proxied:
         if not admit_client(r, c, view.max_connections_per_client):
             lb_add_int(&r.s.connections, -1)
             lb_add_int(&r.s.descriptors, -1)
@@ -232,25 +232,90 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     if stats != NULL:
         bump(&stats.accepted)
     c.base.flags = IO_WRITABLE
-    if l.carries:
+    if proxied:
+        begin_proxied(c, view)
+    else:
         r.serving = t
-        r.s.open_flow(&c.base)
-    elif not greet(c, view):
-        return
+        greet(c, view, l.carries)
     if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
         relieve(r)
 
 
-cdef bint greet(conn* c, listener_view* view) noexcept nogil:
-    """Begin to speak with a client: by TLS, or by HTTP at once."""
+cdef void greet(conn* c, listener_view* view, bint carried) noexcept nogil:
+    """Begin with a client whose address is known: carry its bytes, or speak with it by TLS, or by HTTP at once."""
+    if carried:
+        if io_watch(&c.base):
+            c.base.r.s.open_flow(&c.base)
+        else:
+            server_close(c, LB_R_NO_DESCRIPTORS)
+        return
     if view != NULL and view.tls != NULL:
         begin_tls(c, view)
     else:
         server_open(c)
-    if io_watch(&c.base):
-        return True
-    server_close(c, LB_R_NO_DESCRIPTORS)
-    return False
+    if not io_watch(&c.base):
+        server_close(c, LB_R_NO_DESCRIPTORS)
+
+
+# ------------------------------------------------------------------------------------------------------ PROXY protocol
+
+cdef void begin_proxied(conn* c, listener_view* view) noexcept nogil:
+    """First comes the header of a proxy that is believed; only then is it known who the client is."""
+    c.base.ready = proxied_ready
+    c.timer.fire = proxied_timeout
+    timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
+    if not io_watch(&c.base):
+        server_close(c, LB_R_NO_DESCRIPTORS)
+
+
+cdef void proxied_timeout(timer* t) noexcept nogil:
+    server_close(<conn*>t.owner, LB_R_PROXY_HEADER_TIMEOUT)
+
+
+cdef void proxied_ready(io* source) noexcept nogil:
+    """Look at what has come without taking it, and take the header alone: what is behind it is for who comes next."""
+    cdef conn* c = <conn*>source
+    cdef reactor* r = source.r
+    cdef table* t = current_table(r)
+    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef proxy_client client
+    cdef ssize_t n
+    cdef int size = PROXY_MORE
+    if not source.flags & IO_READABLE:
+        return
+    n = recv(source.fd, r.scratch_in, PROXY_MOST, MSG_PEEK | MSG_DONTWAIT)
+    if n > 0:
+        size = proxy_read(r.scratch_in, <size_t>n, &client)
+    elif n == 0 or errno != EAGAIN:
+        size = PROXY_BAD
+    if view == NULL or size == PROXY_BAD or (size == PROXY_MORE and source.flags & (IO_HALF_CLOSED | IO_BROKEN)):
+        server_close(c, LB_R_BAD_PROXY_HEADER)
+        return
+    if size == PROXY_MORE:
+        source.flags &= ~<uint32_t>IO_READABLE
+        return
+    recv(source.fd, r.scratch_in, <size_t>size, MSG_DONTWAIT)
+    timer_rest(&c.timer)
+    if client.known:
+        memcpy(c.peer, client.address, 16)
+        c.peer_port = client.port
+    r.serving = t
+    proceed(c, view)
+
+
+cdef void proceed(conn* c, listener_view* view) noexcept nogil:
+    """The client behind a proxy is known: its limit, and then what every client begins with."""
+    if view.max_connections_per_client and not admit_client(c.base.r, c, view.max_connections_per_client):
+        server_close(c, LB_R_TOO_MANY_FROM_CLIENT)
+        return
+    if view.stream != NULL:
+        c.base.r.s.open_flow(&c.base)
+    elif view.tls != NULL:
+        begin_tls(c, view)
+    else:
+        server_open(c)
+    if not c.base.flags & IO_DEAD and c.base.flags & IO_READABLE:
+        io_enqueue(&c.base)
 
 
 cdef int64_t listener_active(reactor* r, uint32_t slot) noexcept nogil:

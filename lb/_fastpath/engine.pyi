@@ -169,9 +169,11 @@ class Engine:
         hsts: bytes = b"",
         http2: bool = True,
         carried: StreamSpec | None = None,
+        proxies: tuple[tuple[bytes, int], ...] = (),
     ) -> ListenerView:
-        """`options` in the order of lb/compile/table.py; `trusted` as (16-byte address, leading bits); `https_port`:
-        where the same hosts are served by TLS; `hsts`: value of Strict-Transport-Security."""
+        """`options` in the order of lb/compile/table.py; `trusted` and `proxies` (whose connections begin with a PROXY
+        header) as (16-byte address, leading bits); `https_port`: where the same hosts are served by TLS; `hsts`: value
+        of Strict-Transport-Security."""
     def make_tls_index(self, hosts: dict[str, TlsHost]) -> TlsIndex:
         """Over {server name: TlsHost}; `*.example.com` covers one label, `*` stands for all other names."""
     def set_ticket_keys(self, keys: Sequence[bytes]) -> None:

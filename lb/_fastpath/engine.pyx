@@ -278,7 +278,7 @@ cdef class UpstreamView:
             int protocol=0, ClientTls tls=None):
         """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
         connections, connections per endpoint, queue, queue timeout, streams per connection, health checks (CHECKED_… of
-        table.pxd). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
+        table.pxd), PROXY header (0 none, or its version). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -300,7 +300,8 @@ cdef class UpstreamView:
             self.p.wire |= tls.p.id << 2
         (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
-         self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked) = policy
+         self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked,
+         self.p.proxy_protocol) = policy
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
@@ -541,6 +542,7 @@ cdef class ListenerView:
         free(self.stream.allowed)
         if self.p != NULL:
             free(self.p.trusted)
+            free(self.p.proxies)
             free(self.p.hsts)
             free(self.p)
 
@@ -905,8 +907,11 @@ cdef class Engine:
         return HostIndex(hosts, before, changed, removed)
 
     def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted, TlsIndex tls=None,
-            int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None):
+            int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None, tuple proxies=()):
         cdef ListenerView view = ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
+        if proxies:
+            view.p.proxies = make_networks(proxies)
+            view.p.proxies_count = <uint32_t>len(proxies)
         if carried is not None:
             name, shares, limits, allowed = carried
             targets = [(self.live_upstream(upstream).p.id, weight) for upstream, weight in shares]

@@ -126,6 +126,7 @@ from lb._fastpath.table cimport (
     target,
     text_at,
 )
+from lb._fastpath.proxy_protocol cimport PROXY_NONE
 from lb._fastpath.timers cimport timer_cancel, timer_set
 from lb._fastpath.tls cimport tls_lookup
 from lb._fastpath.transport cimport (
@@ -139,6 +140,7 @@ from lb._fastpath.transport cimport (
     outgoing,
 )
 from lb._fastpath.upstream cimport (
+    announce_client,
     upstream_lease,
     upstream_set_calls,
     upstream_take_back,
@@ -430,14 +432,15 @@ cdef void attempt(exchange* x) noexcept nogil:
     cdef upstream_traffic* stats = upstream_stats(x)
     cdef leg* u = NULL
     cdef int reason = LB_R_CONNECT_FAILED
-    cdef bint connecting = False
+    cdef bint connecting = False, fresh
     x.attempts += 1
     x.mark_ns = r.now_ns
     if stats != NULL:
         bump(&stats.attempts)
         if x.attempts > 1:
             bump(&stats.retries)
-    u = upstream_lease(r, x.up, x.ep, x, (x.flags & X_FRESH) != 0, not repeatable(x), &connecting, &reason)
+    fresh = (x.flags & X_FRESH) != 0 or x.up.proxy_protocol != PROXY_NONE  # one that names a client is for that client
+    u = upstream_lease(r, x.up, x.ep, x, fresh, not repeatable(x), &connecting, &reason)
     if u == NULL:
         if stats != NULL:
             bump(&stats.connects)
@@ -452,6 +455,13 @@ cdef void attempt(exchange* x) noexcept nogil:
         wait_until(x, x.up.connect_timeout_ms)
     else:
         send_request(x)
+
+
+cdef bint on_opened(void* exchange_pointer, conn* u) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    return x.up.proxy_protocol == PROXY_NONE or (
+        x.d != NULL and announce_client(u, x.d.c, x.up.proxy_protocol)
+    )
 
 
 cdef void on_became_stream(void* exchange_pointer, leg* u) noexcept nogil:
@@ -1067,6 +1077,8 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
         if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
             if x.up.max_requests_per_connection and u.c.requests >= <uint32_t>x.up.max_requests_per_connection:
                 u.flags |= LEG_CLOSE
+            if x.up.proxy_protocol != PROXY_NONE:
+                u.flags |= LEG_CLOSE  # it was this client's
             u.calls.done(u)
         else:
             u.calls.abort(u)
@@ -1159,6 +1171,7 @@ cdef void exchange_install(shared* s) noexcept nogil:
     http1_set_calls(&codec)
     http2_set_calls(&codec)
     http2_server_install()
+    connecting.opened = on_opened
     connecting.became_stream = on_became_stream
     connecting.connected = on_connected
     connecting.connect_failed = on_connect_failed

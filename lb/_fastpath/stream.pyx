@@ -12,7 +12,6 @@ from lb._fastpath.c.sys cimport (
     LB_R_ENDPOINT_REMOVED,
     LB_R_FLOW_TIMEOUT,
     LB_R_HALF_CLOSED_TIMEOUT,
-    LB_R_NO_DESCRIPTORS,
     LB_R_NO_ENDPOINT,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
@@ -37,6 +36,7 @@ from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
 from lb._fastpath.pipes cimport PIPE_UNFIT, pipe, pipe_drain, pipe_fill, pipe_give, pipe_take
+from lb._fastpath.proxy_protocol cimport PROXY_NONE
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
@@ -46,7 +46,6 @@ from lb._fastpath.reactor cimport (
     SCRATCH_BYTES,
     io,
     io_enqueue,
-    io_watch,
     table_pin_one,
     table_unpin_one,
 )
@@ -67,12 +66,13 @@ from lb._fastpath.transport cimport (
     connect_calls,
     leg,
 )
-from lb._fastpath.upstream cimport upstream_connect, upstream_end
+from lb._fastpath.upstream cimport announce_client, upstream_connect, upstream_end
 
 cdef connect_calls connecting
 
 
 cdef void stream_install(shared* s) noexcept nogil:
+    connecting.opened = on_opened
     connecting.connected = on_connected
     connecting.connect_failed = on_connect_failed
     s.open_flow = open_flow
@@ -94,9 +94,6 @@ cdef void open_flow(io* client) noexcept nogil:
         return
     if view.allowed_count and not d.local and not in_networks(view.allowed, view.allowed_count, d.peer):
         finish(f, LB_R_SOURCE_REFUSED)
-        return
-    if not io_watch(client):
-        finish(f, LB_R_NO_DESCRIPTORS)
         return
     f.up = choose_upstream(f, view)
     if f.up == NULL:
@@ -183,6 +180,11 @@ cdef void attempt(flow* f) noexcept nogil:
         return
     f.connect_deadline_ms = r.now_ms + f.up.connect_timeout_ms if f.up.connect_timeout_ms > 0 else INT64_MAX
     set_timer(f)
+
+
+cdef bint on_opened(void* flow_pointer, conn* u) noexcept nogil:
+    cdef flow* f = <flow*>flow_pointer
+    return f.up.proxy_protocol == PROXY_NONE or announce_client(u, f.d, f.up.proxy_protocol)
 
 
 cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:

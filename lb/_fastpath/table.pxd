@@ -148,6 +148,8 @@ cdef struct listener_view:
     int64_t max_body_bytes
     network* trusted
     uint32_t trusted_count
+    network* proxies  # whose connections begin with a PROXY header
+    uint32_t proxies_count
     stream_view* stream  # NULL: HTTP
     bint forwarded_header
     bint merge_slashes
@@ -171,6 +173,7 @@ cdef struct upstream_view:
     bint least_connections
     bint client_affinity
     uint8_t protocol
+    uint8_t proxy_protocol  # which header its connections begin with (proxy_protocol.pxd)
     void* tls  # tls_context (tls.pxd); NULL: plain
     uint64_t wire  # how connections are made, the protocol in its lowest two bits: others are not used
     int connect_timeout_ms

@@ -108,6 +108,7 @@ cdef struct exchange_calls:
 
 cdef struct connect_calls:
     # What whom a connection is made for is told, by `leg.exchange`.
+    bint (*opened)(void* exchange, conn* u) noexcept nogil  # before TLS and all else; False: it is of no use
     void (*became_stream)(void* exchange, leg* u) noexcept nogil  # ALPN has chosen HTTP/2; it is still connecting
     void (*connected)(void* exchange, leg* u) noexcept nogil
     void (*connect_failed)(void* exchange, int reason) noexcept nogil
@@ -165,5 +166,6 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil
 cdef bint conn_quiet(conn* c) noexcept nogil
 cdef bint conn_open(const conn* c) noexcept nogil
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
+cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, uint16_t* port) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil
 cdef void conn_leave(conn* c) noexcept nogil

@@ -1,8 +1,10 @@
 """Byte streams (transport.pxd): TCP and Unix sockets, plain or with TLS in between."""
-from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memcpy, memmove
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memmove, memset
 
 from lb._fastpath.c.sys cimport (
+    AF_INET,
+    AF_INET6,
     EAGAIN,
     EINTR,
     MSG_DONTWAIT,
@@ -18,6 +20,7 @@ from lb._fastpath.c.sys cimport (
     lb_add_int,
     linger_option,
     msghdr,
+    ntohs,
     poll,
     pollfd,
     recv,
@@ -25,6 +28,8 @@ from lb._fastpath.c.sys cimport (
     sendmsg,
     setsockopt,
     shutdown,
+    sockaddr_in,
+    sockaddr_in6,
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
@@ -77,6 +82,22 @@ cdef conn* conn_new(reactor* r, int fd) noexcept nogil:
     r.connections = c
     lb_add_int(&r.s.descriptors, 1)
     return c
+
+
+cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, uint16_t* port) noexcept nogil:
+    """An IP address as 16 bytes (IPv4 as ::ffff:a.b.c.d), and its port. False: a Unix socket has none."""
+    memset(bytes, 0, 16)
+    if address.ss_family == AF_INET:
+        bytes[10] = 0xff
+        bytes[11] = 0xff
+        memcpy(bytes + 12, &(<const sockaddr_in*>address).sin_addr, 4)
+        port[0] = ntohs((<const sockaddr_in*>address).sin_port)
+    elif address.ss_family == AF_INET6:
+        memcpy(bytes, &(<const sockaddr_in6*>address).sin6_addr, 16)
+        port[0] = ntohs((<const sockaddr_in6*>address).sin6_port)
+    else:
+        return False
+    return True
 
 
 cdef void conn_shut(conn* c) noexcept nogil:

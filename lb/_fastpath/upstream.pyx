@@ -1,6 +1,6 @@
 """Pools and connecting (upstream.pxd)."""
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
     AF_UNIX,
@@ -20,6 +20,8 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_PROTOCOL,
     LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_TLS_FAILED,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
     SO_ERROR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -30,6 +32,7 @@ from lb._fastpath.c.sys cimport (
     connect,
     epoll_ctl,
     errno,
+    getsockname,
     getsockopt,
     lb_add_int,
     lb_cas_ptr,
@@ -40,10 +43,13 @@ from lb._fastpath.c.sys cimport (
     lb_swap_ptr,
     lb_try_lock,
     lb_unlock,
+    send,
     setsockopt,
     sockaddr,
+    sockaddr_storage,
     socket,
     socklen_t,
+    ssize_t,
 )
 from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected
 from lb._fastpath.counters cimport bump
@@ -72,6 +78,7 @@ from lb._fastpath.http2_client cimport (
     http2_set_pool_calls,
     pool_calls,
 )
+from lb._fastpath.proxy_protocol cimport PROXY_ROOM, proxy_client, proxy_write
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CONNECTING,
@@ -96,6 +103,7 @@ from lb._fastpath.transport cimport (
     conn_open,
     conn_quiet,
     leg_calls,
+    note_address,
 )
 
 cdef connect_calls calls
@@ -550,11 +558,32 @@ cdef void connect_ready(io* source) noexcept nogil:
             not_connected(c, LB_R_CONNECT_FAILED)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING
+    if c.session == NULL and not c.told.opened(c.leg.exchange, c):
+        not_connected(c, LB_R_CONNECT_FAILED)
+        return
     if c.tls != NULL:
         source.ready = handshake_ready
         handshake_ready(source)
     else:
         established(c)
+
+
+cdef bint announce_client(conn* u, const conn* client, int version) noexcept nogil:
+    """Begin a connection with a PROXY header. A fresh socket takes so few bytes; False when it is broken."""
+    cdef char header[PROXY_ROOM]
+    cdef proxy_client source, local
+    cdef sockaddr_storage address
+    cdef socklen_t size = sizeof(address)
+    cdef size_t length
+    memset(&address, 0, sizeof(address))
+    memcpy(source.address, client.peer, 16)
+    source.port = client.peer_port
+    source.known = not client.local
+    local.known = getsockname(client.base.fd, <sockaddr*>&address, &size) == 0 and note_address(
+        &address, local.address, &local.port
+    )
+    length = proxy_write(version, &source, &local, header)
+    return send(u.base.fd, header, length, MSG_NOSIGNAL | MSG_DONTWAIT) == <ssize_t>length
 
 
 cdef void handshake_ready(io* source) noexcept nogil:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
 PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
+PROXY_PROTOCOLS = {"none": 0, "v1": 1, "v2": 2}
 
 
 class Compiler:
@@ -97,6 +98,8 @@ class Compiler:
         if made is not None and before is upstream and made.tls is tls:
             return made
         protocol = PROTOCOLS[upstream.protocol] if tls is not None or upstream.protocol != "auto" else 0
+        if upstream.proxy_protocol != "none":
+            protocol = 0  # a connection is for one client, and HTTP/2 would be shared by many
         specs = _endpoint_specs(endpoints)
         return self._engine.make_upstream(upstream.name, specs, _policy(upstream), protocol, tls)
 
@@ -118,6 +121,7 @@ class Compiler:
         ):
             return made
         trusted = tuple(_network(text) for text in listener.http.trusted_proxies)
+        proxies = listener.http.proxy_protocol if listener.stream is None else listener.stream.options.proxy_protocol
         return self._engine.make_listener(
             listener.name,
             index or self._engine.make_index({}),
@@ -128,6 +132,7 @@ class Compiler:
             https_port,
             listener.tls.hsts.encode() if listener.tls is not None else b"",
             carried=None if listener.stream is None else _stream_spec(listener.stream),
+            proxies=tuple(_network(text) for text in proxies),
         )
 
 
@@ -269,6 +274,7 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         _int32(options.queue_timeout_ms),
         _int32(options.max_streams_per_connection),
         _checked(upstream.health_check),
+        PROXY_PROTOCOLS[upstream.proxy_protocol],
     )
 
 

@@ -22,7 +22,8 @@ STREAM_KEYS = ("forward", "name", "origin", "field")
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
 UPSTREAM_KEYS = (
-    "endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "health_check", "origin",
+    "endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "health_check",
+    "proxy_protocol", "origin",
 )  # fmt: skip
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 

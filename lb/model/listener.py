@@ -42,6 +42,9 @@ class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Client connections open from one address (429)."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose X-Forwarded-* and Forwarded headers are believed and extended; everybody else's are replaced."""
+    proxy_protocol: tuple[str, ...] = ()
+    """Networks of proxies whose connections begin with a PROXY protocol header (version 1 or 2), which says who the
+    client is. From elsewhere none is expected, and none believed."""
     forwarded_header: bool = False
     """Also send RFC 7239 `Forwarded`."""
     merge_slashes: bool = True

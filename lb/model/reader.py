@@ -67,7 +67,7 @@ from lb.model.route import (
 from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
-from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
+from lb.model.upstream import Endpoint, ProxyProtocol, Upstream, UpstreamOptions, split_key
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
@@ -79,7 +79,7 @@ ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 _MAX_SUGGESTIONS = 1_000
 """Comparing a word with more names than this takes too long for what it helps."""
 
-_NETWORKS = ("trusted_proxies", "allow")
+_NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
 """Options that list networks."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -433,6 +433,7 @@ class _Reader:
             self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
             self._choice(f"{path}.protocol", content.get("protocol", "http1"), ("http1", "http2", "auto")),
             self._read_health_check(f"{path}.health_check", content.get("health_check"), has_tls="tls" in content),
+            self._choice(f"{path}.proxy_protocol", content.get("proxy_protocol", "none"), get_args(ProxyProtocol)),
         )
 
     def _read_health_check(self, path: str, value: object, *, has_tls: bool) -> HealthCheck:

@@ -30,7 +30,7 @@ from lb.model.route import (
 from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
-from lb.model.upstream import Balance, Endpoint, Protocol, Upstream, UpstreamOptions
+from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, UpstreamOptions
 from lb.problems import Origin
 
 Schema = dict[str, Any]
@@ -240,6 +240,11 @@ def _upstream() -> Schema:
         "balance": {"enum": list(get_args(Balance)), "default": "round-robin"},
         "affinity": {"enum": ["none", "client-ip"], "default": "none", "description": texts["affinity"]},
         "protocol": {"enum": list(get_args(Protocol)), "default": "http1", "description": texts["protocol"]},
+        "proxy_protocol": {
+            "enum": list(get_args(ProxyProtocol)),
+            "default": "none",
+            "description": texts["proxy_protocol"],
+        },
         "resolve": {**_TEXT, "description": texts["resolve"]},
         "unavailable": {**_TEXT, "description": texts["unavailable"]},
         "tls": _object(_options(UpstreamTls) | _bundle_files(), text=_class_text(UpstreamTls)),

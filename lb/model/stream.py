@@ -27,6 +27,9 @@ class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Client connections open from one address."""
     allow: tuple[str, ...] = ()
     """Networks whose clients are let in; all others are reset. Empty: everybody is let in."""
+    proxy_protocol: tuple[str, ...] = ()
+    """Networks of proxies whose connections begin with a PROXY protocol header (version 1 or 2), which says who the
+    client is. From elsewhere none is expected."""
 
 
 class StreamRoute(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,6 +12,7 @@ from lb.problems import Origin
 
 Balance = Literal["round-robin", "least-connections"]
 Protocol = Literal["http1", "http2", "auto"]
+ProxyProtocol = Literal["none", "v1", "v2"]
 
 
 class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,3 +89,6 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     """What its endpoints speak; auto: what TLS agrees on (ALPN), and HTTP/1 where there is no TLS."""
     health_check: HealthCheck = HealthCheck()
     """How its endpoints are checked while lb runs."""
+    proxy_protocol: ProxyProtocol = "none"
+    """Begin each connection with a PROXY protocol header that tells the client's address. Connections are then made for
+    one client and not kept."""

@@ -35,6 +35,7 @@ Part = Literal[
     "protocol",
     "targets",
     "health",
+    "proxy_protocol",
     "load_balancer",
     "addresses",
     "clients",
@@ -73,6 +74,7 @@ class Values(msgspec.Struct, frozen=True):
 
     balance: Any = None
     targets: Any = None
+    proxy_protocol: Any = None
     load_balancer: Any = None
     addresses: Any = None
     route: Mapping[str, Any] = {}
@@ -268,6 +270,15 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "",
         _addresses,
         "Addresses of this host to listen on for a Service of type LoadBalancer, with commas between them.",
+    ),
+    Annotation(
+        "lb/proxy-protocol",
+        ("Service",),
+        "proxy_protocol",
+        "",
+        _one_of("none", "v1", "v2"),
+        "Begin each connection to the Service with a PROXY protocol header, which tells the client's address: `v1`, "
+        "`v2`, or `none`.",
     ),
     _stream("tcp-idle-timeout", "idle_timeout_ms", "How long a TCP connection may be silent; `0` for no limit."),
     _stream("tcp-half-closed-timeout", "half_closed_timeout_ms", "The same once one side has ended its half."),
@@ -466,6 +477,7 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
     return Values(
         values["balance"].get(""),
         values["targets"].get(""),
+        values["proxy_protocol"].get(""),
         values["load_balancer"].get(""),
         values["addresses"].get(""),
         values["route"],

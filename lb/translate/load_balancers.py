@@ -34,6 +34,8 @@ LOAD_BALANCER_CLASS = "lb/lb"
 SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 """The older way to say `spec.loadBalancerSourceRanges`, which wins over it."""
 
+EVERYBODY = ("0.0.0.0/0", "::/0")
+
 _ENTRY = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[^:]+)(?P<proxy>(?::[^:]*){0,2})")
 
 
@@ -204,7 +206,16 @@ def _read_entry(
         why = f"connections to port {key} are reset"
         problems.add(reference.mistake, stored.origin, what, why=why, fix=fix, field=field)
     name = f"{stored.object.metadata.namespace}/{stored.object.metadata.name}:{key}"
-    return _tcp_listener(name, int(key), "", reference.upstream, stored, field, options.stream), reference
+    stream = options.stream
+    if _flags(found)[0]:
+        stream = msgspec.structs.replace(stream, proxy_protocol=EVERYBODY)
+    return _tcp_listener(name, int(key), "", reference.upstream, stored, field, stream), reference
+
+
+def _flags(found: re.Match[str]) -> tuple[bool, bool]:
+    """Whether connections begin with a PROXY header, from clients and to endpoints."""
+    flags = found["proxy"].upper().split(":")
+    return flags[1:2] == ["PROXY"], flags[2:3] == ["PROXY"]
 
 
 def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tuple[str, str] | None:
@@ -213,10 +224,10 @@ def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tupl
         return f"key {key!r} is no port", "write a port from 1 to 65535 as the key"
     if found is None:
         return f"{value!r} is not like NAMESPACE/SERVICE:PORT", "write one such as shop/db:5432"
-    if found["proxy"].strip(":"):
+    if _flags(found)[1]:
         return (
-            f"{value!r} asks for the PROXY protocol, which lb does not speak",
-            "remove PROXY where both sides can do without",
+            f"{value!r} asks for the PROXY protocol towards the endpoints",
+            "set the annotation lb/proxy-protocol on the Service instead",
         )
     return None
 

@@ -205,6 +205,7 @@ class _ServiceTranslation:
             self._tls.tls,
             protocol=self._protocol(port),
             health_check=self._health_check,
+            proxy_protocol=self._values.proxy_protocol or "none",
         )
 
     def _protocol(self, port: ServicePort | None) -> Protocol:

@@ -32,7 +32,7 @@ LAYERS = (
     ("reactor",),
     ("balance", "tls"),
     ("transport",),
-    ("http1_parse", "clients", "http2_meter"),
+    ("http1_parse", "clients", "http2_meter", "proxy_protocol"),
     ("http2_fields",),
     ("http2",),
     ("http2_server", "http2_client"),

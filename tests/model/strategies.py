@@ -160,6 +160,7 @@ _upstreams = st.builds(
     endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
     affinity=st.sampled_from(["none", "client-ip"]),
     protocol=st.sampled_from(["http1", "http2", "auto"]),
+    proxy_protocol=st.sampled_from(["none", "v1", "v2"]),
     options=upstream_options,
     unavailable=st.just("") | texts,
     resolve=st.sampled_from(["", "db.example.com"]),
@@ -183,6 +184,7 @@ stream_options = st.just(StreamOptions()) | st.builds(
     drain_timeout_ms=counts,
     retries=st.integers(0, 3),
     allow=st.sampled_from([(), ("10.0.0.0/8", "::1")]),
+    proxy_protocol=st.sampled_from([(), ("10.0.0.1",)]),
 )
 _streams = st.tuples(_places, _shares, stream_options, origins, origins)
 

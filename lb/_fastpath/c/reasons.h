@@ -15,6 +15,8 @@
     LB_REASON(TLS_HANDSHAKE_FAILED, "tls-handshake-failed", 0)           \
     LB_REASON(TLS_TIMEOUT, "tls-timeout", 0)                             \
     LB_REASON(SOURCE_REFUSED, "source-refused", 0)                       \
+    LB_REASON(BAD_PROXY_HEADER, "bad-proxy-header", 0)                   \
+    LB_REASON(PROXY_HEADER_TIMEOUT, "proxy-header-timeout", 0)           \
     /* what it sent */                                                   \
     LB_REASON(PLAIN_HTTP, "plain-http", 400)                             \
     LB_REASON(NOT_HTTP, "not-http", 0)                                   \
