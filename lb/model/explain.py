@@ -84,11 +84,10 @@ class Ask(msgspec.Struct, frozen=True):
     client: str = ""
     """IP address of the client; empty when it does not matter."""
     scheme: str = ""
-    """http or https; empty: what the listener speaks."""
+    """http or https; empty: what the listener speaks. tcp: a connection, of which nobody says what it carries; there
+    target and headers mean nothing."""
     server_name: str = ""
     """Whom the client names in the TLS handshake; an address is no name."""
-    protocol: Literal["http", "tcp"] = "http"
-    """tcp: a connection, of which nobody says what it carries. Host, target, method and headers mean nothing then."""
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -361,7 +360,7 @@ class _Explainer:
         listener = self._choose_listener(name)
         if listener.stream is not None:
             return self._follow_stream(listener, listener.stream)
-        if self._ask.protocol == "tcp":
+        if self._ask.scheme == "tcp":
             raise _End(NO_LISTENER, f"{listener.name} speaks {listener.protocol}: ask for {listener.protocol}://…")
         shaken = self._shake_hands(listener)
         request = self._normalize(listener)
@@ -386,7 +385,7 @@ class _Explainer:
     def _follow_stream(self, listener: Listener, stream: Stream) -> tuple[int | None, str, str]:
         self._carried = True
         route, options = stream.route, stream.options
-        if self._ask.protocol != "tcp":
+        if self._ask.scheme != "tcp":
             self._notes.append(f"{listener.name} carries bytes: it neither knows nor changes what is asked in them")
         self._found["routes"] = (RouteStep(route.name, "every connection", "won", source=self._source(route.origin)),)
         self._found["options"] = tuple(_stream_options(listener, options))

@@ -240,7 +240,7 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
         ("http://Shop.example.com", [], Ask("Shop.example.com", scheme="http", server_name="shop.example.com")),
         ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
         ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https")),
-        ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", protocol="tcp")),
+        ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", scheme="tcp")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
