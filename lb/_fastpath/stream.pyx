@@ -3,7 +3,13 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.access cimport log_flow
-from lb._fastpath.balance cimport PICK_FULL, balance_pick, balance_release, endpoint_connect_failed
+from lb._fastpath.balance cimport (
+    PICK_FULL,
+    PICK_UNHEALTHY,
+    balance_pick,
+    balance_release,
+    endpoint_connect_failed,
+)
 from lb._fastpath.c.sys cimport (
     LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
@@ -13,6 +19,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_FLOW_TIMEOUT,
     LB_R_HALF_CLOSED_TIMEOUT,
     LB_R_NO_ENDPOINT,
+    LB_R_NO_HEALTHY_ENDPOINT,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
     LB_R_OK,
@@ -152,8 +159,10 @@ cdef void dispatch(flow* f) noexcept nogil:
     cdef int i = balance_pick(f.r, f.up, f.tried, f.client_hash)
     if i < 0:
         # After failures their reason says more than that nobody is left.
-        if f.reason == LB_R_OK:
-            f.reason = LB_R_QUEUE_FULL if i == PICK_FULL else LB_R_NO_ENDPOINT
+        if f.reason == LB_R_OK and i == PICK_FULL:
+            f.reason = LB_R_QUEUE_FULL
+        elif f.reason == LB_R_OK:
+            f.reason = LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
         finish(f, f.reason)
         return
     f.ep = f.up.endpoints[i]

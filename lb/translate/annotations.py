@@ -61,8 +61,8 @@ class Annotation(NamedTuple):
     places: tuple[Place, ...]
     part: Part
     field: str
-    """Attribute of RouteOptions, UpstreamOptions, StreamOptions or HealthCheck, or what `clients` and `tls` call it; empty
-    when `part` is the value itself."""
+    """Attribute of RouteOptions, UpstreamOptions, StreamOptions or HealthCheck, or what `clients` and `tls` call it;
+    empty when `part` is the value itself."""
     parse: Callable[[str], object]
     """Raises ValueError with a text for people."""
     text: str
