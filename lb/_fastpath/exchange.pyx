@@ -105,7 +105,7 @@ from lb._fastpath.reactor cimport (
     table_pin_one,
     table_unpin_one,
 )
-from lb._fastpath.replay cimport between_attempts, replay_begin, replay_drop, replay_note, replay_send
+from lb._fastpath.replay cimport between_attempts, replay_begin, replay_drop, replay_pass, replay_send
 from lb._fastpath.ring cimport (
     TEXT_HOST,
     TEXT_METHOD,
@@ -629,6 +629,7 @@ cdef void retry_waiting(reactor* r) noexcept nogil:
 
 cdef void on_request_body(void* exchange_pointer, const char* data, size_t size) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
+    cdef int reason = 0
     x.bytes_in += size
     x.progress_ms = x.r.now_ms
     if x.flags & X_TUNNEL:
@@ -641,17 +642,12 @@ cdef void on_request_body(void* exchange_pointer, const char* data, size_t size)
         fail(x, LB_R_BODY_TOO_LARGE)
         return
     x.flags |= X_BODY_SENT
-    if x.flags & X_KEEPS_BODY:
-        replay_note(x, data, size)
-    if between_attempts(x):
-        if not x.flags & X_KEEPS_BODY:
-            fail(x, LB_R_NO_MEMORY)
-        return
-    x.upstream_bytes_out += size
-    if not x.flags & X_GRPC_WEB_TEXT:
-        x.u.calls.send_body(x.u, data, size)
-    elif not bridge_request_body(x, data, size):
-        fail(x, LB_R_BAD_GRPC_WEB)
+    if x.flags & X_GRPC_WEB_TEXT:
+        reason = bridge_request_body(x, data, size)
+    elif not replay_pass(x, data, size):
+        reason = LB_R_NO_MEMORY
+    if reason:
+        fail(x, reason)
 
 
 cdef void on_request_end(void* exchange_pointer, head* trailers) noexcept nogil:

@@ -7,7 +7,7 @@ from lb._fastpath.exchange cimport exchange
 from lb._fastpath.message cimport head
 
 cdef void bridge_request(exchange* x, head* h) noexcept nogil
-cdef bint bridge_request_body(exchange* x, const char* data, size_t size) noexcept nogil
+cdef int bridge_request_body(exchange* x, const char* data, size_t size) noexcept nogil
 cdef void bridge_response(exchange* x, head* h) noexcept nogil
 cdef size_t bridge_response_body(exchange* x, const char* data, size_t size) noexcept nogil
 cdef size_t bridge_trailers(exchange* x, const head* trailers) noexcept nogil

@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from lb._fastpath.c.sys cimport lb_equal_nocase, lb_lower
+from lb._fastpath.c.sys cimport LB_R_BAD_GRPC_WEB, LB_R_NO_MEMORY, lb_equal_nocase, lb_lower
 from lb._fastpath.exchange cimport (
     X_CHUNKED,
     X_GRPC,
@@ -14,6 +14,7 @@ from lb._fastpath.exchange cimport (
 from lb._fastpath.grpc cimport is_grpc_type
 from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
 from lb._fastpath.message cimport FIELD_ACCEPT, FIELD_CONTENT_TYPE, field
+from lb._fastpath.replay cimport replay_pass
 from lb._fastpath.transport cimport batch_flush
 
 cdef enum:
@@ -108,8 +109,9 @@ cdef int base64_value(uint8_t c) noexcept nogil:
     return -1
 
 
-cdef bint bridge_request_body(exchange* x, const char* data, size_t size) noexcept nogil:
-    """Decode and send on. Padding may stand anywhere between quartets, wherever the client flushed. False: not base64.
+cdef int bridge_request_body(exchange* x, const char* data, size_t size) noexcept nogil:
+    """Decode and send on; 0, or the reason why it ends here. Padding may stand anywhere between quartets, wherever the
+    client flushed.
     """
     cdef char* out = x.r.scratch_text
     cdef size_t i, made = 0
@@ -118,13 +120,13 @@ cdef bint bridge_request_body(exchange* x, const char* data, size_t size) noexce
     for i in range(size):
         if data[i] == c"=":
             if x.base64_count < 2:
-                return False
+                return LB_R_BAD_GRPC_WEB
             x.base64_count += 1
             x.base64_padding += 1
         else:
             value = base64_value(<uint8_t>data[i])
             if value < 0 or x.base64_padding:
-                return False
+                return LB_R_BAD_GRPC_WEB
             x.base64_bits = (x.base64_bits << 6) | <uint32_t>value
             x.base64_count += 1
         if x.base64_count < 4:
@@ -137,10 +139,10 @@ cdef bint bridge_request_body(exchange* x, const char* data, size_t size) noexce
         x.base64_bits = 0
         x.base64_count = 0
         x.base64_padding = 0
-    if made:
-        x.u.calls.send_body(x.u, out, made)
-        batch_flush(x.r)
-    return True
+    if made and not replay_pass(x, out, made):
+        return LB_R_NO_MEMORY
+    batch_flush(x.r)
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------------------ responses

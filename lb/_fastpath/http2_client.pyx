@@ -430,8 +430,9 @@ cdef void start(leg* l, void* exchange, const outgoing* q) noexcept nogil:
     unpack_head(q.at, h)
     h.upgrade = q.upgrade
     if q.upgrade:
-        if not asks_websocket(h) or not websocket_accept(h, st.accept) or not nghttp2_session_get_remote_settings(
-            s.ng, NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL
+        # A handshake with a body has no form there: its bytes would be the tunnel's.
+        if not q.ended or not asks_websocket(h) or not websocket_accept(h, st.accept) or not (
+            nghttp2_session_get_remote_settings(s.ng, NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL)
         ):
             st.reason = LB_R_UPSTREAM_NO_WEBSOCKET
             stream_mark(st, ST_LOST)

@@ -343,6 +343,10 @@ cdef int resolve_request(head* h, pseudo* p, const span* host, const listener_vi
             return LB_R_METHOD_REFUSED
         if not (p.protocol.size == 9 and lb_equal_nocase(p.protocol.at, b"websocket", 9)):
             return LB_R_BAD_PROTOCOL
+        if h.content_length >= 0:
+            # What follows is the tunnel's (RFC 8441 5). An HTTP/1 endpoint would wait for a body of that length, and
+            # take what comes next on its connection for it.
+            return LB_R_BAD_FRAMING
         websocket[0] = True
         begin_websocket(h, work, random)
         work += 32
@@ -551,7 +555,7 @@ cdef void request_pairs(pairs* out, const head* h, bint secure) noexcept nogil:
     put_fields(out, h)
     if h.te_trailers:
         put_pair(out, b"te", 2, b"trailers", 8, 0)
-    if h.has_body or h.content_length >= 0:
+    if not h.upgrade:
         put_length(out, h.content_length)
     while h.upgrade and i < out.count:
         if is_pair(&out.list[i], b"upgrade", 7) or is_pair(&out.list[i], b"sec-websocket-key", 17):

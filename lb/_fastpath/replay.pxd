@@ -10,7 +10,7 @@ cdef enum:
     REPLAY_BYTES = 65536
 
 cdef void replay_begin(exchange* x) noexcept nogil
-cdef void replay_note(exchange* x, const char* data, size_t size) noexcept nogil
+cdef bint replay_pass(exchange* x, const char* data, size_t size) noexcept nogil
 cdef void replay_send(exchange* x) noexcept nogil
 cdef void replay_drop(exchange* x) noexcept nogil
 

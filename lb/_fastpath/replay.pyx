@@ -1,19 +1,28 @@
 """Bodies that are sent again (replay.pxd)."""
 from libc.stdint cimport uint32_t
 
-from lb._fastpath.exchange cimport X_BODY_SENT, X_GRPC_WEB_TEXT, X_HAS_BODY, X_KEEPS_BODY, X_PACKED, X_UPGRADE
+from lb._fastpath.exchange cimport X_BODY_SENT, X_HAS_BODY, X_KEEPS_BODY, X_PACKED, X_UPGRADE
 from lb._fastpath.memory cimport page, page_data, pages_append, pages_free
 
 
 cdef void replay_begin(exchange* x) noexcept nogil:
-    """Keep the body that follows, if it may be wanted again: only HTTP/2 says what was not looked at. What is decoded
-    on its way is left out: it is not what came.
-    """
-    if x.flags & X_PACKED and x.flags & X_HAS_BODY and not x.flags & (X_UPGRADE | X_GRPC_WEB_TEXT | X_BODY_SENT):
+    """Keep the body that follows, if it may be wanted again: only HTTP/2 says what was not looked at."""
+    if x.flags & X_PACKED and x.flags & X_HAS_BODY and not x.flags & (X_UPGRADE | X_BODY_SENT):
         x.flags |= X_KEEPS_BODY
 
 
-cdef void replay_note(exchange* x, const char* data, size_t size) noexcept nogil:
+cdef bint replay_pass(exchange* x, const char* data, size_t size) noexcept nogil:
+    """Send a piece on, and keep it as long as it may be wanted again. False: nobody has it."""
+    if x.flags & X_KEEPS_BODY:
+        keep(x, data, size)
+    if between_attempts(x):
+        return (x.flags & X_KEEPS_BODY) != 0
+    x.upstream_bytes_out += size
+    x.u.calls.send_body(x.u, data, size)
+    return True
+
+
+cdef void keep(exchange* x, const char* data, size_t size) noexcept nogil:
     """Keep a piece. When there is too much of it, or no memory, all of it is let go, and with it the second chance.
     Between attempts there is no such limit, because nobody else has the bytes; the client has been stopped then.
     """

@@ -133,7 +133,7 @@ def request_headers(method: str, path: str, asked: Asked, own: Iterable[tuple[st
 def status_of(headers: dict[str, str]) -> int:
     """0 for what is none."""
     text = headers.get(":status", "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if len(text) == 3 and text.isascii() and text.isdigit() else 0
 
 
 def _error_name(code: h2.errors.ErrorCodes | int | None) -> str:
