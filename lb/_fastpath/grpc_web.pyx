@@ -13,6 +13,7 @@ from lb._fastpath.exchange cimport (
 )
 from lb._fastpath.grpc cimport is_grpc_type
 from lb._fastpath.http1_parse cimport MAX_RESPONSE_HEAD
+from lb._fastpath.memory cimport page, page_alloc, page_data, page_free
 from lb._fastpath.message cimport FIELD_ACCEPT, FIELD_CONTENT_TYPE, field
 from lb._fastpath.replay cimport replay_pass
 from lb._fastpath.transport cimport batch_flush
@@ -23,7 +24,6 @@ cdef enum:
     WEB_TEXT = 25  # of "application/grpc-web-text"
     SLICE = 24576  # bytes encoded at a time: a multiple of 3 whose base64 fits scratch_text
     TRAILERS_FRAME = 0x80  # flag of a frame that holds trailers
-    TRAILERS_AT = 8192  # where it is made in scratch_out: behind what frames it
 
 
 # ------------------------------------------------------------------------------------------------------------- requests
@@ -204,12 +204,19 @@ cdef size_t bridge_response_body(exchange* x, const char* data, size_t size) noe
 
 
 cdef size_t bridge_trailers(exchange* x, const head* trailers) noexcept nogil:
-    """Send the trailers as the last frame of the body; how many bytes that made."""
-    cdef char* out = x.r.scratch_out + TRAILERS_AT  # base64 is made in scratch_text
+    """Send the trailers as the last frame of the body; how many bytes that made.
+
+    The frame is made in a page: what sends it builds in scratch_out and, for base64, in scratch_text.
+    """
+    cdef page* p = page_alloc(&x.r.pages, MAX_RESPONSE_HEAD)
+    cdef char* out
     cdef size_t size = 5, k
     cdef uint32_t length
     cdef int i
     cdef const field* f
+    if p == NULL:
+        return 0
+    out = page_data(p)
     batch_flush(x.r)
     for i in range(trailers.field_count):
         f = &trailers.fields[i]
@@ -232,4 +239,5 @@ cdef size_t bridge_trailers(exchange* x, const head* trailers) noexcept nogil:
     out[4] = <char>length
     size = bridge_response_body(x, out, size)
     batch_flush(x.r)
+    page_free(&x.r.pages, p)
     return size

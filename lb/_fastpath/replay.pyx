@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t
 
 from lb._fastpath.exchange cimport X_BODY_SENT, X_HAS_BODY, X_KEEPS_BODY, X_PACKED, X_UPGRADE
 from lb._fastpath.memory cimport page, page_data, pages_append, pages_free
+from lb._fastpath.transport cimport batch_flush
 
 
 cdef void replay_begin(exchange* x) noexcept nogil:
@@ -42,5 +43,7 @@ cdef void replay_send(exchange* x) noexcept nogil:
 
 
 cdef void replay_drop(exchange* x) noexcept nogil:
+    if x.replay_first != NULL:
+        batch_flush(x.r)  # it may point into them
     pages_free(&x.r.pages, &x.replay_first, &x.replay_last)
     x.flags &= ~<uint32_t>X_KEEPS_BODY

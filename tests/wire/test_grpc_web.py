@@ -222,6 +222,23 @@ def test_large_trailers(world: World, version: str, kind: bytes) -> None:
     assert result.trailers["grpc-status"] == "0"
 
 
+@pytest.mark.parametrize("kind", [BINARY, TEXT])
+def test_large_trailers_of_calls_that_share_a_connection(world: World, kind: bytes) -> None:
+    """What waits on other streams is written between the pieces of the trailers, and must not get into them."""
+    with HttpClient(world.serving.address(), "2") as client:
+        paths = ["/large" if number % 3 == 0 else f"/{SERVICE}/echo" for number in range(24)]
+        exchanges = [client.start(HOST, path, "POST", [(b"content-type", kind)], end=False) for path in paths]
+        body = frame(payload(3_000))
+        for exchange in exchanges:
+            exchange.send(base64.b64encode(body) if kind == TEXT else body)
+        for exchange in reversed(exchanges):
+            exchange.end()
+        for path, exchange in zip(paths, exchanges, strict=True):
+            result = take_apart(exchange.rest())
+            assert result.trailers["grpc-status"] == "0"
+            assert len(result.trailers) == 31 if path == "/large" else result.messages == [payload(3_000)]
+
+
 # ------------------------------------------------------------------------------------------------------- text requests
 
 

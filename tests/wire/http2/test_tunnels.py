@@ -153,9 +153,9 @@ def client(site: Serving) -> Iterator[Http2Client]:
         yield connected
 
 
-def open_tunnel(client: Http2Client, host: str, target: str) -> int:
+def open_tunnel(client: Http2Client, host: str, target: str, *more: Field) -> int:
     stream = max(client.streams, default=-1) + 2
-    client.send(client.headers(stream, *websocket(host, target), end=False))
+    client.send(client.headers(stream, *websocket(host, target), *more, end=False))
     client.until(lambda _: client.streams[stream].status != 0, "an answer")
     return stream
 
@@ -262,6 +262,18 @@ class TestTunnels:
 def test_an_endpoint_that_knows_no_websockets(client: Http2Client) -> None:
     stream = open_tunnel(client, "plain.test", "/")
     assert client.streams[stream].status == 502
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("length", ["0", "5", "70"])
+def test_a_tunnel_has_no_length(client: Http2Client, peers: Peers, site: Serving, host: str, length: str) -> None:
+    """An HTTP/1 endpoint that refuses the upgrade would wait for a body of that length, and take another client's
+    request, next on its connection, for it.
+    """
+    stream = open_tunnel(client, host, peers.target("refuse"), ("content-length", length))
+    assert client.streams[stream].status == 400
+    records = site.lb.wait_log(1, reason="bad-framing")
+    assert {record["attempts"] for record in records} == {0}, "nothing of it reaches an endpoint"
 
 
 def test_a_tunnel_that_stands_still(client: Http2Client, peers: Peers, site: Serving) -> None:
