@@ -76,6 +76,7 @@ from lb._fastpath.http1 cimport (
 )
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, slab_alloc, slab_free
+from lb._fastpath.pipes cimport pipe
 from lb._fastpath.message cimport (
     FIELD_ACCEPT,
     FIELD_CONTENT_TYPE,
@@ -135,6 +136,7 @@ from lb._fastpath.transport cimport (
     LEG_REUSED,
     batch_flush,
     conn,
+    conn_write_pipe,
     connect_calls,
     exchange_calls,
     outgoing,
@@ -819,6 +821,25 @@ cdef bint on_client_full(void* exchange_pointer) noexcept nogil:
     return True
 
 
+cdef conn* on_client_sink(void* exchange_pointer) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    if x.d == NULL or x.d.calls.sink == NULL or x.flags & X_GRPC_WEB:
+        return NULL
+    return x.d.calls.sink(x.d)
+
+
+cdef void on_response_piped(void* exchange_pointer, pipe* p) noexcept nogil:
+    cdef exchange* x = <exchange*>exchange_pointer
+    x.upstream_bytes_in += p.bytes
+    x.bytes_out += p.bytes
+    x.progress_ms = x.r.now_ms
+    conn_write_pipe(x.d.c, p)
+
+
+cdef void on_client_took(void* exchange_pointer) noexcept nogil:
+    (<exchange*>exchange_pointer).progress_ms = (<exchange*>exchange_pointer).r.now_ms
+
+
 cdef bint on_client_waits(void* exchange_pointer) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     return x.d == NULL or x.d.calls.waiting(x.d) != 0
@@ -1163,6 +1184,9 @@ cdef void exchange_install(shared* s) noexcept nogil:
     codec.response_failed = on_response_failed
     codec.client_full = on_client_full
     codec.client_waits = on_client_waits
+    codec.client_sink = on_client_sink
+    codec.client_took = on_client_took
+    codec.response_piped = on_response_piped
     codec.client_gone = client_gone
     http1_set_calls(&codec)
     http2_set_calls(&codec)

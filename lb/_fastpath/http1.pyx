@@ -34,6 +34,7 @@ from lb._fastpath.http2 cimport PREFACE_SIZE, http2_begins
 from lb._fastpath.http2_server cimport http2_server_preface
 from lb._fastpath.memory cimport page, page_data, page_free
 from lb._fastpath.message cimport METHOD_HEAD, field, status_phrase, unpack_head
+from lb._fastpath.pipes cimport PIPE_BYTES, pipe, pipe_give, pipe_take
 from lb._fastpath.reactor cimport (
     BULK_BYTES,
     IO_BROKEN,
@@ -52,6 +53,7 @@ from lb._fastpath.transport cimport (
     RECEIVE_AGAIN,
     RECEIVE_END,
     RECEIVE_ERROR,
+    RECEIVE_UNFIT,
     TURN_BYTES,
     batch_flush,
     conn_close,
@@ -59,6 +61,7 @@ from lb._fastpath.transport cimport (
     conn_park,
     conn_quiet,
     conn_receive,
+    conn_receive_pipe,
     conn_shut,
     conn_write,
     conn_write_copy,
@@ -85,6 +88,7 @@ cdef void http1_set_calls(exchange_calls* given) noexcept nogil:
     server_calls.shut = leg_shut
     server_calls.resume = server_resume
     server_calls.full = leg_full
+    server_calls.sink = server_sink
     server_calls.waiting = leg_waiting
     server_calls.done = server_done
     server_calls.refuse = server_no_answer
@@ -163,6 +167,8 @@ cdef void server_ready(io* source) noexcept nogil:
         if c.leg.exchange != NULL:
             if not source.flags & IO_FULL:
                 calls.client_drained(c.leg.exchange)
+            else:
+                calls.client_took(c.leg.exchange)
         elif c.state == SERVER_CLOSING:
             if c.out_bytes == 0:
                 server_linger(c)
@@ -581,6 +587,13 @@ cdef void server_send_body(leg* l, const char* data, size_t size) noexcept nogil
         conn_write(c, data, size)
 
 
+cdef conn* server_sink(leg* l) noexcept nogil:
+    cdef conn* c = l.c
+    if c.tls != NULL or c.out_bytes or c.flags & (H1_CHUNKED_OUT | H1_NO_BODY) or c.base.flags & IO_BROKEN:
+        return NULL
+    return c
+
+
 cdef void server_send_end(leg* l, head* trailers) noexcept nogil:
     if l.c.flags & H1_CHUNKED_OUT:
         put_last_chunk(l.c, trailers)
@@ -736,6 +749,7 @@ cdef void client_ready(io* source) noexcept nogil:
 cdef void client_read(conn* c) noexcept nogil:
     cdef reactor* r = c.base.r
     cdef ssize_t n
+    cdef bint piped
     cdef int64_t budget = TURN_BYTES
     while c.base.flags & (IO_READABLE | IO_BROKEN) and not c.base.flags & IO_DEAD and c.leg.exchange != NULL:
         batch_flush(r)
@@ -746,7 +760,10 @@ cdef void client_read(conn* c) noexcept nogil:
         if budget <= 0:
             io_enqueue(&c.base)
             return
-        n = conn_receive(c, r.scratch_in, BULK_BYTES if c.flags & H1_BULK else SCRATCH_BYTES)
+        n = pass_by_pipe(c) if c.flags & H1_BULK else RECEIVE_UNFIT
+        piped = n != RECEIVE_UNFIT
+        if not piped:
+            n = conn_receive(c, r.scratch_in, BULK_BYTES if c.flags & H1_BULK else SCRATCH_BYTES)
         if n == RECEIVE_AGAIN:
             if c.base.flags & IO_BROKEN:
                 client_failed(c, LB_R_UPSTREAM_RESET)
@@ -758,7 +775,8 @@ cdef void client_read(conn* c) noexcept nogil:
             client_end_of_input(c)
             return
         budget -= n
-        client_input(c, r.scratch_in, <size_t>n)
+        if not piped:
+            client_input(c, r.scratch_in, <size_t>n)
         if n >= SCRATCH_BYTES and c.tls == NULL:
             batch_flush(r)
             note_bulk(c)
@@ -766,10 +784,36 @@ cdef void client_read(conn* c) noexcept nogil:
 
 cdef void note_bulk(conn* c) noexcept nogil:
     """Few large reads cost less than many small ones, but what the client does not take has to be copied."""
-    if c.base.flags & IO_DEAD or c.leg.exchange == NULL or calls.client_waits(c.leg.exchange):
+    if c.base.flags & IO_DEAD or c.leg.exchange == NULL:
+        return
+    if calls.client_waits(c.leg.exchange):
         c.flags &= ~<uint16_t>H1_BULK
     else:
         c.flags |= H1_BULK
+
+
+cdef ssize_t pass_by_pipe(conn* c) noexcept nogil:
+    """As conn_receive, but what comes of a body goes on through the kernel. RECEIVE_UNFIT: not here, or not now."""
+    cdef void* exchange = c.leg.exchange
+    cdef pipe* p
+    cdef ssize_t n
+    if c.state != CLIENT_BODY or c.flags & (H1_CHUNKED_IN | H1_UNTIL_CLOSE) or c.body_left < BULK_BYTES or (
+        c.parked != NULL or calls.client_sink(exchange) == NULL
+    ):
+        return RECEIVE_UNFIT
+    p = pipe_take(c.base.r)
+    if p == NULL:
+        return RECEIVE_UNFIT
+    n = conn_receive_pipe(c, p, <size_t>c.body_left if c.body_left < PIPE_BYTES else PIPE_BYTES)
+    if n <= 0:
+        pipe_give(c.base.r, p)
+        return n
+    c.body_left -= n
+    calls.response_piped(exchange, p)
+    if c.body_left == 0 and c.leg.exchange == exchange:
+        c.state = CLIENT_DONE
+        calls.response_end(exchange, NULL)
+    return n
 
 
 cdef void client_failed(conn* c, int reason) noexcept nogil:

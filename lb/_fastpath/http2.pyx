@@ -287,7 +287,7 @@ cdef int on_data(nghttp2_session* ng, uint8_t flags, int32_t stream_id, const ui
     cdef session* s = <session*>user_data
     cdef stream* st = <stream*>nghttp2_session_get_stream_user_data(ng, stream_id)
     nghttp2_session_consume_connection(ng, size)
-    if st == NULL or not st.flags & ST_HELD or s.reason:
+    if st == NULL or not st.flags & ST_HELD or st.flags & ST_RESET or s.reason:
         nghttp2_session_consume_stream(ng, stream_id, size)  # nobody wants it; the stream is about to be reset
         return 0
     if st.flags & ST_PAUSED or st.in_first != NULL:
@@ -318,6 +318,8 @@ cdef void stream_ended_in(stream* st, head* trailers) noexcept nogil:
     """END_STREAM has come, behind everything that waits."""
     cdef page* p
     cdef size_t size
+    if st.flags & ST_RESET and st.flags & ST_HELD:
+        return  # some of it has been lost
     st.flags |= ST_IN_ENDED
     if st.flags & ST_IN_TOLD or not st.flags & ST_HELD:
         return

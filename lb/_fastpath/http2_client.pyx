@@ -469,10 +469,12 @@ cdef int on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void*
 cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_data) noexcept nogil:
     cdef session* s = <session*>user_data
     cdef stream* st
+    if s.reason:
+        return 0  # bytes have been thrown away since: nothing that ends now is whole
     if frame.hd.type == NGHTTP2_HEADERS:
         st = s.heading
         s.heading = NULL
-        if st == NULL or s.reason:
+        if st == NULL:
             return 0
         if st.flags & ST_HELD:
             if st.flags & ST_ANSWERED:
@@ -483,7 +485,7 @@ cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_da
     elif frame.hd.type == NGHTTP2_DATA:
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
             st = <stream*>nghttp2_session_get_stream_user_data(ng, frame.hd.stream_id)
-            if st != NULL:
+            if st != NULL and st.flags & ST_ANSWERED:
                 stream_ended_in(st, NULL)
     elif frame.hd.type == NGHTTP2_RST_STREAM:
         st = <stream*>nghttp2_session_get_stream_user_data(ng, frame.hd.stream_id)

@@ -539,10 +539,12 @@ cdef int on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void*
 cdef int on_frame(nghttp2_session* ng, const nghttp2_frame* frame, void* user_data) noexcept nogil:
     cdef session* s = <session*>user_data
     cdef stream* st
+    if s.reason:
+        return 0  # bytes have been thrown away since: nothing that ends now is whole
     if frame.hd.type == NGHTTP2_HEADERS:
         st = s.heading
         s.heading = NULL
-        if st == NULL or s.reason:
+        if st == NULL:
             return 0
         if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
             on_request(st, frame.hd.length, (frame.hd.flags & NGHTTP2_FLAG_END_STREAM) != 0)

@@ -3,9 +3,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
 from lb._fastpath.c.sys cimport (
-    EAGAIN,
     EINTR,
-    EINVAL,
     F_SETPIPE_SZ,
     O_CLOEXEC,
     O_NONBLOCK,
@@ -18,8 +16,9 @@ from lb._fastpath.c.sys cimport (
     pipe2,
     splice,
 )
-from lb._fastpath.reactor cimport IO_BROKEN, IO_HALF_CLOSED, IO_READABLE, IO_WRITABLE
-from lb._fastpath.transport cimport RECEIVE_AGAIN, RECEIVE_END, RECEIVE_ERROR, conn_write_failed
+
+cdef enum:
+    REFUSED_MS = 10000  # who was refused a pipe asks no more for so long
 
 
 cdef pipe* pipe_take(reactor* r) noexcept nogil:
@@ -28,7 +27,7 @@ cdef pipe* pipe_take(reactor* r) noexcept nogil:
     if p != NULL:
         r.pipes_unused = p.next
         return p
-    return pipe_new(r) if r.pipe_count < PIPES_MOST else NULL
+    return pipe_new(r) if r.pipe_count < PIPES_MOST and r.now_ms >= r.pipes_after_ms else NULL
 
 
 cdef pipe* pipe_new(reactor* r) noexcept nogil:
@@ -44,7 +43,7 @@ cdef pipe* pipe_new(reactor* r) noexcept nogil:
     # Fails for who has many pipes already (fs.pipe-user-pages-soft): one of the usual size would gain nothing.
     if fcntl(p.write_end, F_SETPIPE_SZ, PIPE_BYTES) < 0:
         pipe_close(r, p)
-        r.pipe_count = PIPES_MOST  # nor will there be others
+        r.pipes_after_ms = r.now_ms + REFUSED_MS
         return NULL
     return p
 
@@ -66,39 +65,29 @@ cdef void pipe_give(reactor* r, pipe* p) noexcept nogil:
     r.pipes_unused = p
 
 
-cdef ssize_t pipe_fill(pipe* p, conn* source) noexcept nogil:
-    """As conn_receive, into an empty pipe."""
+cdef ssize_t pipe_fill(pipe* p, int fd, size_t most) noexcept nogil:
+    """Take up to `most` bytes of a socket into an empty pipe: how many, 0 at its end, or -1 with errno. EINVAL: this
+    socket cannot be spliced. A short one says nothing: it may be the pipe's slots that were full.
+    """
     cdef ssize_t n
     while True:
-        n = splice(source.base.fd, NULL, p.write_end, NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+        n = splice(fd, NULL, p.write_end, NULL, most, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
         if n > 0:
             p.bytes = <uint32_t>n
-            # A short one says nothing: it may be the pipe's slots that were full.
+        if n >= 0 or errno != EINTR:
             return n
-        if n == 0 or errno != EINTR:
-            break
-    if n < 0 and errno == EINVAL:
-        return PIPE_UNFIT
-    source.base.flags &= ~<uint32_t>IO_READABLE
-    if n == 0:
-        source.base.flags |= IO_HALF_CLOSED
-        return RECEIVE_END
-    if errno == EAGAIN:
-        return RECEIVE_AGAIN
-    source.base.flags |= IO_BROKEN
-    return RECEIVE_ERROR
 
 
-cdef void pipe_drain(pipe* p, conn* sink) noexcept nogil:
-    """Pass on as much as the sink takes."""
+cdef ssize_t pipe_pour(pipe* p, int fd) noexcept nogil:
+    """Pass on what the socket takes at once: how much, or -1 with errno."""
     cdef ssize_t n
-    while p.bytes and sink.base.flags & IO_WRITABLE and not sink.base.flags & IO_BROKEN:
+    while True:
         # Exactly what there is: more would make the kernel wait for it before it sends the last segment.
-        n = splice(p.read_end, NULL, sink.base.fd, NULL, p.bytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+        n = splice(p.read_end, NULL, fd, NULL, p.bytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
         if n > 0:
             p.bytes -= <uint32_t>n
-        elif errno != EINTR:
-            conn_write_failed(sink)
+        if n >= 0 or errno != EINTR:
+            return n
 
 
 cdef void pipes_release(reactor* r) noexcept nogil:

@@ -126,6 +126,7 @@ cdef struct reactor:
     slab stream_slab
     slab flow_slab
     void* pipes_unused  # pipe* (pipes.pxd)
+    int64_t pipes_after_ms  # when new ones may be asked for again
     int pipe_count  # with those in use
     io* queue_first
     io* queue_last

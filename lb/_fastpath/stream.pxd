@@ -9,7 +9,6 @@ a byte of the client has been read. A flow pins its table only until it is conne
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.endpoint cimport endpoint, upstream_live
-from lb._fastpath.pipes cimport pipe
 from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.table cimport table, upstream_view
 from lb._fastpath.transport cimport conn
@@ -61,9 +60,6 @@ cdef struct flow:
     int64_t progress_ms  # the last byte in either direction
     int64_t connect_deadline_ms
     int64_t drain_deadline_ms  # its endpoint has been removed; 0: it has not
-    # bulk: what is on its way through the kernel; NULL where nothing is
-    pipe* to_client
-    pipe* to_endpoint
     uint8_t client_bulk  # how far it is from being spliced, and from being copied again
     uint8_t endpoint_bulk
     int idle_timeout_ms

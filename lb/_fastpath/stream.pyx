@@ -42,7 +42,7 @@ from lb._fastpath.counters cimport bump, bump_by, listener_traffic, observe, sta
 from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
-from lb._fastpath.pipes cimport PIPE_UNFIT, pipe, pipe_drain, pipe_fill, pipe_give, pipe_take
+from lb._fastpath.pipes cimport PIPE_BYTES, pipe, pipe_give, pipe_take
 from lb._fastpath.proxy_protocol cimport PROXY_NONE
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
@@ -62,14 +62,17 @@ from lb._fastpath.transport cimport (
     IO_FULL,
     RECEIVE_AGAIN,
     RECEIVE_END,
+    RECEIVE_UNFIT,
     TURN_BYTES,
     batch_flush,
     conn_close,
     conn_drain,
     conn_receive,
+    conn_receive_pipe,
     conn_shut,
     conn_unpark,
     conn_write,
+    conn_write_pipe,
     connect_calls,
     leg,
 )
@@ -269,8 +272,8 @@ cdef void flow_ready(io* source) noexcept nogil:
     cdef conn* other = f.u if c == f.d else f.d
     if source.flags & IO_BROKEN:
         source.flags |= IO_READABLE  # reading tells what has happened
-    if source.flags & IO_WRITABLE and waits_for(f, c):
-        drain(f, c)
+    if source.flags & IO_WRITABLE and c.out_bytes:
+        conn_drain(c)
         f.progress_ms = f.r.now_ms
         if not settle(f):
             return
@@ -289,7 +292,7 @@ cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
     while source.base.flags & IO_READABLE:
         # A Unix socket that is closed has ended, like one that is only shut down, and is broken as well.
         closed = sink.base.flags & IO_BROKEN and f.flags & (FLOW_CLIENT_ENDED if sink == f.d else FLOW_ENDPOINT_ENDED)
-        if (sink.base.flags & (IO_FULL | IO_BROKEN) or pipe_to(f, sink)[0] != NULL) and not closed:
+        if sink.base.flags & (IO_FULL | IO_BROKEN) and not closed:
             if source.base.flags & sink.base.flags & IO_BROKEN:
                 return reset_by(f, source)
             return True  # goes on when the sink has drained, or when its own end is looked at
@@ -320,25 +323,6 @@ cdef uint8_t* bulk_of(flow* f, const conn* source) noexcept nogil:
     return &f.client_bulk if source == f.d else &f.endpoint_bulk
 
 
-cdef pipe** pipe_to(flow* f, const conn* sink) noexcept nogil:
-    return &f.to_client if sink == f.d else &f.to_endpoint
-
-
-cdef bint waits_for(flow* f, const conn* sink) noexcept nogil:
-    """Whether bytes wait until this side takes them: in its pages or in a pipe, never in both."""
-    return sink.out_bytes != 0 or pipe_to(f, sink)[0] != NULL
-
-
-cdef void drain(flow* f, conn* sink) noexcept nogil:
-    cdef pipe** place = pipe_to(f, sink)
-    conn_drain(sink)
-    if place[0] != NULL:
-        pipe_drain(place[0], sink)
-        if place[0].bytes == 0:
-            pipe_give(f.r, place[0])
-            place[0] = NULL
-
-
 cdef ssize_t carry_page(flow* f, conn* source, conn* sink) noexcept nogil:
     """By way of the scratch page: what small exchanges need, and all that is encrypted on one side."""
     cdef reactor* r = f.r
@@ -365,18 +349,16 @@ cdef ssize_t carry_bulk(flow* f, conn* source, conn* sink) noexcept nogil:
     cdef ssize_t n
     if p == NULL:
         return carry_page(f, source, sink)
-    n = pipe_fill(p, source)
-    if n == PIPE_UNFIT:
+    n = conn_receive_pipe(source, p, PIPE_BYTES)
+    if n == RECEIVE_UNFIT:
         pipe_give(f.r, p)
         bulk[0] = BULK_NEVER
         return carry_page(f, source, sink)
     if n > 0:
         note_bytes(f, source, <uint64_t>n)
         bulk[0] = BULK_AFTER + BULK_PATIENCE if n >= BULK_LEAST else bulk[0] - 1 if bulk[0] > BULK_AFTER else 0
-        pipe_drain(p, sink)
-        if p.bytes:
-            pipe_to(f, sink)[0] = p
-            return n
+        conn_write_pipe(sink, p)
+        return n
     pipe_give(f.r, p)
     return n
 
@@ -415,13 +397,13 @@ cdef bint settle(flow* f) noexcept nogil:
         return finish_when(f, f.u, LB_R_CLIENT_RESET)
     if f.flags & FLOW_ENDPOINT_RESET:
         return finish_when(f, f.d, LB_R_UPSTREAM_RESET)
-    if (f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED) and not (waits_for(f, f.u) or waits_for(f, f.d)):
+    if (f.flags & FLOW_CLIENT_ENDED and f.flags & FLOW_ENDPOINT_ENDED) and not (f.u.out_bytes or f.d.out_bytes):
         finish(f, LB_R_OK)
         return False
-    if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and not waits_for(f, f.u):
+    if f.flags & FLOW_CLIENT_ENDED and not f.flags & FLOW_ENDPOINT_SHUT and not f.u.out_bytes:
         f.flags |= FLOW_ENDPOINT_SHUT
         conn_shut(f.u)
-    if f.flags & FLOW_ENDPOINT_ENDED and not f.flags & FLOW_CLIENT_SHUT and not waits_for(f, f.d):
+    if f.flags & FLOW_ENDPOINT_ENDED and not f.flags & FLOW_CLIENT_SHUT and not f.d.out_bytes:
         f.flags |= FLOW_CLIENT_SHUT
         conn_shut(f.d)
     return True
@@ -436,7 +418,7 @@ cdef bint reset_by(flow* f, conn* source) noexcept nogil:
 
 cdef bint finish_when(flow* f, const conn* sink, int reason) noexcept nogil:
     """The end, as soon as nothing waits for the sink, or when it can take nothing any more."""
-    if waits_for(f, sink) and not sink.base.flags & IO_BROKEN:
+    if sink.out_bytes and not sink.base.flags & IO_BROKEN:
         return True
     finish(f, reason)
     return False
@@ -480,9 +462,9 @@ cdef int timeout_reason(flow* f) noexcept nogil:
     """Whose fault the standstill is, where one of them does not take what is there for it."""
     if f.drain_deadline_ms and f.r.now_ms >= f.drain_deadline_ms:
         return LB_R_ENDPOINT_REMOVED
-    if waits_for(f, f.d):
+    if f.d.out_bytes:
         return LB_R_CLIENT_IDLE_TIMEOUT
-    if waits_for(f, f.u):
+    if f.u.out_bytes:
         return LB_R_UPSTREAM_IDLE_TIMEOUT
     return LB_R_HALF_CLOSED_TIMEOUT if half_closed(f) else LB_R_FLOW_TIMEOUT
 
@@ -547,10 +529,6 @@ cdef void finish(flow* f, int reason) noexcept nogil:
         upstream_end(u, reset)
     release_place(f)
     leave_table(f)
-    if f.to_client != NULL:
-        pipe_give(r, f.to_client)
-    if f.to_endpoint != NULL:
-        pipe_give(r, f.to_endpoint)
     lb_put_int(&r.exchange_count, r.exchange_count - 1)
     bump(&r.counts.exchanges_ended)
     slab_free(&r.flow_slab, f)

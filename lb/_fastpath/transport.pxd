@@ -11,6 +11,7 @@ from lb._fastpath.c.sys cimport sockaddr_storage, ssize_t
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.memory cimport page
 from lb._fastpath.message cimport head
+from lb._fastpath.pipes cimport pipe
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
 from lb._fastpath.table cimport listener_view, tls_view
 from lb._fastpath.timers cimport timer
@@ -28,6 +29,7 @@ cdef enum:  # results of conn_receive besides a size
     RECEIVE_END = 0
     RECEIVE_AGAIN = -1
     RECEIVE_ERROR = -2
+    RECEIVE_UNFIT = -3  # of conn_receive_pipe: this one cannot be spliced
 
 cdef struct listening:
     # A listening socket of one reactor.
@@ -74,6 +76,7 @@ cdef struct leg_calls:
     void (*shut)(leg* l) noexcept nogil  # of a tunnel: nothing more comes for this side
     void (*resume)(leg* l) noexcept nogil  # the other side takes bytes again: read on
     bint (*full)(leg* l) noexcept nogil  # so much waits to be written that the other side is not to be read
+    conn* (*sink)(leg* l) noexcept nogil  # client side only: takes a body as it comes, without framing; NULL: not now
     size_t (*waiting)(leg* l) noexcept nogil  # bytes that this side has not taken yet
     void (*done)(leg* l) noexcept nogil  # the exchange is over and lets go
     void (*refuse)(leg* l, int reason) noexcept nogil  # client side only: a request that gets no answer
@@ -103,6 +106,9 @@ cdef struct exchange_calls:
     void (*response_end)(void* exchange, head* trailers) noexcept nogil
     void (*response_failed)(void* exchange, int reason) noexcept nogil
     bint (*client_full)(void* exchange) noexcept nogil
+    void (*response_piped)(void* exchange, pipe* p) noexcept nogil  # a piece of the body, in the pipe; it is taken over
+    conn* (*client_sink)(void* exchange) noexcept nogil  # where the body may be piped to now; NULL: nowhere
+    void (*client_took)(void* exchange) noexcept nogil  # some of what waits for it
     bint (*client_waits)(void* exchange) noexcept nogil  # some bytes have not been taken by the client yet
     void (*client_gone)(conn* downstream) noexcept nogil  # after it was closed: give back what its acceptance took
 
@@ -120,7 +126,8 @@ cdef struct conn:
     page* out_first
     page* out_last
     page* parked  # read, not handled yet
-    uint32_t out_bytes
+    pipe* piped  # goes before the pages
+    uint32_t out_bytes  # in pages and pipe
     uint8_t state  # of the codec
     uint8_t minor
     uint16_t flags  # of the codec
@@ -152,6 +159,8 @@ cdef struct conn:
     conn* older
 
 cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil
+cdef ssize_t conn_receive_pipe(conn* c, pipe* p, size_t most) noexcept nogil
+cdef void conn_write_pipe(conn* c, pipe* p) noexcept nogil
 cdef void conn_write(conn* c, const void* data, size_t size) noexcept nogil
 cdef void conn_write_copy(conn* c, const void* data, size_t size) noexcept nogil
 cdef char* out_reserve(reactor* r, size_t size) noexcept nogil

@@ -7,6 +7,7 @@ from lb._fastpath.c.sys cimport (
     AF_INET6,
     EAGAIN,
     EINTR,
+    EINVAL,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     MSG_PEEK,
@@ -35,6 +36,7 @@ from lb._fastpath.c.sys cimport (
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.counters cimport bump
 from lb._fastpath.memory cimport page_alloc, page_data, page_free, pages_append, pages_free, slab_alloc, slab_free
+from lb._fastpath.pipes cimport pipe_fill, pipe_give, pipe_pour
 from lb._fastpath.reactor cimport (
     BATCH_IOV,
     IO_BROKEN,
@@ -141,6 +143,9 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
         tls_free(c.tls)
         c.tls = NULL
     pages_free(&r.pages, &c.out_first, &c.out_last)
+    if c.piped != NULL:
+        pipe_give(r, c.piped)
+        c.piped = NULL
     c.out_bytes = 0
     conn_unpark(c)
     if reset:
@@ -509,10 +514,55 @@ cdef void conn_write_copy(conn* c, const void* data, size_t size) noexcept nogil
     out_commit(c, size)
 
 
+cdef ssize_t conn_receive_pipe(conn* c, pipe* p, size_t most) noexcept nogil:
+    """As conn_receive, into an empty pipe. Only of a connection without TLS."""
+    cdef ssize_t n = pipe_fill(p, c.base.fd, most)
+    if n > 0:
+        return n
+    if n < 0 and errno == EINVAL:
+        return RECEIVE_UNFIT
+    c.base.flags &= ~<uint32_t>IO_READABLE
+    if n == 0:
+        c.base.flags |= IO_HALF_CLOSED
+        return RECEIVE_END
+    if errno == EAGAIN:
+        return RECEIVE_AGAIN
+    c.base.flags |= IO_BROKEN
+    return RECEIVE_ERROR
+
+
+cdef void conn_write_pipe(conn* c, pipe* p) noexcept nogil:
+    """Send what is in a pipe; what the peer does not take waits there. Nothing else waits, and nothing is in the batch.
+    """
+    c.piped = p
+    c.out_bytes += p.bytes
+    pour(c)
+    if c.piped != NULL:
+        c.base.flags |= IO_FULL
+
+
+cdef void pour(conn* c) noexcept nogil:
+    cdef pipe* p = c.piped
+    cdef ssize_t n
+    while p.bytes and c.base.flags & IO_WRITABLE and not c.base.flags & (IO_BROKEN | IO_DEAD):
+        n = pipe_pour(p, c.base.fd)
+        if n < 0:
+            conn_write_failed(c)
+            return
+        c.out_bytes -= <uint32_t>n
+    if p.bytes == 0:
+        c.piped = NULL
+        pipe_give(c.base.r, p)
+
+
 cdef void conn_drain(conn* c) noexcept nogil:
     """The peer takes bytes again: send what waits, oldest first."""
     cdef page* p
     cdef ssize_t sent
+    if c.piped != NULL:
+        pour(c)
+        if c.piped != NULL:
+            return
     while c.out_first != NULL and c.base.flags & IO_WRITABLE and not c.base.flags & (IO_BROKEN | IO_CONNECTING):
         p = c.out_first
         sent = send(c.base.fd, page_data(p) + p.start, p.end - p.start, MSG_NOSIGNAL | MSG_DONTWAIT)
