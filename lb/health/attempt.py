@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from lb.health.talk import CLOSED, Talk
 from lb.health.tls import TlsStream, failure
-from lb.health.verdict import PASSED, Verdict
+from lb.health.verdict import PASSED, Verdict, printable
 
-_READ_BYTES = 65_536
-MOST_BYTES = 1_048_576
+READ_BYTES = 16_384
+"""In one turn of the loop: in the smallest frames or chunks even this takes milliseconds to read."""
+MOST_BYTES = 131_072
 """More than this without a verdict is no answer."""
 STALL_S = 0.1
 """A deadline that is told so much too late says that the loop stood still, not the endpoint."""
@@ -111,6 +112,9 @@ class Attempt:
             verdict = failure(error)
         except OSError as error:
             verdict = _of_errno(error.errno or errno.EIO)
+        except Exception as error:
+            # What the codecs did not foresee. It must not leave the attempt open: nobody else would end it.
+            verdict = Verdict("bad-response", printable(f"{type(error).__name__}: {error}"))
         if verdict is not None:
             self._end(verdict)
 
@@ -154,7 +158,7 @@ class Attempt:
 
     def _on_readable(self) -> Verdict | None:
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return None
         self._received += len(data)

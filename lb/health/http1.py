@@ -54,6 +54,8 @@ class Http1Talk:
         return b""
 
     def end(self) -> Verdict:
+        if self._connection.their_state is h11.SEND_RESPONSE:
+            return CLOSED
         return self.receive(b"") or CLOSED
 
     def _read(self) -> Verdict | None:

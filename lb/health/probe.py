@@ -13,8 +13,8 @@ from lb.health.runner import Runner
 from lb.health.state import Health, State
 from lb.health.talk import Question
 from lb.health.target import Target
-from lb.health.tls import TlsClient
-from lb.health.verdict import Verdict
+from lb.health.tls import TlsClient, TlsStream
+from lb.health.verdict import Verdict, printable
 
 Watcher = tuple[str, str]
 """(upstream, endpoint key)"""
@@ -60,14 +60,22 @@ class Probe:
             self._runner.release()
 
     def begin(self) -> None:
-        """Check now."""
+        """Check now. Whatever goes wrong, the place in the runner is given back and the next check comes."""
         self._timer = None
         self._began = time.monotonic()
         try:
             tls = self._tls.open() if self._tls is not None else None
-        except (OSError, ValueError) as error:
-            self._take(Verdict("skipped", f"the TLS settings cannot be used: {error}"))
+        except Exception as error:
+            self._take(Verdict("skipped", printable(f"the TLS settings cannot be used: {error}")))
             return
+        try:
+            self._start(tls)
+        except Exception as error:
+            if self._attempt is not None:
+                self._attempt.cancel()
+            self._take(Verdict("skipped", printable(f"the check cannot be made: {type(error).__name__}: {error}")))
+
+    def _start(self, tls: TlsStream | None) -> None:
         talk = self._question.open() if self._question is not None else None
         timeout_s = self.target.check.timeout_ms / 1000
         address = self.target.socket_address

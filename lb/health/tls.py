@@ -163,6 +163,7 @@ def _make(wanted: _Context) -> ssl.SSLContext:
     context.set_ciphers(POLICIES["intermediate"].ciphers)
     context.set_alpn_protocols([wanted.alpn])
     context.check_hostname = wanted.verify and wanted.verify_name
+    context.hostname_checks_common_name = False  # RFC 9525 6.3, and the data plane
     context.verify_mode = ssl.CERT_REQUIRED if wanted.verify else ssl.CERT_NONE
     if wanted.verify:
         _trust(context, wanted.ca, wanted.crl)

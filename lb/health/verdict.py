@@ -11,7 +11,7 @@ RESULTS = {
     "timeout": "no answer in `timeout`",
     "tls-failed": "the TLS handshake failed: nobody to trust, another name, nothing in common",
     "closed": "the endpoint closed or reset the connection, or the stream, before it answered",
-    "bad-response": "what came is no response of the protocol",
+    "bad-response": "what came is no response of the protocol, or none in the first 128 KiB",
     "wrong-status": "a status that is not among `statuses`",
     "wrong-body": "the text `body` is not in the response",
     "not-serving": "the gRPC service says that it does not serve, or is not known",

@@ -20,6 +20,8 @@ WhenAllFail = Literal["serve", "refuse"]
 
 SHORTEST_INTERVAL_MS = 100
 """More often than this nobody learns more, and endpoints have other things to do."""
+LONGEST_SERVICE_BYTES = 1_024
+"""Names of gRPC services are far shorter, and the request must fit into the first window of a stream."""
 
 
 class HealthCheck(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -143,6 +145,8 @@ def mistakes(check: HealthCheck, *, has_tls: bool) -> Iterator[tuple[str, str]]:
             yield "statuses", f"{status!r} is not a status such as 200, or a range such as 200-299"
     if not check.statuses:
         yield "statuses", "no status is good"
+    if len(check.service.encode("utf-8", "replace")) > LONGEST_SERVICE_BYTES:
+        yield "service", f"is longer than {LONGEST_SERVICE_BYTES:,} bytes"
     yield from _time_mistakes(check)
     for count in ("rise", "fall"):
         if getattr(check, count) < 1:

@@ -18,6 +18,7 @@ import uvloop
 
 from lb.health import attempt
 from lb.health.attempt import Attempt
+from lb.health.talk import CLOSED, Talk
 from lb.health.target import target_of
 from lb.health.tls import ClientPair, TlsClient
 from lb.health.verdict import PASSED, RESULTS, Verdict
@@ -213,7 +214,9 @@ def test_a_check_that_is_cancelled_says_nothing_and_leaves_nothing() -> None:
             HTTP2,
             Verdict("bad-response", "no HTTP/2: it does not begin with SETTINGS"),
         ),
-        (saying(b""), HTTP2, Verdict("closed", "the endpoint closed the connection before it answered")),
+        (saying(b""), HTTP2, CLOSED),
+        (saying(b""), HTTP, CLOSED),
+        (saying(b"HTTP/1.1 200 OK\r\nX-A"), HTTP, CLOSED),
         (http2(200), HTTP2, PASSED),
         (http2(503), HTTP2, Verdict("wrong-status", "status 503")),
         (http2(200, b"all ok"), HealthCheck("http2", body="ok"), PASSED),
@@ -247,6 +250,66 @@ def test_an_endless_answer_is_none() -> None:
         assert verdict_of(HealthCheck("http", body="ok", timeout_ms=PATIENT), key).result == "wrong-body"
     with serving(interim) as key:
         assert verdict_of(HTTP, key) == Verdict("bad-response", f"no answer in {attempt.MOST_BYTES} bytes")
+
+
+class Recorder:
+    """A talk that asks something and finds no verdict."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def begin(self) -> bytes:
+        return b"?"
+
+    def receive(self, data: bytes) -> Verdict | None:
+        self.sizes.append(len(data))
+        return None
+
+    def take_output(self) -> bytes:
+        return b""
+
+    def end(self) -> Verdict:
+        return Verdict("closed")
+
+
+def attempted(key: str, talk: Talk) -> Verdict:
+    """What an attempt with this talk ends with."""
+
+    async def run() -> Verdict:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Verdict] = loop.create_future()
+        one = Attempt(loop, split_key(key), talk, None, DEADLINE, done.set_result)
+        one.start()
+        verdict = await done
+        assert is_closed(one)
+        return verdict
+
+    return asyncio.run(run())
+
+
+def test_no_answer_keeps_the_loop_for_long() -> None:
+    """What is read in one turn is little, because it may be thousands of frames or chunks."""
+    talk = Recorder()
+    with serving(saying(b"x" * 1_000_000)) as key:
+        verdict = attempted(key, talk)
+    assert verdict == Verdict("bad-response", f"no answer in {attempt.MOST_BYTES} bytes")
+    assert max(talk.sizes) <= attempt.READ_BYTES
+    assert attempt.MOST_BYTES < sum(talk.sizes) <= attempt.MOST_BYTES + attempt.READ_BYTES
+
+
+@pytest.mark.parametrize("step", ["begin", "receive", "end"])
+def test_what_no_codec_foresaw_ends_the_attempt(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("\x1b[31m" + "long " * 1_000)
+
+    talk = Recorder()
+    monkeypatch.setattr(talk, step, fail)
+    with serving(saying(b"answer")) as key:
+        verdict = attempted(key, talk)
+    assert verdict.result == "bad-response"
+    assert verdict.text.startswith("RuntimeError: ?[31mlong")
+    assert len(verdict.text) <= 200
+    assert verdict.text.isprintable()
 
 
 def test_the_host_is_the_endpoints_address_unless_another_one_is_given() -> None:
@@ -332,6 +395,16 @@ def test_whom_nobody_should_trust(secure: str, authority: Authority, settings: d
 )
 def test_other_names_than_the_one_that_is_sent(secure: str, authority: Authority, settings: dict[str, str]) -> None:
     assert verdict_of(HTTP, secure, UpstreamTls(ca=authority.pem, **settings)) == PASSED  # type: ignore[arg-type]
+
+
+def test_a_common_name_is_no_name(authority: Authority) -> None:
+    """As in the data plane, which would refuse the connection."""
+    settings = UpstreamTls("shop.test", ca=authority.pem)
+    for names in ((), ("10.0.0.1",)):
+        with serving(silent, server_tls(authority.issue(*names, subject="shop.test"))) as key:
+            verdict = verdict_of(TLS, key, settings)
+            assert verdict.result == "tls-failed"
+            assert "ostname mismatch" in verdict.text
 
 
 def test_the_systems_authorities_are_asked_when_none_are_given(secure: str) -> None:

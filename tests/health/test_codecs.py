@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import h2.config
@@ -15,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb import __version__
-from lb.health.expected import BODY_BYTES
+from lb.health.expected import BODY_BYTES, Answer, Expected
 from lb.health.grpc import PATH, GrpcQuestion, frame, request, serving_status, unframe
 from lb.health.http1 import Http1Question
 from lb.health.http2 import Http2Question
-from lb.health.talk import Asked, Question, Talk
+from lb.health.talk import CLOSED, Asked, Question, Talk
 from lb.health.verdict import PASSED, RESULTS, Verdict
 from lb.model.health import HealthCheck
 
@@ -129,10 +130,21 @@ def test_what_is_no_http1(data: bytes) -> None:
     assert verdict.text.isprintable()
 
 
-def test_closing_before_an_answer() -> None:
-    verdict = answer1(HealthCheck("http"), close=True)
-    assert verdict is not None
-    assert not verdict.passed
+@pytest.mark.parametrize("parts", [[], [b"HTT"], [b"HTTP/1.1 200 OK\r\nX: "], [b"HTTP/1.1 103 Early Hints\r\n\r\n"]])
+def test_closing_before_an_answer(parts: list[bytes]) -> None:
+    assert answer1(HealthCheck("http"), *parts, close=True) == CLOSED
+
+
+@given(st.binary(max_size=40), st.binary(min_size=1, max_size=4), st.lists(st.integers(0, 40)))
+def test_a_text_is_found_however_the_body_is_cut(body: bytes, text: bytes, cuts: list[int]) -> None:
+    wanted = text.decode("latin-1")
+    expected = Expected(HealthCheck("http", body=wanted))
+    answer, places = Answer(expected), [0, *sorted(cuts), len(body) + 40]
+    verdicts = [answer.take_body(body[start:end]) for start, end in itertools.pairwise(places)]
+    assert (PASSED in verdicts) == (wanted.encode() in body)
+    whole = body + wanted.encode() + body
+    answer = Answer(expected)
+    assert PASSED in [answer.take_body(whole[index : index + 1]) for index in range(len(whole))]
 
 
 # -- HTTP/2 and gRPC

@@ -211,6 +211,7 @@ MISTAKES = [
             ("{type: http, path: /a b}", ".path", ""),
             ("{type: tcp, path: /healthz}", ".path", "leave it out"),
             ("{type: http, service: shop}", ".service", "leave it out"),
+            (f"{{type: grpc, service: {'é' * 513}}}", ".service", ""),
             ("{type: http, method: CONNECT}", ".method", ""),
             ("{type: http, host: 'a/b'}", ".host", ""),
             ("{type: http, headers: ['X-A']}", ".headers", ""),
