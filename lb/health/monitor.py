@@ -22,6 +22,7 @@ from lb.health.verdict import RESULTS, Verdict
 from lb.model.address import address_mistake
 from lb.model.config import Config
 from lb.model.health import describe_check
+from lb.model.tls import Certificate
 from lb.model.upstream import Endpoint, Upstream
 
 log = structlog.stdlib.get_logger(__name__)
@@ -83,7 +84,6 @@ class Monitor:
         self._config = Config()
         self._probes: dict[Target, Probe] = {}
         self._watched: dict[str, dict[str, Probe]] = {}
-        self._pairs: dict[str, ClientPair | None] = {}
         self._results: Counter[str] = Counter()
         self._changes: dict[str, Counter[str]] = {}
         self._skipped_told = -_SKIPPED_LOG_S
@@ -97,10 +97,10 @@ class Monitor:
         for name in self._watched.keys() - config.upstreams.keys():
             left += self._leave(name, ())
         for name, upstream in config.upstreams.items():
-            pair = _pair_of(upstream, config)
-            if before.upstreams.get(name) is upstream and self._pairs.get(name) == pair:
+            certificate = _certificate_of(upstream, config)
+            if before.upstreams.get(name) is upstream and _certificate_of(upstream, before) is certificate:
                 continue
-            left += self._follow_upstream(upstream, pair)
+            left += self._follow_upstream(upstream, certificate)
         # Those who came are there by now: a probe that others still watch goes on.
         for watcher, probe in left:
             probe.watchers.pop(watcher, None)
@@ -108,9 +108,10 @@ class Monitor:
                 del self._probes[probe.target]
                 probe.close()
 
-    def _follow_upstream(self, upstream: Upstream, pair: ClientPair | None) -> list[tuple[Watcher, Probe]]:
-        """Watch its endpoints; what is watched no more."""
+    def _follow_upstream(self, upstream: Upstream, certificate: Certificate | None) -> list[tuple[Watcher, Probe]]:
+        """Watch its endpoints; what is watched no more. lb shows them the certificate."""
         name = upstream.name
+        pair = ClientPair(certificate.chain, certificate.key) if certificate is not None else None
         wanted = {one.key: target_of(upstream, one, pair) for one in _checked_endpoints(upstream)}
         left = self._leave(name, wanted)
         served = {one.key for one in upstream.endpoints}
@@ -122,16 +123,17 @@ class Monitor:
         watched = self._watched.setdefault(name, {})
         for key, target in wanted.items():
             probe = watched.get(key)
-            if probe is not None and probe.target == target:
-                continue
-            if probe is not None:
-                left.append(((name, key), probe))
-            watched[key] = self._watch(name, key, target, probe)
-        if pair is not None:
-            self._pairs[name] = pair
+            if probe is None or probe.target != target:
+                if probe is not None:
+                    left.append(((name, key), probe))
+                probe = watched[key] = self._watch((name, key), target, probe)
+            # Also of those that stay: the data plane takes an endpoint that comes back for a good one, and one whose
+            # TLS it refused comes back when that is mended.
+            if probe.health.state != "untested":
+                self._set_health(name, key, probe.health.state == "healthy")
         return left
 
-    def _watch(self, upstream: str, key: str, target: Target, before: Probe | None) -> Probe:
+    def _watch(self, watcher: Watcher, target: Target, before: Probe | None) -> Probe:
         """The probe of a target, made when there is none; `before` checked the same endpoint until now."""
         probe = self._probes.get(target)
         if probe is None:
@@ -139,9 +141,7 @@ class Monitor:
             probe = self._probes[target] = Probe(target, self._runner, self._report, inherited)
             if before is not None:
                 probe.since, probe.last = before.since, before.last
-        probe.watchers[upstream, key] = None
-        if probe.health.state != "untested":
-            self._set_health(upstream, key, probe.health.state == "healthy")
+        probe.watchers[watcher] = None
         return probe
 
     def _leave(self, upstream: str, stay: Mapping[str, Target] | tuple[()]) -> list[tuple[Watcher, Probe]]:
@@ -150,7 +150,6 @@ class Monitor:
         left = [((upstream, key), watched.pop(key)) for key in [key for key in watched if key not in stay]]
         if not watched:
             self._watched.pop(upstream, None)
-            self._pairs.pop(upstream, None)
         if not stay:
             self._changes.pop(upstream, None)
         return left
@@ -234,12 +233,9 @@ def _checked_endpoints(upstream: Upstream) -> Iterator[Endpoint]:
             yield one
 
 
-def _pair_of(upstream: Upstream, config: Config) -> ClientPair | None:
-    """What lb shows to endpoints of an upstream that is checked."""
-    if upstream.tls is None or not upstream.tls.certificate or upstream.health_check.type == "off":
-        return None
-    certificate = config.certificates.get(upstream.tls.certificate)
-    return ClientPair(certificate.chain, certificate.key) if certificate is not None else None
+def _certificate_of(upstream: Upstream, config: Config) -> Certificate | None:
+    """What lb shows to endpoints of an upstream."""
+    return config.certificates.get(upstream.tls.certificate) if upstream.tls is not None else None
 
 
 def _describe(probe: Probe) -> EndpointHealth:

@@ -11,16 +11,22 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from lb._fastpath.engine import Engine
+from lb.compile.table import Compiler
+from lb.health import monitor
 from lb.health.monitor import Monitor
 from lb.health.probe import Probe
 from lb.health.runner import MOST, Runner, most_at_once
-from lb.health.target import target_of
+from lb.health.talk import Question
+from lb.health.target import Target, target_of
+from lb.health.tls import ClientPair, TlsClient
 from lb.health.verdict import Verdict
 from lb.model.config import Config
 from lb.model.health import HealthCheck
 from lb.model.tls import Certificate, UpstreamTls
 from lb.model.upstream import Endpoint, Upstream
 from tests.app.fakes import PAIR
+from tests.harness.certificates import Authority
 from tests.harness.ports import free_port
 from tests.harness.waiting import DEADLINE
 
@@ -189,14 +195,32 @@ async def test_state_survives_what_does_not_concern_it(world: World, site: Site)
     world.follow(upstream)
     await until(lambda: world.words, "the first check")
     probe = world.monitor._watched["web"][f"127.0.0.1:{site.port}"]
-    since, told = probe.since, world.told
+    since = probe.since
     heavier = msgspec.structs.replace(upstream, balance="least-connections")
     more = (*upstream.endpoints, Endpoint("127.0.0.1", free_port()))
     for config in (upstream, heavier, msgspec.structs.replace(heavier, endpoints=more), upstream):
         world.follow(config, web(site.port, "other", HealthCheck()))
         assert world.monitor._watched["web"][f"127.0.0.1:{site.port}"] is probe
         assert (probe.health.state, probe.since) == ("unhealthy", since)
-    assert world.told == told
+        assert set(world.words.values()) == {False}
+
+
+async def test_an_endpoint_that_comes_back_into_the_table_is_told_again() -> None:
+    """The check of an upstream whose TLS was refused and is mended is no other one, but to the data plane its
+    endpoints are new."""
+    engine, port = Engine(threads=1), free_port()
+    compiler, checks = Compiler(engine), Monitor(engine.set_health, 4)
+
+    def serve(generation: int, ca: str) -> list[str]:
+        config = Config(upstreams={"web": web(port, check=HealthCheck("tcp"), tls=UpstreamTls("shop.test", ca=ca))})
+        engine.publish(compiler.compile(config, generation))
+        checks.follow(config)
+        return [one["state"] for one in engine.endpoint_stats("web")]
+
+    assert serve(1, "no certificate") == []
+    await until(lambda: checks.states("web") == {f"127.0.0.1:{port}": "unhealthy"}, "the first check")
+    assert serve(2, Authority().pem) == ["unhealthy"]
+    checks.close()
 
 
 async def test_a_changed_check_keeps_the_old_word_until_it_has_one(world: World, site: Site) -> None:
@@ -280,7 +304,14 @@ async def test_addresses_that_are_none_are_passed_over(world: World, site: Site)
     assert set(world.monitor.states("web")) == {f"127.0.0.1:{site.port}"}
 
 
-async def test_a_new_client_certificate_is_shown_at_once(world: World) -> None:
+async def test_a_new_client_certificate_is_shown_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[Endpoint] = []
+
+    def follow(upstream: Upstream, endpoint: Endpoint, pair: ClientPair | None) -> Target:
+        followed.append(endpoint)
+        return target_of(upstream, endpoint, pair)
+
+    monkeypatch.setattr(monitor, "target_of", follow)
     tls = UpstreamTls("shop.test", verify=False, certificate="me")
     upstream = Upstream("web", endpoints=(Endpoint("127.0.0.1", free_port()),), health_check=FAST, tls=tls)
     world.follow(upstream, certificates=[Certificate("me", PAIR.chain, PAIR.key)])
@@ -290,6 +321,13 @@ async def test_a_new_client_certificate_is_shown_at_once(world: World) -> None:
     world.follow(upstream, certificates=[Certificate("me", PAIR.chain + "\n", PAIR.key)])
     assert next(iter(world.monitor._probes)) != before
     assert PAIR.key not in repr(world.monitor._probes)
+    world.follow(upstream)
+    (target,) = world.monitor._probes
+    assert target.tls is not None
+    assert target.tls.pair is None, "one that is gone is shown no more"
+    told = len(followed)
+    world.follow(upstream)
+    assert len(followed) == told, "and an upstream that is followed already is passed over"
 
 
 async def test_what_lb_itself_cannot_do_says_nothing_of_the_endpoint(world: World, site: Site) -> None:
@@ -302,6 +340,43 @@ async def test_what_lb_itself_cannot_do_says_nothing_of_the_endpoint(world: Worl
     assert [(one["log_level"], one["event"]) for one in logs] == [("error", "health checks are skipped")]
     (known,) = world.monitor.of("web").values()
     assert known.say().startswith("not checked yet: the TLS settings cannot be used")
+
+
+async def test_tls_that_cannot_be_made_gives_its_place_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(client: TlsClient) -> None:
+        raise TypeError("unforeseen")
+
+    monkeypatch.setattr(TlsClient, "open", fail)
+    world = World(limit=1)
+    world.follow(web(site.port, "bad", tls=UpstreamTls("a.test")), web(site.port, "good"))
+    await until(lambda: world.monitor.stats().results["skipped"] >= 2, "it is tried again")
+    await until(
+        lambda: world.monitor.states("good") == {f"127.0.0.1:{site.port}": "healthy"}, "the other one is checked"
+    )
+    world.monitor.close()
+    assert world.monitor.stats().running == 0
+
+
+async def test_a_check_that_cannot_be_made_gives_its_place_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One place for two checks, and one of them fails before it has begun."""
+    open_question = Target.question
+
+    def question(target: Target) -> Question | None:
+        if target.check.host == "bad.test":
+            raise RuntimeError("unforeseen")
+        return open_question(target)
+
+    monkeypatch.setattr(Target, "question", question)
+    world = World(limit=1)
+    with capture_logs() as logs:
+        bad = msgspec.structs.replace(FAST, host="bad.test")
+        world.follow(web(site.port, "bad", bad), web(site.port, "good"))
+        await until(lambda: world.monitor.stats().results["skipped"] >= 2, "it is tried again")
+        await until(lambda: world.words == {("good", f"127.0.0.1:{site.port}"): True}, "the other one is checked")
+    world.monitor.close()
+    assert world.monitor.stats().running == 0
+    (line,) = (one for one in logs if one["log_level"] == "error")
+    assert line["why"] == "the check cannot be made: RuntimeError: unforeseen"
 
 
 async def test_all_fail_is_said_once_and_with_what_follows(world: World) -> None:
