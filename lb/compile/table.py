@@ -42,11 +42,9 @@ class Compiler:
         self._upstreams: dict[str, UpstreamView] = {}
         self._listeners: dict[str, ListenerView] = {}
         self._tls = TlsParts()
-
-    @property
-    def refused(self) -> dict[str, Problem]:
-        """What OpenSSL would not take of the newest Config (TlsParts.refused)."""
-        return self._tls.refused
+        self.refused: Mapping[str, Problem] = {}
+        """What OpenSSL would not take of the newest Config (TlsParts.refused). Whole and never changed: others read it
+        while the next one is compiled."""
 
     def compile(self, config: Config, generation: int) -> Table:
         """A Table of everything in `config`. Raises ValueError for an address or network that cannot be parsed; the
@@ -64,6 +62,7 @@ class Compiler:
         table = self._engine.make_table(generation, listeners, upstreams)
         self._config = config
         self._indexes, self._upstreams, self._listeners = indexes, upstreams, listeners
+        self.refused = self._tls.refused
         return table
 
     def _compile_hosts(self, name: str, hosts: Mapping[str, VirtualHost]) -> HostIndex:

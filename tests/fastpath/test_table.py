@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from lb._fastpath.engine import Engine
 from lb.compile.table import Compiler
 from lb.model.config import Config
-from lb.model.listener import Listener
+from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Request, match
 from lb.model.route import Forward, Match, PathMatch, Route, VirtualHost, WeightedUpstream
+from lb.model.tls import Certificate
 from lb.model.upstream import Endpoint, Upstream
 from tests.model.strategies import configs, requests_for
 
@@ -161,3 +162,18 @@ def test_each_of_many_hosts_is_found() -> None:
     assert table.host_count == len(names)
     assert all(table.match("http", name.encode(), b"/x") == (name, name) for name in names)
     assert table.match("http", b"app-1.example.com", b"/") == (None, None)
+
+
+def test_what_is_refused_changes_only_with_what_serves() -> None:
+    """Others read it while the next Config is compiled in another thread."""
+    compiler = Compiler(Engine(threads=1))
+    compiler.compile(Config(certificates={"a": Certificate("a", "no chain", "no key")}), 1)
+    told = compiler.refused
+    assert told.keys() == {"certificate a"}
+    listener = Listener("http", 80, http=HttpOptions(trusted_proxies=("no network",)))
+    with pytest.raises(ValueError, match="no network"):
+        compiler.compile(Config({"http": listener}), 2)
+    assert compiler.refused is told
+    compiler.compile(Config(), 2)
+    assert compiler.refused == {}
+    assert told.keys() == {"certificate a"}
