@@ -11,17 +11,13 @@ from urllib.parse import unquote
 from lb.health.http2 import Headers, Http2Stream, request_headers, status_of
 from lb.health.talk import Asked, own_headers
 from lb.health.verdict import PASSED, Verdict, printable
+from lb.model.grpc import STATUSES
 from lb.model.health import HealthCheck
 
 PATH = "/grpc.health.v1.Health/Check"
 MESSAGE_BYTES = 4_096
 """The longest answer that is read: the message of the health service has two bytes."""
 
-STATUSES = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip
 SERVING = 1
 SERVING_STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 

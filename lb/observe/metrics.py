@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 
 from lb import __version__
 from lb.certs.pem import expiry_of
-from lb.health.grpc import STATUSES
 from lb.health.verdict import RESULTS
+from lb.model.grpc import STATUSES
 from lb.pipeline import OUTCOMES, Build, Outcome, count_problems
 from lb.problems import Severity
 from lb.settings import Metrics as MetricsSettings
