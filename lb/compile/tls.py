@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -22,44 +22,24 @@ from lb.certs.ocsp import holds_until
 from lb.certs.self_made import self_made
 from lb.model.config import Config
 from lb.model.listener import Listener
-from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
+from lb.model.tls import (
+    CIPHERSUITES,
+    DEFAULT_HOST,
+    GROUPS,
+    POLICIES,
+    TLS_1_2,
+    TLS_1_3,
+    Certificate,
+    ClientCertificates,
+    ListenerTls,
+    TlsHost,
+    TlsPolicy,
+    UpstreamTls,
+)
 from lb.model.upstream import Upstream
 from lb.problems import Problem
 
 MadeT = TypeVar("MadeT")
-
-TLS_1_2, TLS_1_3 = 0x0303, 0x0304
-
-_AEAD = (
-    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
-    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
-)
-"""Of TLS 1.2: Mozilla's intermediate list, without finite-field Diffie-Hellman."""
-_CBC_AND_RSA = (
-    "ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:"
-    "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA:"
-    "AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA256:AES256-SHA256:AES128-SHA:AES256-SHA"
-)
-"""What Mozilla's old list has besides and TLS 1.2 can use, without 3DES."""
-CIPHERSUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-GROUPS = "X25519MLKEM768:X25519:P-256:P-384"
-"""The first one only where the library has it (OpenSSL 3.5)."""
-
-
-class Policy(NamedTuple):
-    """What a policy's name stands for (https://wiki.mozilla.org/Security/Server_Side_TLS, version 5.7)."""
-
-    lowest: int
-    ciphers: str
-    """Of TLS 1.2."""
-
-
-POLICIES: dict[TlsPolicy, Policy] = {
-    "modern": Policy(TLS_1_3, _AEAD),
-    "intermediate": Policy(TLS_1_2, _AEAD),
-    # TLS 1.0 and 1.1 are no part of it: RFC 8996 forbids them.
-    "old": Policy(TLS_1_2, f"{_AEAD}:{_CBC_AND_RSA}"),
-}
 
 _CLIENT_MODES = {"off": 0, "optional": 1, "required": 2, "unverified": 3, "nobody": 4}
 _FORWARD = {"xfcc": 1, "ssl-client": 2}
@@ -159,7 +139,7 @@ class TlsParts:
             lambda: credentials.ClientTls(
                 min_version=TLS_1_2,
                 max_version=TLS_1_3,
-                ciphers=_AEAD,
+                ciphers=POLICIES["intermediate"].ciphers,
                 ciphersuites=CIPHERSUITES,
                 alpn=(b"h2", b"http/1.1"),
                 verify=tls.verify,

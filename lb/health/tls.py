@@ -13,9 +13,8 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from lb.certs.pem import CertificateError, covers, read_chain
-from lb.compile.tls import POLICIES
 from lb.health.verdict import Verdict, printable
-from lb.model.tls import UpstreamTls
+from lb.model.tls import POLICIES, UpstreamTls
 
 _READ_BYTES = 65_536
 

@@ -13,14 +13,9 @@ import msgspec
 from lb.certs.pem import CertificateError, covers, read_certificates, read_chain
 from lb.model.config import Config
 from lb.model.listener import Listener
-from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, ListenerTls, TlsHost, UpstreamTls
+from lb.model.tls import DEFAULT_HOST, POLICIES, Certificate, ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.problems import Origin
 
-_POLICIES = {
-    "modern": "TLS 1.3",
-    "intermediate": "TLS 1.2 and 1.3",
-    "old": "TLS 1.2 and 1.3, also with CBC and without forward secrecy",
-}
 _CLIENTS = {
     "off": "clients are not asked for a certificate",
     "unverified": "clients are asked for a certificate, which nobody verifies",
@@ -90,7 +85,7 @@ def describe_policy(listener: Listener) -> str:
     """`intermediate: TLS 1.2 and 1.3; HSTS max-age=60`"""
     tls = listener.tls or ListenerTls()
     hsts = f"; HSTS {tls.hsts}" if tls.hsts else ""
-    return f"{tls.policy}: {_POLICIES[tls.policy]}{hsts}"
+    return f"{tls.policy}: {POLICIES[tls.policy].text}{hsts}"
 
 
 def describe_clients(clients: ClientCertificates) -> str:

@@ -1,8 +1,8 @@
-"""TLS: certificates, what listeners serve names with, and how endpoints are spoken to."""
+"""TLS: policies, certificates, what listeners serve names with, and how endpoints are spoken to."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,42 @@ ClientHeaders = Literal["xfcc", "ssl-client"]
 
 DEFAULT_HOST = "*"
 """Stands for all names that have no certificate of their own, and for clients that say no name."""
+
+TLS_1_2, TLS_1_3 = 0x0303, 0x0304
+
+_AEAD = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
+)
+"""Of TLS 1.2: Mozilla's intermediate list, without finite-field Diffie-Hellman."""
+_CBC_AND_RSA = (
+    "ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES128-SHA:"
+    "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384:ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA:"
+    "AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA256:AES256-SHA256:AES128-SHA:AES256-SHA"
+)
+"""What Mozilla's old list has besides and TLS 1.2 can use, without 3DES."""
+CIPHERSUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+GROUPS = "X25519MLKEM768:X25519:P-256:P-384"
+"""The first one only where the library has it (OpenSSL 3.5)."""
+
+
+class Policy(NamedTuple):
+    """What a policy's name stands for (https://wiki.mozilla.org/Security/Server_Side_TLS, version 5.7)."""
+
+    lowest: int
+    ciphers: str
+    """Of TLS 1.2."""
+    text: str
+    """For people."""
+
+
+POLICIES: dict[TlsPolicy, Policy] = {
+    "modern": Policy(TLS_1_3, _AEAD, "TLS 1.3"),
+    "intermediate": Policy(TLS_1_2, _AEAD, "TLS 1.2 and 1.3"),
+    # TLS 1.0 and 1.1 are no part of it: RFC 8996 forbids them.
+    "old": Policy(TLS_1_2, f"{_AEAD}:{_CBC_AND_RSA}", "TLS 1.2 and 1.3, also with CBC and without forward secrecy"),
+}
+"""Endpoints are spoken to as `intermediate` says."""
 
 
 class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):

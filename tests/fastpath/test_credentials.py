@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ssl
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pytest
 from cryptography import x509
@@ -12,10 +13,10 @@ from cryptography.hazmat.primitives import hashes
 
 from lb._fastpath import credentials
 from lb.certs.pem import read_pair
-from lb.compile.tls import GROUPS, POLICIES, TlsParts, check, missing_groups
+from lb.compile.tls import TlsParts, check, missing_groups
 from lb.model.config import Config
 from lb.model.listener import Listener
-from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, UpstreamTls
+from lb.model.tls import GROUPS, POLICIES, Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.upstream import Endpoint, Upstream
 from lb.problems import Origin
 from tests.harness.certificates import Authority, Pair
@@ -198,6 +199,7 @@ def test_every_policy_can_be_made_and_is_told_apart() -> None:
     parts = TlsParts()
     parts.take({})
     made = set()
+    assert POLICIES.keys() == set(get_args(TlsPolicy))
     for name in POLICIES:
         tls = ListenerTls({"a.example.com": TlsHost()}, name)
         made.add(parts.of_listener(Listener("https", 443, protocol="https", tls=tls), None, {})["a.example.com"].policy)

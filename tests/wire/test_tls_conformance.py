@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lb._fastpath.credentials import known_groups
-from lb.compile.tls import GROUPS as NAMES_OF_GROUPS
+from lb.model.tls import GROUPS as NAMES_OF_GROUPS
 from tests.harness.certificates import Authority, Pair
 from tests.harness.client import Address
 from tests.harness.client_hello import (
