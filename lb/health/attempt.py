@@ -19,7 +19,7 @@ from lb.health.tls import TlsStream, failure
 from lb.health.verdict import PASSED, Verdict, printable
 
 READ_BYTES = 16_384
-"""In one turn of the loop: in the smallest frames or chunks even this takes milliseconds to read."""
+"""In one turn of the loop: in the smallest frames or chunks even this takes tens of milliseconds."""
 MOST_BYTES = 131_072
 """More than this without a verdict is no answer."""
 STALL_S = 0.1
@@ -39,22 +39,24 @@ class Attempt:
     """Ends once: `done` gets a Verdict, never from within `start`; or it is cancelled."""
 
     __slots__ = (
-        "_address", "_deadline", "_done", "_fd", "_loop", "_received", "_socket", "_stage", "_stalls", "_talk",
-        "_timeout_s", "_timer", "_tls", "_unsent", "_writing",
+        "_address", "_deadline", "_done", "_fd", "_loop", "_preamble", "_received", "_socket", "_stage", "_stalls",
+        "_talk", "_timeout_s", "_timer", "_tls", "_unsent", "_writing",
     )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         address: SocketAddress,
+        preamble: bytes,
         talk: Talk | None,
         tls: TlsStream | None,
         timeout_s: float,
         done: Callable[[Verdict], None],
     ) -> None:
-        """Without `talk` a connection is enough, or with `tls` a handshake."""
+        """`preamble` is sent before all else. Without `talk` a connection is enough, or with `tls` a handshake."""
         self._loop = loop
         self._address = address
+        self._preamble = preamble
         self._talk = talk
         self._tls = tls
         self._timeout_s = timeout_s
@@ -140,6 +142,7 @@ class Attempt:
         if number:
             return _of_errno(number)
         if self._talk is None and self._tls is None:
+            self._send(self._preamble)
             return PASSED
         if self._socket.family != socket.AF_UNIX:
             # What follows a handshake must not wait for the acknowledgement of its last message.
@@ -148,10 +151,10 @@ class Attempt:
         if self._tls is not None:
             self._stage = "the TLS handshake"
             self._tls.begin()
-            self._send(self._tls.take_output())
+            self._send(self._preamble + self._tls.take_output())
         elif self._talk is not None:
             self._stage = "the answer"
-            self._send(self._talk.begin())
+            self._send(self._preamble + self._talk.begin())
         return None
 
     # -- Talking

@@ -78,8 +78,8 @@ class Probe:
     def _start(self, tls: TlsStream | None) -> None:
         talk = self._question.open() if self._question is not None else None
         timeout_s = self.target.check.timeout_ms / 1000
-        address = self.target.socket_address
-        self._attempt = Attempt(asyncio.get_running_loop(), address, talk, tls, timeout_s, self._take)
+        address, preamble = self.target.socket_address, self.target.preamble
+        self._attempt = Attempt(asyncio.get_running_loop(), address, preamble, talk, tls, timeout_s, self._take)
         self._attempt.start()
 
     # Made when they are first needed: thousands of probes may come at once.

@@ -16,13 +16,22 @@ from lb.health.tls import ClientPair, TlsNeeds
 from lb.model.address import UNIX_PREFIX
 from lb.model.health import HealthCheck
 from lb.model.tls import UpstreamTls
-from lb.model.upstream import Endpoint, Upstream, split_key
+from lb.model.upstream import Endpoint, ProxyProtocol, Upstream, split_key
 
 _QUESTIONS: dict[str, Callable[[HealthCheck, Asked], Question]] = {
     "http": Http1Question,
     "http2": Http2Question,
     "grpc": GrpcQuestion,
 }
+
+
+_PROXY_HEADERS: dict[ProxyProtocol, bytes] = {
+    "none": b"",
+    "v1": b"PROXY UNKNOWN\r\n",
+    "v2": b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+}
+"""Of a connection that is for no client: UNKNOWN, or the command LOCAL (PROXY protocol 2.1 and 2.2). HAProxy's checks
+begin with the same."""
 
 
 class Target(NamedTuple):
@@ -33,6 +42,7 @@ class Target(NamedTuple):
     port: int
     check: HealthCheck
     tls: TlsNeeds | None
+    proxy_protocol: ProxyProtocol
 
     @property
     def key(self) -> str:
@@ -44,6 +54,11 @@ class Target(NamedTuple):
         if self.address.startswith(UNIX_PREFIX):
             return self.address.removeprefix(UNIX_PREFIX)
         return self.address, self.port
+
+    @property
+    def preamble(self) -> bytes:
+        """What a connection begins with, before TLS."""
+        return _PROXY_HEADERS[self.proxy_protocol]
 
     def question(self) -> Question | None:
         """What is asked; None where there is nothing to say."""
@@ -58,7 +73,9 @@ def target_of(upstream: Upstream, endpoint: Endpoint, pair: ClientPair | None) -
     """The target of an endpoint; `pair` is the upstream's own certificate."""
     # What follows from a result is the upstream's own business: those that differ in nothing else share the check.
     check = msgspec.structs.replace(upstream.health_check, when_all_fail="serve")
-    return Target(endpoint.address, check.port or endpoint.port, check, _tls_of(upstream, pair))
+    # Behind a port of its own is something else than what serves, and it expects no header (as in HAProxy).
+    proxy_protocol = "none" if check.port else upstream.proxy_protocol
+    return Target(endpoint.address, check.port or endpoint.port, check, _tls_of(upstream, pair), proxy_protocol)
 
 
 def _tls_of(upstream: Upstream, pair: ClientPair | None) -> TlsNeeds | None:
@@ -69,7 +86,9 @@ def _tls_of(upstream: Upstream, pair: ClientPair | None) -> TlsNeeds | None:
         tls = UpstreamTls(server_name=tls.server_name if tls is not None else _name_of(check.host), verify=False)
     if tls is None:
         return None
-    is_http2 = check.type in ("http2", "grpc") or (check.type == "tls" and upstream.protocol == "http2")
+    # Requests behind a PROXY header are of HTTP/1.1 (lb/compile/table.py).
+    speaks_http2 = upstream.protocol == "http2" and upstream.proxy_protocol == "none"
+    is_http2 = check.type in ("http2", "grpc") or (check.type == "tls" and speaks_http2)
     return TlsNeeds(tls, pair, "h2" if is_http2 else "http/1.1")
 
 

@@ -24,7 +24,7 @@ from lb.health.tls import ClientPair, TlsClient
 from lb.health.verdict import PASSED, RESULTS, Verdict
 from lb.model.health import HealthCheck
 from lb.model.tls import UpstreamTls
-from lb.model.upstream import Endpoint, Upstream, split_key
+from lb.model.upstream import Endpoint, ProxyProtocol, Upstream, split_key
 from tests.harness.certificates import Authority, Pair
 from tests.harness.ports import free_port
 from tests.harness.waiting import DEADLINE, wait_until
@@ -45,9 +45,10 @@ def verdict_of(
     tls: UpstreamTls | None = None,
     pair: Pair | None = None,
     meanwhile: Callable[[], None] = lambda: None,
+    proxy_protocol: ProxyProtocol = "none",
 ) -> Verdict:
     """What the check of an endpoint finds, in the event loop that the daemon uses. Leaves no descriptor behind."""
-    upstream = Upstream("u", tls=tls, health_check=check)
+    upstream = Upstream("u", tls=tls, health_check=check, proxy_protocol=proxy_protocol)
     endpoint = Endpoint(*split_key(key))
     target = target_of(upstream, endpoint, ClientPair(pair.chain, pair.key) if pair is not None else None)
 
@@ -58,6 +59,7 @@ def verdict_of(
         attempt = Attempt(
             loop,
             target.socket_address,
+            target.preamble,
             question.open() if question is not None else None,
             TlsClient(target.tls).open() if target.tls is not None else None,
             check.timeout_ms / 1000,
@@ -165,7 +167,7 @@ def test_without_descriptors_nothing_is_said_of_the_endpoint() -> None:
                 with contextlib.suppress(OSError):
                     while True:
                         held.append(os.dup(0))
-                Attempt(loop, target.socket_address, None, None, 5, done.set_result).start()
+                Attempt(loop, target.socket_address, b"", None, None, 5, done.set_result).start()
             finally:
                 for descriptor in held:
                     os.close(descriptor)
@@ -183,7 +185,7 @@ def test_a_check_that_is_cancelled_says_nothing_and_leaves_nothing() -> None:
         async def run() -> None:
             loop = asyncio.get_running_loop()
             for _ in range(3):
-                one = Attempt(loop, (address, port), None, None, 0.05, said.append)
+                one = Attempt(loop, (address, port), b"", None, None, 0.05, said.append)
                 one.start()
                 one.cancel()
                 one.cancel()
@@ -278,7 +280,7 @@ def attempted(key: str, talk: Talk) -> Verdict:
     async def run() -> Verdict:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Verdict] = loop.create_future()
-        one = Attempt(loop, split_key(key), talk, None, DEADLINE, done.set_result)
+        one = Attempt(loop, split_key(key), b"", talk, None, DEADLINE, done.set_result)
         one.start()
         verdict = await done
         assert is_closed(one)
@@ -326,6 +328,66 @@ def test_the_host_is_the_endpoints_address_unless_another_one_is_given() -> None
         verdict_of(HealthCheck("http", port=port, timeout_ms=PATIENT), "127.0.0.1:1")
     hosts = [next(line for line in one.split(b"\r\n") if line.startswith(b"Host: ")) for one in asked]
     assert hosts == [f"Host: {key}".encode(), b"Host: shop.test", f"Host: {key}".encode()]
+
+
+# -- Behind a PROXY header
+
+
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [("v1", b"PROXY UNKNOWN\r\n"), ("v2", b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"), ("none", b"")],
+)
+def test_a_check_begins_with_the_header_that_the_endpoint_expects(
+    version: ProxyProtocol, header: bytes, leaf: Pair, authority: Authority
+) -> None:
+    began: list[bytes] = []
+    context = server_tls(leaf)
+
+    def begin(accepted: socket.socket) -> None:
+        began.append(accepted.recv(len(header), socket.MSG_WAITALL) if header else b"")
+
+    def plain(accepted: socket.socket) -> None:
+        begin(accepted)
+        if accepted.recv(4) == b"GET ":
+            accepted.sendall(OK)
+
+    def secure(accepted: socket.socket) -> None:
+        begin(accepted)
+        with context.wrap_socket(accepted, server_side=True) as tls:
+            if tls.recv(4) == b"GET ":
+                tls.sendall(OK)
+
+    with serving(plain) as key:
+        assert verdict_of(HTTP, key, proxy_protocol=version) == PASSED
+        assert verdict_of(TCP, key, proxy_protocol=version) == PASSED
+        wait_until(lambda: len(began) == 2, "both have begun")
+    with serving(secure) as key:
+        settings = UpstreamTls("shop.test", ca=authority.pem)
+        assert verdict_of(HTTP, key, settings, proxy_protocol=version) == PASSED
+        assert verdict_of(TLS, key, settings, proxy_protocol=version) == PASSED
+    assert began == [header] * 4
+
+
+@pytest.mark.parametrize(("version", "alpn"), [("none", "h2"), ("v1", "http/1.1"), ("v2", "http/1.1")])
+def test_behind_a_header_nobody_asks_for_http2(version: ProxyProtocol, alpn: str) -> None:
+    """Requests do not either: a connection is for one client."""
+    upstream = Upstream("u", tls=UpstreamTls("a.test"), protocol="http2", health_check=TLS, proxy_protocol=version)
+    target = target_of(upstream, Endpoint("127.0.0.1", 1), None)
+    assert target.tls is not None
+    assert target.tls.alpn == alpn
+
+
+def test_a_check_on_a_port_of_its_own_has_no_header() -> None:
+    began: list[bytes] = []
+
+    def script(accepted: socket.socket) -> None:
+        began.append(accepted.recv(4))
+        accepted.sendall(OK)
+
+    with serving(script) as key:
+        check = HealthCheck("http", port=split_key(key)[1], timeout_ms=PATIENT)
+        assert verdict_of(check, "127.0.0.1:1", proxy_protocol="v2") == PASSED
+    assert began == [b"GET "]
 
 
 # -- gRPC

@@ -316,3 +316,23 @@ def test_one_lb_tells_another(tmp_path: Path) -> None:
                 assert read_exactly(client.socket, 5) == b"hello"
             for listener in ("front", "behind"):
                 site.lb.wait_log(1, listener=listener, client="127.0.0.33")
+
+
+def test_one_lb_checks_another(tmp_path: Path) -> None:
+    native = Native()
+    behind = free_port()
+    native.listen("behind", behind, proxy_protocol=["127.0.0.0/8"])
+    # It serves no host: the answer is 404.
+    check = {"type": "http", "statuses": [404], "interval": "100ms"}
+    for version in ("v1", "v2", "none"):
+        native.upstream(version, [f"127.0.0.1:{behind}"], proxy_protocol=version, health_check=check)
+    with serving(tmp_path, native) as site:
+
+        def results() -> dict[str, str]:
+            return {
+                name: site.lb.get(f"/v1/upstreams/{name}")["endpoints"][0]["health"]["result"]
+                for name in native.upstreams
+            }
+
+        wait_until(lambda: all(results().values()), "all have been checked")
+        assert results() == {"v1": "passed", "v2": "passed", "none": "closed"}
