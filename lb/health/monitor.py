@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 import structlog
@@ -33,6 +34,8 @@ SetHealth = Callable[[str, str, bool], None]
 DECIDED: tuple[State, ...] = ("healthy", "unhealthy")
 
 _SKIPPED_LOG_S = 60.0
+REASON_LOG_S = 60.0
+"""No sooner is another reason why an endpoint is unhealthy worth a line."""
 
 
 class EndpointHealth(msgspec.Struct, frozen=True):
@@ -141,6 +144,7 @@ class Monitor:
             probe = self._probes[target] = Probe(target, self._runner, self._report, inherited)
             if before is not None:
                 probe.since, probe.last = before.since, before.last
+                probe.told, probe.told_at = before.told, before.told_at
         probe.watchers[watcher] = None
         return probe
 
@@ -166,6 +170,7 @@ class Monitor:
             self._tell_skipped(verdict)
         state = probe.health.state
         if state == before:
+            self._tell_other_reason(probe, verdict)
             return
         for upstream, key in probe.watchers:
             self._set_health(upstream, key, state == "healthy")
@@ -177,17 +182,25 @@ class Monitor:
                     self._tell_all_fail(upstream)
 
     def _tell_flip(self, probe: Probe, verdict: Verdict, before: State, seconds: float) -> None:
-        about = {
-            "endpoint": probe.target.key,
-            "upstreams": sorted({upstream for upstream, _ in probe.watchers}),
-            "check": describe_check(probe.target.check),
-        }
+        about = _about(probe)
         if probe.health.state == "unhealthy":
+            probe.told, probe.told_at = verdict, time.monotonic()
             log.warning("endpoint is unhealthy", **about, result=verdict.result, why=verdict.text)
         elif before == "untested":
             log.debug("endpoint is healthy", **about)
         else:
             log.info("endpoint is healthy", **about, unhealthy_for_seconds=round(seconds, 1))
+
+    def _tell_other_reason(self, probe: Probe, verdict: Verdict) -> None:
+        """Who has mended the first one wants to know the next. What changes with every check must not fill the log."""
+        if probe.health.state != "unhealthy" or verdict.passed or not verdict.counts or verdict == probe.told:
+            return
+        now = time.monotonic()
+        if now - probe.told_at >= REASON_LOG_S:
+            probe.told, probe.told_at = verdict, now
+            log.warning(
+                "endpoint is unhealthy for another reason", **_about(probe), result=verdict.result, why=verdict.text
+            )
 
     def _tell_all_fail(self, upstream: str) -> None:
         serves = self._config.upstreams[upstream].health_check.when_all_fail == "serve"
@@ -236,6 +249,15 @@ def _checked_endpoints(upstream: Upstream) -> Iterator[Endpoint]:
 def _certificate_of(upstream: Upstream, config: Config) -> Certificate | None:
     """What lb shows to endpoints of an upstream."""
     return config.certificates.get(upstream.tls.certificate) if upstream.tls is not None else None
+
+
+def _about(probe: Probe) -> dict[str, Any]:
+    """Of whom a line is."""
+    return {
+        "endpoint": probe.target.key,
+        "upstreams": sorted({upstream for upstream, _ in probe.watchers}),
+        "check": describe_check(probe.target.check),
+    }
 
 
 def _describe(probe: Probe) -> EndpointHealth:

@@ -38,6 +38,10 @@ class Probe:
         self.since = time.time()
         """When the state began, in seconds since the epoch."""
         self.last: Verdict | None = None
+        self.told: Verdict | None = None
+        """Why it is unhealthy, as the log has it."""
+        self.told_at = 0.0
+        """time.monotonic()"""
         self.checked_at = 0.0
         self.took_ms = 0.0
         self.is_closed = False

@@ -164,6 +164,29 @@ async def test_an_endpoint_falls_and_rises(world: World, site: Site) -> None:
     assert world.told == 3, "only changes are told"
 
 
+@pytest.mark.parametrize(("pause_s", "told"), [(0.0, ["status 503", "status 404"]), (3_600.0, ["status 503"])])
+async def test_another_reason_is_told_but_not_again_and_again(
+    world: World, site: Site, monkeypatch: pytest.MonkeyPatch, pause_s: float, told: list[str]
+) -> None:
+    monkeypatch.setattr(monitor, "REASON_LOG_S", pause_s)
+    key = f"127.0.0.1:{site.port}"
+
+    async def fail_with(status: int) -> None:
+        site.status, results = status, world.monitor.stats().results["wrong-status"]
+        await until(lambda: world.monitor.stats().results["wrong-status"] >= results + 3, "it fails on and on")
+        assert world.monitor.of("web")[key].why == f"status {status}"
+
+    with capture_logs() as logs:
+        site.status = 503
+        world.follow(web(site.port))
+        await fail_with(503)
+        await fail_with(404)
+    lines = [one for one in logs if one["log_level"] == "warning"]
+    assert [one["why"] for one in lines] == told
+    assert [one["event"] for one in lines][1:] == ["endpoint is unhealthy for another reason"] * (len(told) - 1)
+    assert {one["endpoint"] for one in lines} == {key}
+
+
 async def test_the_first_check_decides_alone(world: World) -> None:
     world.follow(web(free_port(), check=HealthCheck("tcp", fall=9)))
     await until(lambda: world.words, "the first check")
