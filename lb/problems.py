@@ -123,6 +123,9 @@ CODES: dict[str, Code] = {
     "LB5008": Code("warning", "annotations for TLS to endpoints have no effect"),
     "LB5009": Code("warning", "certificates of endpoints are not verified"),
     "LB5010": Code("error", "client certificates cannot be asked for as the Ingress says"),
+    "LB5011": Code("warning", "plain HTTP is sent to https all the same, because client certificates are required"),
+    "LB5012": Code("error", "Ingresses ask different things of the clients of one host"),
+    "LB5013": Code("warning", "HTTP/2 gives way to the PROXY protocol"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
     "LB6002": Code("warning", "certificate expires soon"),

@@ -52,9 +52,10 @@ from lb._fastpath.c.sys cimport (
     socklen_t,
     ssize_t,
 )
+from lb._fastpath.access cimport log_handshake
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
-from lb._fastpath.http1 cimport server_close, server_open
+from lb._fastpath.http1 cimport server_close, server_gone, server_open
 from lb._fastpath.http2_server cimport http2_server_open
 from lb._fastpath.proxy_protocol cimport PROXY_BAD, PROXY_MORE, PROXY_MOST, proxy_client, proxy_read
 from lb._fastpath.reactor cimport (
@@ -63,6 +64,7 @@ from lb._fastpath.reactor cimport (
     IO_HALF_CLOSED,
     IO_READABLE,
     IO_WRITABLE,
+    SCRATCH_BYTES,
     client_cell,
     client_shard,
     current_table,
@@ -75,11 +77,14 @@ from lb._fastpath.table cimport in_networks, listener_view, table
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
 from lb._fastpath.tls cimport TLS_AGAIN, TLS_FAILED, tls_free, tls_new_server, tls_resumed
 from lb._fastpath.transport cimport (
+    TURN_BYTES,
     batch_flush,
     conn_drain,
     conn_handshake,
     conn_leave,
     conn_new,
+    conn_receive,
+    conn_shut,
     conn_write,
     note_address,
 )
@@ -297,6 +302,7 @@ cdef void proxied_ready(io* source) noexcept nogil:
     recv(source.fd, r.scratch_in, <size_t>size, MSG_DONTWAIT)
     timer_rest(&c.timer)
     if client.known:
+        c.local = 0  # whoever has told the address by a Unix socket: it is that of a client, who is not trusted for it
         memcpy(c.peer, client.address, 16)
         c.peer_port = client.port
     r.serving = t
@@ -407,6 +413,53 @@ cdef void end_handshake(conn* c, int reason) noexcept nogil:
     server_close(c, reason)
 
 
+cdef void refuse_handshake(conn* c, listener_view* view, int reason) noexcept nogil:
+    """Our last words are out or on their way. What the client has sent meanwhile (with TLS 1.3 it may speak right
+    behind its handshake) is read for a while and thrown away: closing on unread bytes would reset the connection, and
+    the client would lose the alert that says what is wrong (RFC 9112 9.6 tells the same of HTTP).
+    """
+    cdef reactor* r = c.base.r
+    if c.base.flags & IO_BROKEN:
+        end_handshake(c, reason)
+        return
+    bump(&r.counts.tls_failed)
+    bump(&r.counts.reasons[reason])
+    if r.s.logging and (c.tls == NULL or c.tls.why != NULL):  # a client that just goes away is only counted
+        log_handshake(c, reason)
+    tls_free(c.tls)
+    c.tls = NULL
+    c.base.ready = lingering_ready
+    c.timer.fire = lingering_timeout
+    timer_set(&r.timers, &c.timer, r.now_ms + view.linger_timeout_ms)
+    if c.out_bytes == 0:
+        conn_shut(c)
+    if c.base.flags & IO_READABLE:
+        io_enqueue(&c.base)
+    elif c.base.flags & IO_HALF_CLOSED and c.out_bytes == 0:
+        server_gone(c, False)
+
+
+cdef void lingering_timeout(timer* t) noexcept nogil:
+    server_gone(<conn*>t.owner, False)
+
+
+cdef void lingering_ready(io* source) noexcept nogil:
+    cdef conn* c = <conn*>source
+    cdef int64_t budget = TURN_BYTES
+    cdef ssize_t n = 1
+    if c.out_bytes and source.flags & IO_WRITABLE:
+        conn_drain(c)
+        if c.out_bytes == 0:
+            conn_shut(c)
+    while source.flags & IO_READABLE and n > 0 and budget > 0:
+        n = conn_receive(c, source.r.scratch_in, SCRATCH_BYTES)
+        budget -= n
+    if source.flags & IO_BROKEN or (source.flags & IO_HALF_CLOSED and not source.flags & IO_READABLE and not c.out_bytes):
+        server_gone(c, False)
+    elif source.flags & IO_READABLE:
+        io_enqueue(source)
+
+
 cdef void handshake_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
@@ -427,9 +480,9 @@ cdef void handshake_ready(io* source) noexcept nogil:
     if result == TLS_FAILED:
         if spoke_http(r):
             answer_plain_http(c)
-            end_handshake(c, LB_R_PLAIN_HTTP)
+            refuse_handshake(c, view, LB_R_PLAIN_HTTP)
         else:
-            end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
+            refuse_handshake(c, view, LB_R_TLS_HANDSHAKE_FAILED)
         return
     bump(&r.counts.tls_handshakes)
     if tls_resumed(c.tls):

@@ -9,6 +9,7 @@ from lb._fastpath.c.sys cimport pthread_t
 from lb._fastpath.exchange cimport exchange
 from lb._fastpath.reactor cimport shared
 from lb._fastpath.stream cimport flow
+from lb._fastpath.transport cimport conn
 
 cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_LITERAL = -1
@@ -47,6 +48,7 @@ cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_CLIENT_FINGERPRINT
     LOG_CLIENT_SAN
     LOG_GRPC_STATUS
+    LOG_TLS_ERROR
     LOG_FIELD_COUNT
 
 cdef enum:  # ways of escaping
@@ -85,5 +87,6 @@ cdef struct log_writer:
 
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
 cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
+cdef void log_handshake(const conn* c, int reason) noexcept nogil
 cdef void* log_main(void* argument) noexcept nogil
 cdef void log_program_free(log_program* p) noexcept nogil

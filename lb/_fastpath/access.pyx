@@ -1,5 +1,5 @@
 """Making and writing access log records (access.pxd)."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -14,6 +14,7 @@ from lb._fastpath.c.sys cimport (
     lb_load_ptr,
     lb_load_u64,
     lb_reason_names,
+    lb_reason_statuses,
     lb_writable,
     lb_store_u64,
     lb_swap_ptr,
@@ -26,7 +27,7 @@ from lb._fastpath.clock cimport realtime_ns
 from lb._fastpath.counters cimport bump
 from lb._fastpath.forwarded cimport put_address
 from lb._fastpath.memory cimport page_data
-from lb._fastpath.reactor cimport reactor
+from lb._fastpath.reactor cimport current_table, reactor
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
     TEXT_CLIENT_FINGERPRINT,
@@ -36,6 +37,7 @@ from lb._fastpath.ring cimport (
     TEXT_CLIENT_VERIFY,
     TEXT_SERVER_NAME,
     TEXT_TLS_CIPHER,
+    TEXT_TLS_ERROR,
     TEXT_TLS_VERSION,
     TEXT_COUNT,
     TEXT_ENDPOINT,
@@ -54,7 +56,7 @@ from lb._fastpath.ring cimport (
     ring_commit,
     ring_reserve,
 )
-from lb._fastpath.table cimport text_at
+from lb._fastpath.table cimport table, text_at
 from lb._fastpath.tls cimport client_text, tls, tls_cipher, tls_version
 
 cdef enum:
@@ -186,6 +188,47 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     record.version = 0
     record.grpc_status = -1
     ring_commit(&f.r.log, record.size)
+
+
+cdef void log_handshake(const conn* c, int reason) noexcept nogil:
+    """The same for a client whose handshake was refused: nobody else could tell why it does not get in."""
+    cdef reactor* r = c.base.r
+    cdef const table* t = current_table(r)
+    cdef const char* at[TEXT_COUNT]
+    cdef uint32_t sizes[TEXT_COUNT]
+    cdef char client[46]
+    cdef log_record* record
+    memset(at, 0, sizeof(at))
+    memset(sizes, 0, sizeof(sizes))
+    if not c.local:
+        at[TEXT_CLIENT] = client
+        sizes[TEXT_CLIENT] = <uint32_t>put_address(client, c.peer)
+    at[TEXT_LISTENER] = c.listener_name
+    sizes[TEXT_LISTENER] = c.listener_name_size
+    if c.tls != NULL:
+        at[TEXT_SERVER_NAME] = c.tls.sni
+        sizes[TEXT_SERVER_NAME] = c.tls.sni_size
+        if c.tls.why != NULL:
+            at[TEXT_TLS_ERROR] = c.tls.why
+            sizes[TEXT_TLS_ERROR] = size_of(c.tls.why)
+    record = begin_record(r, at, sizes)
+    if record == NULL:
+        return
+    record.status = lb_reason_statuses[reason]
+    record.end_realtime_ns = realtime_ns()
+    record.duration_ns = 0
+    record.queue_ns = 0
+    record.connect_ns = 0
+    record.first_byte_ns = -1
+    record.bytes_in = 0
+    record.bytes_out = 0
+    record.generation = t.generation if t != NULL else 0
+    record.client_port = c.peer_port
+    record.reason = <uint16_t>reason
+    record.attempts = 0
+    record.version = 0
+    record.grpc_status = -1
+    ring_commit(&r.log, record.size)
 
 
 cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogil:
@@ -371,6 +414,8 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_CLIENT_FINGERPRINT
     if field == LOG_CLIENT_SAN:
         return TEXT_CLIENT_SAN
+    if field == LOG_TLS_ERROR:
+        return TEXT_TLS_ERROR
     return -1
 
 

@@ -5,10 +5,12 @@ from lb._fastpath.c.sys cimport (
     lb_add_int,
     lb_add_ordered_int,
     lb_add_u64,
+    lb_load_ptr,
     lb_peek_i64,
     lb_peek_int,
     lb_put_i64,
     lb_put_int,
+    lb_store_ptr,
     log,
 )
 from lb._fastpath.endpoint cimport (
@@ -213,3 +215,5 @@ cdef void endpoint_connected(endpoint* ep) noexcept nogil:
     if lb_peek_int(&ep.failures_in_row):
         lb_put_int(&ep.failures_in_row, 0)
         lb_put_i64(&ep.ejected_until_ms, 0)
+    if lb_load_ptr(&ep.tls_error) != NULL:
+        lb_store_ptr(&ep.tls_error, NULL)

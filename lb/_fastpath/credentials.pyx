@@ -22,6 +22,7 @@ from lb._fastpath.c.openssl cimport (
     PEM_read_bio_PrivateKey,
     PEM_read_bio_X509,
     PEM_read_bio_X509_CRL,
+    SSL,
     SSL_CTX,
     SSL_CTX_get_cert_store,
     SSL_CTX_new,
@@ -38,6 +39,9 @@ from lb._fastpath.c.openssl cimport (
     SSL_SESSION,
     SSL_VERIFY_NONE,
     SSL_VERIFY_PEER,
+    SSL_free,
+    SSL_new,
+    SSL_use_cert_and_key,
     TLS_client_method,
     TLS_server_method,
     X509,
@@ -115,6 +119,8 @@ cdef class Certificate:
         for ever). ValueError when they cannot be used."""
         cdef BIO* bio
         cdef X509* one
+        cdef SSL* tried
+        cdef int served
         self.p = <tls_certificate*>calloc(1, sizeof(tls_certificate))
         if self.p == NULL:
             raise MemoryError
@@ -141,7 +147,13 @@ cdef class Certificate:
         if X509_check_private_key(self.p.leaf, self.p.key) != 1:
             raise ValueError(f"the private key does not belong to the certificate: {reason()}")
         # What OpenSSL would refuse in a handshake, a signature that is too weak for example, it says here already.
-        if SSL_CTX_use_cert_and_key(probe, self.p.leaf, self.p.key, self.p.chain, 1) != 1:
+        # A connection of its own takes the key along when it goes: the probe would keep it.
+        tried = SSL_new(probe)
+        if tried == NULL:
+            raise MemoryError
+        served = SSL_use_cert_and_key(tried, self.p.leaf, self.p.key, self.p.chain, 1)
+        SSL_free(tried)
+        if served != 1:
             raise ValueError(f"it cannot be served: {reason()}")
         if ocsp:
             self.p.ocsp = <unsigned char*>malloc(len(ocsp))

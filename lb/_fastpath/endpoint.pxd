@@ -64,6 +64,7 @@ cdef struct endpoint:
     int connections  # Open, used or not.
     uint64_t requests
     uint64_t failures
-    char padding[24]
+    void* tls_error  # const char*: why its last handshake has failed, NULL since one has succeeded
+    char padding[16]
     # each reactor its own
     idle_pool* pools  # One a reactor.

@@ -65,6 +65,8 @@ class EndpointStats(TypedDict):
     requests: int
     failures: int
     ejected_for_ms: int
+    tls_error: str
+    """Why its last TLS handshake has failed, in OpenSSL's words; empty since one has succeeded."""
 
 class HostProgram:
     """One compiled virtual host. Immutable."""

@@ -150,7 +150,7 @@ LOG_FIELDS = (
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
     "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation", "tls_version",
     "tls_cipher", "server_name", "client_subject", "client_verify", "client_serial",
-    "client_fingerprint", "client_san", "grpc_status",
+    "client_fingerprint", "client_san", "grpc_status", "tls_error",
 )
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
@@ -1465,6 +1465,7 @@ cdef class Engine:
         cdef Endpoint ep
         cdef int i, idle
         cdef int64_t now = monotonic_ns() // 1000000, ejected
+        cdef const char* tls_error
         result = []
         if self.current is None or upstream not in self.current.upstreams:
             return result
@@ -1474,6 +1475,7 @@ cdef class Engine:
             for i in range(self.s.reactor_count):
                 idle += lb_peek_int(&ep.p.pools[i].count)
             ejected = max(0, lb_peek_i64(&ep.p.ejected_until_ms) - now)
+            tls_error = <const char*>lb_load_ptr(&ep.p.tls_error)
             if ep.admin != "ready":
                 state = ep.admin
             elif weight == 0:
@@ -1485,7 +1487,7 @@ cdef class Engine:
             result.append({
                 "key": ep.key, "state": state, "weight": weight, "active": lb_peek_int(&ep.p.active), "idle": idle,
                 "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures),
-                "ejected_for_ms": ejected,
+                "ejected_for_ms": ejected, "tls_error": tls_error.decode() if tls_error != NULL else "",
             })
         return result
 

@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from lb._fastpath.access cimport log_exchange
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
-from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, endpoint_connect_failed
+from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
     LB_R_BAD_HEADER,
@@ -143,6 +143,7 @@ from lb._fastpath.transport cimport (
 )
 from lb._fastpath.upstream cimport (
     announce_client,
+    connect_timed_out,
     upstream_lease,
     upstream_set_calls,
     upstream_take_back,
@@ -1037,7 +1038,7 @@ cdef void on_timer(timer* t) noexcept nogil:
             leave_line(x)
             refuse(x, LB_R_QUEUE_TIMEOUT)
         elif x.flags & X_CONNECTING:
-            endpoint_connect_failed(x.ep, r)  # a node that is gone answers no SYN
+            connect_timed_out(x.u.c)
             attempt_failed(x, LB_R_CONNECT_TIMEOUT)
         else:
             doubt_connection(x)

@@ -52,6 +52,7 @@ cdef size_t leg_waiting(leg* l) noexcept nogil
 # The client's side
 cdef void server_open(conn* c) noexcept nogil
 cdef void server_close(conn* c, int reason) noexcept nogil
+cdef void server_gone(conn* c, bint reset) noexcept nogil
 
 # The upstream's side
 cdef size_t request_size(const head* h) noexcept nogil

@@ -530,6 +530,9 @@ cdef ssize_t parse_request_line(const char* p, const char* end, head* h, const l
             return -LB_R_BAD_METHOD
     if p == end:
         return 0
+    if p == at and p[0] == 0x16:
+        # A TLS handshake begins so (RFC 8446 5.1), in version 3 of its records.
+        return 0 if p + 1 == end else -LB_R_NOT_HTTP if p[1] == 3 else -LB_R_BAD_REQUEST_LINE
     if p == at or p[0] != c" ":
         return -LB_R_BAD_REQUEST_LINE
     h.method_name.at = at

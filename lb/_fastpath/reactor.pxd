@@ -158,7 +158,8 @@ cdef struct reactor:
     uint32_t tls_out_used
     char* tls_gather  # small pieces on their way into one record
     int64_t handshake_ns_left  # in this turn, so that handshakes starve nobody
-    io* line_first  # handshakes that wait for a turn with time left, oldest first
+    io* line_first  # handshakes that wait for a turn with time left: those with endpoints, then clients', oldest first
+    io* line_endpoints_last  # NULL: none of those that wait is with an endpoint
     io* line_last
     bint line_moves  # the one that is called now stood in it
     void* tls_bio  # BIO*: the one way of all its connections in and out of OpenSSL
@@ -198,18 +199,38 @@ cdef inline void io_enqueue(io* source) noexcept nogil:
         r.queue_first = source
     r.queue_last = source
 
-cdef inline void io_stand_in_line(io* source) noexcept nogil:
-    """Have `ready` called when there is time for handshakes, after those that came before."""
+cdef inline void io_stand_in_line(io* source, bint with_endpoint) noexcept nogil:
+    """Have `ready` called when there is time for handshakes, after those of its kind that came before. Handshakes with
+    endpoints serve requests that wait, and go before clients'.
+    """
     cdef reactor* r = source.r
+    cdef io* before = r.line_endpoints_last if with_endpoint else r.line_last
     if source.flags & (IO_QUEUED | IO_DEAD):
         return
     source.flags |= IO_QUEUED
-    source.next_queued = NULL
-    if r.line_last != NULL:
-        r.line_last.next_queued = source
+    if before != NULL:
+        source.next_queued = before.next_queued
+        before.next_queued = source
     else:
+        source.next_queued = r.line_first
         r.line_first = source
-    r.line_last = source
+    if source.next_queued == NULL:
+        r.line_last = source
+    if with_endpoint:
+        r.line_endpoints_last = source
+
+cdef inline io* io_first_in_line(reactor* r) noexcept nogil:
+    """Whose turn it is, taken out of the line; NULL when nobody waits."""
+    cdef io* source = r.line_first
+    if source == NULL:
+        return NULL
+    r.line_first = source.next_queued
+    if r.line_first == NULL:
+        r.line_last = NULL
+    if source == r.line_endpoints_last:
+        r.line_endpoints_last = NULL
+    source.flags &= ~<uint32_t>IO_QUEUED
+    return source
 
 cdef inline void io_bury(io* source) noexcept nogil:
     """The descriptor is closed; the memory lives until no event of this turn can name it."""

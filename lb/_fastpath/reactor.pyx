@@ -152,14 +152,10 @@ cdef void run_queue(reactor* r) noexcept nogil:
 
 
 cdef void run_line(reactor* r) noexcept nogil:
-    """The handshakes that wait, as far as this turn's time goes: who came first comes before who came later."""
+    """The handshakes that wait, as far as this turn's time goes, in the order of the line."""
     cdef io* source
     while r.line_first != NULL and r.handshake_ns_left > 0:
-        source = r.line_first
-        r.line_first = source.next_queued
-        if r.line_first == NULL:
-            r.line_last = NULL
-        source.flags &= ~<uint32_t>IO_QUEUED
+        source = io_first_in_line(r)
         if not source.flags & IO_DEAD:
             r.line_moves = True
             source.ready(source)

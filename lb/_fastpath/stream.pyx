@@ -8,7 +8,6 @@ from lb._fastpath.balance cimport (
     PICK_UNHEALTHY,
     balance_pick,
     balance_release,
-    endpoint_connect_failed,
 )
 from lb._fastpath.c.sys cimport (
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -76,7 +75,7 @@ from lb._fastpath.transport cimport (
     connect_calls,
     leg,
 )
-from lb._fastpath.upstream cimport announce_client, upstream_connect, upstream_end
+from lb._fastpath.upstream cimport announce_client, connect_timed_out, upstream_connect, upstream_end
 
 cdef connect_calls connecting
 
@@ -452,7 +451,7 @@ cdef void on_timer(timer* t) noexcept nogil:
     if r.now_ms < deadline_of(f):
         set_timer(f)
     elif not f.flags & FLOW_CONNECTED:
-        endpoint_connect_failed(f.ep, r)  # a node that is gone answers no SYN
+        connect_timed_out(f.u)
         attempt_failed(f, LB_R_CONNECT_TIMEOUT)
     else:
         finish(f, timeout_reason(f))

@@ -18,6 +18,7 @@ from lb._fastpath.http1_parse cimport (
     normalize_target as c_normalize_target,
 )
 from lb._fastpath.message cimport head
+from lb._fastpath.reactor cimport io, io_first_in_line, io_stand_in_line, reactor
 from lb._fastpath.table cimport build_sequence, listener_view
 from lb._fastpath.transport cimport chunk_state
 
@@ -158,3 +159,28 @@ def smooth_sequence(weights, uint32_t capacity=8192):
     finally:
         free(given)
         free(made)
+
+
+def handshakes_in_line(str coming):
+    """In which order handshakes have their turn: the places in `coming`, where `c` stands for one with a client, `e` for
+    one with an endpoint, and `-` lets the first in line have its turn.
+    """
+    cdef reactor* r = <reactor*>calloc(1, sizeof(reactor))
+    cdef io* waiting = <io*>calloc(len(coming) + 1, sizeof(io))
+    cdef io* first
+    order = []
+    try:
+        if r == NULL or waiting == NULL:
+            raise MemoryError
+        for i, kind in enumerate(coming + "-" * len(coming)):
+            if kind != "-":
+                waiting[i].r = r
+                io_stand_in_line(&waiting[i], kind == "e")
+                continue
+            first = io_first_in_line(r)
+            if first != NULL:
+                order.append(first - waiting)
+        return order
+    finally:
+        free(waiting)
+        free(r)

@@ -26,6 +26,11 @@ cdef enum:  # results
     TLS_FAILED = -1
     TLS_CLOSED = -2  # the peer has said that it sends no more
 
+cdef enum:  # what is offered to an endpoint by ALPN
+    OFFER_ALL = 0
+    OFFER_HTTP1  # because what is to be sent needs HTTP/1
+    OFFER_NOTHING  # bytes are only carried, and what they are is not known
+
 cdef enum:  # tls_context.client_mode
     CLIENTS_NOT_ASKED = 0
     CLIENTS_OPTIONAL
@@ -115,6 +120,7 @@ cdef struct tls:
     bint closed
     bint named  # client side: the endpoint's certificate has one of the wanted names
     bint failed  # what came behind the last plaintext is no TLS
+    const char* why  # a handshake has failed, NULL when the peer has just closed the connection
     bint established
     bint h2
     uint8_t sni_size
@@ -123,7 +129,7 @@ cdef struct tls:
 cdef bint tls_init() noexcept nogil
 cdef void tls_context_release(tls_context* context) noexcept nogil
 cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil
-cdef tls* tls_new_client(reactor* r, tls_context* context, bint http1_only) noexcept nogil
+cdef tls* tls_new_client(reactor* r, tls_context* context, int offer) noexcept nogil
 cdef void tls_free(tls* t) noexcept nogil
 cdef bint tls_move(tls* t, reactor* r) noexcept nogil
 cdef void tls_release(reactor* r) noexcept nogil

@@ -30,7 +30,10 @@ from lb._fastpath.c.openssl cimport (
     BIO_set_retry_write,
     BIO_up_ref,
     BIO_write,
+    ERR_GET_REASON,
     ERR_clear_error,
+    ERR_peek_last_error,
+    ERR_reason_error_string,
     EVP_CIPHER,
     EVP_CIPHER_CTX,
     EVP_CIPHER_fetch,
@@ -89,6 +92,7 @@ from lb._fastpath.c.openssl cimport (
     SSL_OP_NO_COMPRESSION,
     SSL_OP_NO_RENEGOTIATION,
     SSL_OP_PRIORITIZE_CHACHA,
+    SSL_R_CERTIFICATE_VERIFY_FAILED,
     SSL_SESSION,
     SSL_SESSION_free,
     SSL_SESS_CACHE_CLIENT,
@@ -284,8 +288,8 @@ cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil:
     return t
 
 
-cdef tls* tls_new_client(reactor* r, tls_context* context, bint http1_only) noexcept nogil:
-    """For a connection to an endpoint. `http1_only`: offer no HTTP/2, because what is to be sent needs HTTP/1."""
+cdef tls* tls_new_client(reactor* r, tls_context* context, int offer) noexcept nogil:
+    """For a connection to an endpoint."""
     cdef tls* t = tls_new(r, context)
     if t == NULL:
         return NULL
@@ -294,8 +298,10 @@ cdef tls* tls_new_client(reactor* r, tls_context* context, bint http1_only) noex
     SSL_set_connect_state(t.ssl)
     if context.server_name[0]:
         SSL_set_tlsext_host_name(t.ssl, context.server_name)
-    if http1_only:
+    if offer == OFFER_HTTP1:
         SSL_set_alpn_protos(t.ssl, <const unsigned char*>b"\x08http/1.1", 9)
+    elif offer == OFFER_NOTHING:
+        SSL_set_alpn_protos(t.ssl, NULL, 0)
     if context.sessions[r.index] != NULL:
         SSL_set_session(t.ssl, context.sessions[r.index])
     return t
@@ -342,6 +348,8 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
     if result != 1:
         if SSL_get_error(t.ssl, result) == SSL_ERROR_WANT_READ:
             return TLS_AGAIN
+        if t.why == NULL:
+            t.why = mistake(t)
         ERR_clear_error()
         return TLS_FAILED
     if t.context != NULL and t.context.names != NULL and not t.named and not SSL_session_reused(t.ssl):
@@ -354,6 +362,16 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
         forget_certificates(t)
     forget_keys(t)
     return TLS_DONE
+
+
+cdef const char* mistake(const tls* t) noexcept nogil:
+    """OpenSSL's own words for what has ended a handshake, which live as long as the process; of a certificate that is
+    not accepted, why not.
+    """
+    cdef unsigned long error = ERR_peek_last_error()
+    if ERR_GET_REASON(error) == SSL_R_CERTIFICATE_VERIFY_FAILED:
+        return X509_verify_cert_error_string(SSL_get_verify_result(t.ssl))
+    return ERR_reason_error_string(error)
 
 
 # What only the handshake needs would stay as long as the connection does: a kilobyte, and keys that an attacker of this
@@ -400,6 +418,7 @@ cdef int on_client_hello(SSL* ssl, int* alert, void* argument) noexcept nogil:
     context = t.host.context
     if context.client_mode == CLIENTS_REFUSED:
         alert[0] = SSL_AD_ACCESS_DENIED
+        t.why = b"no client of this name is let in"
         return SSL_CLIENT_HELLO_ERROR
     t.context_id = context.id
     if SSL_get_SSL_CTX(ssl) != context.ctx:

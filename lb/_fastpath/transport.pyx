@@ -252,11 +252,12 @@ cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:
     cdef ssize_t n
     cdef int result
     cdef int64_t started
+    cdef io* before = r.line_endpoints_last if c.ep != NULL else r.line_first
     if c.base.flags & IO_QUEUED:
         return TLS_AGAIN  # it stands in line
-    if r.handshake_ns_left <= 0 or (r.line_first != NULL and not r.line_moves):
+    if r.handshake_ns_left <= 0 or (before != NULL and not r.line_moves):
         bump(&r.counts.tls_deferred)
-        io_stand_in_line(&c.base)
+        io_stand_in_line(&c.base, c.ep != NULL)
         return TLS_AGAIN
     batch_flush(r)
     started = monotonic_ns()

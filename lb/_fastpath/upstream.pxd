@@ -20,6 +20,7 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
 cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
         const connect_calls* told, int* reason) noexcept nogil
 cdef bint announce_client(conn* u, const conn* client, int version) noexcept nogil
+cdef void connect_timed_out(conn* c) noexcept nogil
 cdef void upstream_end(conn* c, bint reset) noexcept nogil
 cdef void upstream_take_back(reactor* r) noexcept nogil
 cdef void pool_close(reactor* r, endpoint* ep, int most) noexcept nogil

@@ -40,6 +40,7 @@ from lb._fastpath.c.sys cimport (
     lb_peek_int,
     lb_put_int,
     lb_store_int,
+    lb_store_ptr,
     lb_swap_ptr,
     lb_try_lock,
     lb_unlock,
@@ -83,6 +84,7 @@ from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CONNECTING,
     IO_HALF_CLOSED,
+    IO_QUEUED,
     IO_READABLE,
     IO_WRITABLE,
     io,
@@ -92,7 +94,17 @@ from lb._fastpath.reactor cimport (
 )
 from lb._fastpath.table cimport PROTOCOL_BY_ALPN, PROTOCOL_HTTP1, PROTOCOL_HTTP2
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
-from lb._fastpath.tls cimport TLS_AGAIN, TLS_DONE, tls_context, tls_free, tls_move, tls_new_client
+from lb._fastpath.tls cimport (
+    OFFER_ALL,
+    OFFER_HTTP1,
+    OFFER_NOTHING,
+    TLS_AGAIN,
+    TLS_DONE,
+    tls_context,
+    tls_free,
+    tls_move,
+    tls_new_client,
+)
 from lb._fastpath.transport cimport (
     batch_flush,
     conn_close,
@@ -501,6 +513,7 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
     """Begin to connect; one call of `told` follows. NULL with a reason when it cannot even begin."""
     cdef int one = 1
     cdef int fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef int offer = OFFER_ALL
     cdef conn* c
     reason[0] = LB_R_CONNECT_FAILED
     if fd < 0:
@@ -530,7 +543,11 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
     lb_add_int(&ep.connections, 1)
     bump(&r.counts.upstream_opened)
     if view.tls != NULL:
-        c.tls = tls_new_client(r, <tls_context*>view.tls, view.protocol == PROTOCOL_HTTP1)
+        if told != &calls:
+            offer = OFFER_NOTHING
+        elif view.protocol == PROTOCOL_HTTP1:
+            offer = OFFER_HTTP1
+        c.tls = tls_new_client(r, <tls_context*>view.tls, offer)
         if c.tls == NULL:
             reason[0] = LB_R_NO_MEMORY
             upstream_close(c)
@@ -600,8 +617,17 @@ cdef void handshake_ready(io* source) noexcept nogil:
     if result == TLS_DONE:
         established(c)
         return
+    lb_store_ptr(&c.ep.tls_error, <void*>(c.tls.why if c.tls.why != NULL else <const char*>b"it closed the connection"))
     endpoint_connect_failed(c.ep, source.r)
     not_connected(c, LB_R_UPSTREAM_TLS_FAILED)
+
+
+cdef void connect_timed_out(conn* c) noexcept nogil:
+    """Time for connecting is up. A node that is gone answers no SYN; but a handshake that stands in line has run out of
+    our own time, which says nothing about the endpoint.
+    """
+    if c.tls == NULL or not c.base.flags & IO_QUEUED:
+        endpoint_connect_failed(c.ep, c.base.r)
 
 
 cdef void not_connected(conn* c, int reason) noexcept nogil:

@@ -221,6 +221,8 @@ class EndpointInfo(msgspec.Struct, frozen=True):
     failures: int
     connections_idle: int
     ejected_for_ms: int
+    tls_error: str
+    """Why its last TLS handshake failed (reason `upstream-tls-failed`); empty since one has succeeded."""
     health: EndpointHealth | None
     """What its health checks say; null when it is not checked."""
 

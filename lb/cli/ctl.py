@@ -353,6 +353,7 @@ def _show_upstream(console: Console, answer: Json) -> None:
     is_checked = one["health_check"] != "off"
     if is_checked:
         console.print(f"health check: {one['health_check']}", markup=False, highlight=False)
+    any_tls_error = any(endpoint["tls_error"] for endpoint in answer["endpoints"])
     rows = [
         (
             endpoint["endpoint"],
@@ -363,11 +364,13 @@ def _show_upstream(console: Console, answer: Json) -> None:
             endpoint["failures"],
             endpoint["target"],
             *([_health(endpoint["health"])] if is_checked else []),
+            *([endpoint["tls_error"]] if any_tls_error else []),
         )
         for endpoint in answer["endpoints"]
     ]
     columns = ("ENDPOINT", "STATE", "WEIGHT#", "ACTIVE#", "REQUESTS#", "FAILURES#", "TARGET")
-    _table(console, (*columns, "HEALTH") if is_checked else columns, rows)
+    more = (*(("HEALTH",) if is_checked else ()), *(("TLS",) if any_tls_error else ()))
+    _table(console, (*columns, *more), rows)
 
 
 def _health(health: Json) -> str:

@@ -97,8 +97,6 @@ class Compiler:
         if made is not None and before is upstream and made.tls is tls:
             return made
         protocol = PROTOCOLS[upstream.protocol] if tls is not None or upstream.protocol != "auto" else 0
-        if upstream.proxy_protocol != "none":
-            protocol = 0  # a connection is for one client, and HTTP/2 would be shared by many
         specs = _endpoint_specs(endpoints)
         return self._engine.make_upstream(upstream.name, specs, _policy(upstream), protocol, tls)
 

@@ -67,7 +67,15 @@ from lb.model.route import (
 from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
-from lb.model.upstream import Endpoint, ProxyProtocol, Upstream, UpstreamOptions, split_key
+from lb.model.upstream import (
+    Endpoint,
+    Protocol,
+    ProxyProtocol,
+    Upstream,
+    UpstreamOptions,
+    split_key,
+    spoken_with_header,
+)
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
@@ -419,6 +427,19 @@ class _Reader:
             self._attempt(self._read_endpoint, f"{endpoints_path}[{index}]", inherited, endpoint)
             for index, endpoint in enumerate(self._list(endpoints_path, content.get("endpoints")))
         )
+        protocol: Protocol = self._choice(f"{path}.protocol", content.get("protocol", "http1"), get_args(Protocol))
+        proxy_protocol: ProxyProtocol = self._choice(
+            f"{path}.proxy_protocol", content.get("proxy_protocol", "none"), get_args(ProxyProtocol)
+        )
+        if protocol == "http2" and proxy_protocol != "none":
+            self.problems.add(
+                "LB5013",
+                self._place(f"{path}.protocol"),
+                f"protocol http2 and proxy_protocol {proxy_protocol} exclude each other",
+                why="a connection is for one client then, so its endpoints are spoken to with HTTP/1.1",
+                fix="take one of the two away",
+                field=f"{path}.protocol",
+            )
         return Upstream(
             name,
             self._choice(
@@ -431,9 +452,9 @@ class _Reader:
             self._text(f"{path}.resolve", content.get("resolve", "")),
             self._place(path) if inherited is None else inherited,
             self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
-            self._choice(f"{path}.protocol", content.get("protocol", "http1"), ("http1", "http2", "auto")),
+            spoken_with_header(protocol, proxy_protocol),
             self._read_health_check(f"{path}.health_check", content.get("health_check"), has_tls="tls" in content),
-            self._choice(f"{path}.proxy_protocol", content.get("proxy_protocol", "none"), get_args(ProxyProtocol)),
+            proxy_protocol,
         )
 
     def _read_health_check(self, path: str, value: object, *, has_tls: bool) -> HealthCheck:

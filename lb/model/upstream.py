@@ -69,6 +69,13 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     """How long a request may wait in the queue (503)."""
 
 
+def spoken_with_header(protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
+    """What endpoints are spoken to with when connections begin with a PROXY header: HTTP/2 gives way, because each
+    connection is for one client then, and HTTP/2 would share it among many.
+    """
+    return protocol if proxy_protocol == "none" else "http1"
+
+
 class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     """A named set of endpoints with one policy."""
 

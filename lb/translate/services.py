@@ -15,12 +15,12 @@ import msgspec
 
 from lb.model.address import is_ip_address
 from lb.model.health import HealthCheck, is_used, mistakes
-from lb.model.upstream import Balance, Endpoint, Protocol, Upstream
+from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, spoken_with_header
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
-from lb.translate.annotations import Values, read_annotations, report_health_mistake, report_health_unused
+from lb.translate.annotations import Values, field_of, read_annotations, report_health_mistake, report_health_unused
 from lb.translate.backend_tls import BackendTls, read_backend_tls
 from lb.translate.endpoints import Backing, find_backings, slice_app_protocols, usable
 from lb.translate.material import Material
@@ -190,6 +190,7 @@ class _ServiceTranslation:
             endpoints, why = self._pod_endpoints(port)
         if self._tls.why:
             endpoints, why = (), self._tls.why
+        proxy_protocol: ProxyProtocol = self._values.proxy_protocol or "none"
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
@@ -203,10 +204,21 @@ class _ServiceTranslation:
             resolve,
             self._stored.origin,
             self._tls.tls,
-            protocol=self._protocol(port),
+            protocol=self._spoken(self._protocol(port), proxy_protocol),
             health_check=self._health_check,
-            proxy_protocol=self._values.proxy_protocol or "none",
+            proxy_protocol=proxy_protocol,
         )
+
+    def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
+        if protocol == "http2" and proxy_protocol != "none":
+            self._add(
+                "LB5013",
+                f"lb/proxy-protocol: {proxy_protocol} and HTTP/2 exclude each other",
+                "a connection is for one client then, so requests go to the endpoints with HTTP/1.1",
+                "take lb/proxy-protocol away, or what asks for HTTP/2 (lb/backend-protocol, appProtocol)",
+                field_of("proxy_protocol", ""),
+            )
+        return spoken_with_header(protocol, proxy_protocol)
 
     def _protocol(self, port: ServicePort | None) -> Protocol:
         annotated = cast("Protocol | None", self._values.protocol)

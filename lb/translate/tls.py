@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from lb.certs.pem import covers
-from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, TlsHost
+from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, ClientMode, TlsHost
 from lb.objects.networking import Ingress
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
@@ -22,6 +22,15 @@ from lb.translate.material import Material, MaterialName, SecretName, SecretPart
 from lb.translate.precedence import Age
 
 CLIENTS_FIELD = field_of("clients", "mode")
+
+
+_STRICTNESS: dict[ClientMode, int] = {"off": 0, "unverified": 1, "optional": 2, "required": 3, "nobody": 3}
+"""A mistake (nobody) does not take the place of a certificate that an older Ingress requires."""
+
+
+def is_strict(asked: ClientCertificates) -> bool:
+    """Whether nobody gets in without a certificate."""
+    return asked.mode in ("required", "nobody")
 
 
 class WantedClients(msgspec.Struct, frozen=True):
@@ -131,17 +140,18 @@ def _assemble_certificates(
 def _assemble_clients(
     claims: Iterable[TlsClaim], material: Material, problems: Problems
 ) -> dict[str, ClientCertificates]:
-    """What the oldest Ingress asks of clients that asks for anything."""
-    asked: dict[str, ClientCertificates] = {}
-    askers: dict[str, TlsClaim] = {}
+    """Of several Ingresses the one counts that asks most of clients, so that none opens what another one guards; of
+    those that ask as much, the oldest. `claims` come by age.
+    """
+    askers: dict[str, list[tuple[TlsClaim, WantedClients]]] = {}
     for claim in claims:
-        if claim.clients is None:
-            continue
-        asker = askers.setdefault(claim.hostname, claim)
-        if asker is claim:
-            asked[claim.hostname] = _ask(claim, claim.clients, material, problems)
-        elif asker.clients != claim.clients:
-            problems.extend((_contradicted(claim, asker),))
+        if claim.clients is not None:
+            askers.setdefault(claim.hostname, []).append((claim, claim.clients))
+    asked: dict[str, ClientCertificates] = {}
+    for hostname, several in askers.items():
+        strictest, wanted = max(several, key=lambda one: _STRICTNESS[one[1].asked.mode])
+        asked[hostname] = _ask(strictest, wanted, material, problems)
+        problems.extend(_contradicted(claim, strictest) for claim, other in several if other != wanted)
     return asked
 
 
@@ -204,11 +214,12 @@ def _taken(claim: TlsClaim, winner: TlsClaim) -> Problem:
 
 
 def _contradicted(claim: TlsClaim, asker: TlsClaim) -> Problem:
+    ours, theirs = (one.origin.object or "another Ingress" for one in (claim, asker))
     return Problem(
-        "LB5006",
+        "LB5012",
         claim.origin,
-        f"what is asked of clients of {claim.hostname} differs from {asker.origin.object or 'an older Ingress'}",
-        "one name asks one thing of its clients; what the older Ingress says is done",
+        f"what {ours} asks of clients of {claim.hostname} differs from what {theirs} asks",
+        f"one name asks one thing of its clients: what {theirs} says is done, which is stricter, or as strict and older",
         "say the same in both",
         CLIENTS_FIELD,
     )

@@ -24,6 +24,7 @@ FIELDS = (
     "client_fingerprint",
     "client_san",
     "grpc_status",
+    "tls_error",
 )  # fmt: skip
 
 

@@ -258,3 +258,17 @@ def test_weights_beyond_the_period_are_scaled_and_nobody_is_forgotten() -> None:
     assert 0 < len(sequence) <= 1024
     assert set(sequence) == {0, 1, 2}
     assert abs(sequence.count(0) / sequence.count(2) - 2) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\x16", None),
+        (b"\x16\x03", "not-http"),
+        (b"\x16\x03\x01\x02\x00\x01", "not-http"),
+        (b"\x16\x04", "bad-request-line"),
+        (b"\x15\x03\x01", "bad-request-line"),
+    ],
+)
+def test_tls_on_a_plain_port_is_known(data: bytes, expected: str | None) -> None:
+    assert testing.parse_request(data)[1] == expected

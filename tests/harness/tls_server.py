@@ -19,6 +19,7 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.resumed.append(bool(self.connection.session_reused))  # type: ignore[attr-defined]
+        self.server.protocols.append((self.path, self.connection.selected_alpn_protocol()))  # type: ignore[attr-defined]
         if self.path == "/bulk":
             self._answer(BULK)
         else:
@@ -45,6 +46,7 @@ class TlsServer(ThreadingHTTPServer):
     """An endpoint that speaks TLS; with `clients_of` only to whom that authority has signed."""
 
     daemon_threads = True
+    request_queue_size = 128  # five is too few for those who all come at once
 
     def __init__(self, directory: Path, pair: Pair, clients_of: Authority | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Echo)
@@ -52,10 +54,13 @@ class TlsServer(ThreadingHTTPServer):
         """Whom the clients asked for (SNI), one for each handshake."""
         self.resumed: list[bool] = []
         """Of each request: whether its connection had resumed a session."""
+        self.protocols: list[tuple[str, str | None]] = []
+        """Of each request: its target, and what its connection had agreed on (ALPN)."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         path = directory / f"server-{self.server_address[1]}.pem"
         path.write_text(pair.chain + pair.key)
         context.load_cert_chain(path)
+        context.set_alpn_protocols(["http/1.1"])
         context.sni_callback = lambda _, name, __: self.names.append(name)
         if clients_of is not None:
             context.load_verify_locations(cadata=clients_of.pem)

@@ -28,7 +28,7 @@ from lb.model.route import (
     WeightedUpstream,
 )
 from lb.model.stream import Stream, StreamOptions, StreamRoute
-from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, spoken_with_header
 from lb.problems import Origin
 
 LABELS = ["a", "b", "ab", "com", "example"]
@@ -166,7 +166,7 @@ _upstreams = st.builds(
     resolve=st.sampled_from(["", "db.example.com"]),
     origin=origins,
     health_check=health_checks,
-)
+).map(lambda one: msgspec.structs.replace(one, protocol=spoken_with_header(one.protocol, one.proxy_protocol)))
 _shares = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 1, 9])), min_size=1, max_size=3)
 _responds = st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts)
 _routes = st.tuples(

@@ -291,6 +291,13 @@ def test_a_health_check_over_the_upstreams_own_tls() -> None:
     assert config.upstreams["web"].health_check == HealthCheck("tls")
 
 
+@pytest.mark.parametrize(("protocol", "codes"), [("http2", ["LB5013"]), ("auto", []), ("http1", [])])
+def test_http2_gives_way_to_the_proxy_protocol(protocol: str, codes: list[str]) -> None:
+    config, problems = load(f"upstreams: {{web: {{protocol: {protocol}, proxy_protocol: v1}}}}")
+    assert [one.code for one in problems] == codes
+    assert (config.upstreams["web"].protocol, config.upstreams["web"].proxy_protocol) == ("http1", "v1")
+
+
 def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:
     config, problems = load("hosts: {default: {a: [{forward: wbe}]}}\nupstreams: {web: []}", {"hosts.default.a": 7})
     assert [(one.code, one.origin.line, one.fix) for one in problems] == [("LB5004", 7, "did you mean `web`?")]

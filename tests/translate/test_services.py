@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lb.objects.meta import ObjectMeta
 from lb.objects.view import Resolution
 from lb.translate.translation import Options, translate
@@ -14,6 +16,7 @@ kind: Service
 metadata: {name: api, namespace: shop}
 spec: {type: ExternalName, externalName: api.example.net, ports: [{name: https, port: 443, targetPort: 8443}]}
 """
+H2C = "port: 80, appProtocol: kubernetes.io/h2c"
 
 
 def test_the_addresses_of_an_external_name_are_its_endpoints() -> None:
@@ -65,3 +68,21 @@ def test_a_slice_that_moves_to_another_service_changes_both() -> None:
     store.replace_file("test.yaml", list(read_store(moved).objects_of("test.yaml")))
     translation = translate(store, Options(), store.take_changes(), translation)
     assert (ask(translation.config, "h/one")[:3], ask(translation.config, "h/two")) == ("503", "shop/two:80")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "port"),
+    [("lb/backend-protocol: http2, lb/proxy-protocol: v2", "port: 80"), ("lb/proxy-protocol: v2", H2C)],
+)
+def test_http2_gives_way_to_the_proxy_protocol(annotations: str, port: str) -> None:
+    """A connection is for one client then; a Problem says so."""
+    service = f"""---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop, annotations: {{{annotations}}}}}
+spec: {{ports: [{{{port}}}]}}
+"""
+    translation = translate_text(ingress("web", ("h", "Prefix", "/", "web")) + service)
+    upstream = translation.config.upstreams["shop/web:80"]
+    assert (upstream.protocol, upstream.proxy_protocol) == ("http1", "v2")
+    assert [one.code for one in translation.problems].count("LB5013") == 1

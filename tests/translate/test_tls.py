@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from lb.objects.meta import Key, ObjectMeta
 from lb.objects.view import Changes, Stored
 from lb.problems import Origin
 from lb.sources.store import Store
-from lb.translate.translation import TLS_LISTENER, Options, Translation, translate
+from lb.translate.translation import HOST_SET, TLS_LISTENER, Options, Translation, translate
 from tests.harness.certificates import Authority, Pair, make_key, pem
 from tests.translate.cluster import read_store
 
@@ -275,3 +276,46 @@ def test_an_older_ingress_that_asks_nothing_is_no_way_around() -> None:
     tls = translate(store, Options(), Changes(everything=True), None).config.listeners[TLS_LISTENER].tls
     assert tls is not None
     assert tls.hosts["web.example.com"].clients.mode == "required"
+
+
+@pytest.mark.parametrize(("first", "second"), [("optional", "required"), ("unverified", "optional"), ("required", "odd")])
+def test_the_strictest_of_several_ingresses_decides(first: str, second: str) -> None:
+    """A younger one that asks more is not opened by an older one; its mistake takes nothing away from an older one."""
+
+    def asking(name: str, mode: str, year: int) -> str:
+        one = ASKING.replace("name: web,", f"name: {name}, creationTimestamp: '{year}-01-01T00:00:00Z',")
+        return one.replace("lb/client-certificate: required", f"lb/client-certificate: {mode}")
+
+    store = read_store(f"{asking('older', first, 2020)}\n---{asking('younger', second, 2021)}")
+    store.put(Stored(authorities(AUTHORITY), Origin("Secret", "shop", "clients")))
+    translation = translate(store, Options(), Changes(everything=True), None)
+    tls = translation.config.listeners[TLS_LISTENER].tls
+    assert tls is not None
+    assert tls.hosts["web.example.com"].clients.mode == ("required" if "required" in (first, second) else second)
+    said = [one for one in translation.problems if one.code == "LB5012" and "web.example.com" in one.what]
+    assert [one.severity for one in said] == ["error"]
+    assert "shop/older" in said[0].what
+    assert "shop/younger" in said[0].what
+
+
+@pytest.mark.parametrize(
+    ("mode", "redirect", "code"), [("required", 308, "LB5011"), ("optional", 0, "LB5010"), ("odd", 308, "")]
+)
+def test_plain_http_is_no_way_around_required_certificates(mode: str, redirect: int, code: str) -> None:
+    store = read_store(
+        ASKING.replace("lb/client-certificate: required", f"lb/client-certificate: {mode}, lb/ssl-redirect: 'false'")
+    )
+    store.put(Stored(authorities(AUTHORITY), Origin("Secret", "shop", "clients")))
+    translation = translate(store, Options(), Changes(everything=True), None)
+    for name in ("web.example.com", "plain.example.com"):
+        host = translation.config.hosts[HOST_SET][name]
+        assert {route.options.https_redirect for route in host.routes} == {redirect}
+    assert not code or code in [one.code for one in translation.problems]
+
+
+def test_both_mistakes_about_client_certificates_are_said() -> None:
+    """No TLS section, and no redirect."""
+    text = ASKING.replace("lb/client-certificate: required", "lb/client-certificate: required, lb/ssl-redirect: 'false'")
+    store = read_store(re.sub(r"  tls:.*?\n(?=  rules)", "", text, flags=re.DOTALL))
+    codes = [one.code for one in translate(store, Options(), Changes(everything=True), None).problems]
+    assert {"LB5010", "LB5011"} <= set(codes)

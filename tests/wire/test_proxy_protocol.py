@@ -209,6 +209,22 @@ def test_tls_behind_a_header(site: Serving, authority: Authority) -> None:
     site.lb.wait_log(1, listener="https", client="192.0.2.78")
 
 
+def test_a_client_behind_a_unix_socket_is_no_proxy(tmp_path: Path) -> None:
+    """Who comes by a Unix socket is trusted; whom a header names instead is not."""
+    native = Native()
+    address = f"unix:{tmp_path}/lb.sock"
+    native.listeners["local"] = {"address": address, "http": {"proxy_protocol": ["::/0"]}}
+    with ExitStack() as stack:
+        native.serve("shop.test", stack.enter_context(RawBackend()))
+        started = stack.enter_context(serving(tmp_path, native))
+        for header, client in ((v1("192.0.2.5"), "192.0.2.5"), (b"PROXY UNKNOWN\r\n", "198.51.100.1")):
+            with socket.socket(socket.AF_UNIX) as plain:
+                plain.connect(f"{tmp_path}/lb.sock")
+                plain.sendall(header + get("shop.test", "/", "X-Forwarded-For: 198.51.100.1"))
+                assert plain.recv(1000).startswith(b"HTTP/1.1 200")
+            started.lb.wait_log(1, listener="local", client=client)
+
+
 def test_nobody_else_is_believed(site: Serving, server: TcpServer) -> None:
     """What looks like a header is the client's own bytes."""
     with site.connect("tcp", source="127.0.0.8") as client, server.accept() as peer:

@@ -46,6 +46,7 @@ class World:
     revoked: Pair
     directory: Path
     resuming: TlsServer
+    alpn: TlsServer
 
     def client(self, name: str = "shop.example.com", **options: object) -> TlsClient:
         return TlsClient(self.serving.address("https"), self.authority.pem, name, **options)  # type: ignore[arg-type]
@@ -84,7 +85,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     endpoint = TlsServer(directory, authority.issue("api.internal", "127.0.0.1"))
     resuming = TlsServer(directory, authority.issue("api.internal"))
     strict = TlsServer(directory, authority.issue("api.internal"), clients)
+    alpn = TlsServer(directory, authority.issue("api.internal"))
     tls = {"ca": authority.pem, "server_name": "api.internal"}
+    native.upstream("alpn", [alpn.key], tls=tls)
+    native.carry("carried", free_port(), "alpn")
     native.upstream("api", [endpoint.key], tls=tls)
     native.upstream("resuming", [resuming.key], tls=tls, max_requests_per_connection=1)
     native.upstream("wrong-name", [endpoint.key], tls={**tls, "server_name": "other.internal"})
@@ -101,8 +105,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     native.host("*", *everything)
     native.host("redirected.example.com", {**respond("redirected", 200, "secure\n"), "https_redirect": 308})
     with serving(directory, native) as running:
-        yield World(running, authority, clients, revoked, directory, resuming)
-    for server in (endpoint, strict, resuming):
+        yield World(running, authority, clients, revoked, directory, resuming, alpn)
+    for server in (endpoint, strict, resuming, alpn):
         server.shutdown()
 
 
@@ -210,8 +214,36 @@ def test_required_certificate_that_is_not_good(world: World, which: str) -> None
         "expired": world.clients.issue("late.example.com", days=-1),
     }
     client = world.client("required.example.com", certificate=pairs[which], check_name=False)
-    with pytest.raises((ssl.SSLError, ConnectionError)), client.connect(directory=world.directory) as connected:
+    with pytest.raises(ssl.SSLError), client.connect(directory=world.directory) as connected:
         ask(connected, "required.example.com")
+    said = {
+        "none": "peer did not return a certificate",
+        "stranger": "unable to get local issuer certificate",
+        "revoked": "certificate revoked",
+        "expired": "certificate has expired",
+    }
+    (record, *_) = world.serving.lb.wait_log(
+        reason="tls-handshake-failed", server_name="required.example.com", tls_error=said[which]
+    )
+    assert (record["listener"], record["client"], record["status"]) == ("https", "127.0.0.1", 0)
+
+
+def test_a_client_that_is_refused_gets_the_alert_whatever_it_sends(world: World) -> None:
+    """With TLS 1.3 it may speak right behind its handshake: what nobody reads must not reset the connection."""
+    client = world.client("required.example.com", version=ssl.TLSVersion.TLSv1_3, check_name=False)
+    context = client.context()
+    for _ in range(20):
+        with client.connect(context) as connected:
+            with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+                ask(connected, "required.example.com", body=b"x" * 50_000)
+
+
+def test_a_client_that_refuses_us_is_in_the_log(world: World) -> None:
+    context = ssl.create_default_context(cadata=world.clients.pem)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        world.client().connect(context)
+    records = world.serving.lb.wait_log(reason="tls-handshake-failed", server_name="shop.example.com")
+    assert any(record["tls_error"].endswith("alert unknown ca") for record in records)
 
 
 def test_endpoint_is_told_of_the_certificate_and_never_by_the_client(world: World) -> None:
@@ -318,6 +350,26 @@ def test_endpoint_that_is_not_trusted(world: World, name: str) -> None:
     assert answer.status == 502
     expected = (b"upstream-tls-failed",) if name != "strict-without" else (b"upstream-tls-failed", b"upstream-")
     assert any(one in answer.body for one in expected)
+
+
+def test_operators_see_why_an_endpoint_is_not_trusted(world: World) -> None:
+    with world.client().connect() as connected:
+        for name, why in (("wrong-name", "hostname mismatch"), ("wrong-ca", "unable to get local issuer certificate")):
+            assert ask(connected, "shop.example.com", f"/{name}").status == 502
+            assert why in world.serving.lb.ctl("upstreams", name).lower()
+        assert ask(connected, "shop.example.com", "/api").status == 200
+    (endpoint,) = world.serving.lb.get("/v1/upstreams/api")["endpoints"]
+    assert endpoint["tls_error"] == ""
+
+
+def test_bytes_that_are_only_carried_offer_no_protocol(world: World) -> None:
+    """What they are nobody knows (RFC 7301)."""
+    with socket.create_connection(world.serving.address("carried"), 20) as client:
+        client.sendall(b"GET /?carried HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    with world.client().connect() as connected:
+        assert ask(connected, "shop.example.com", "/alpn?asked").status == 200
+    assert world.alpn.protocols == [("/?carried", None), ("/alpn?asked", "http/1.1")]
 
 
 def test_sessions_with_endpoints_are_resumed(world: World) -> None:
@@ -461,6 +513,7 @@ def test_plain_http_is_told_so(world: World) -> None:
             received += piece
     assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"plain HTTP" in received
+    world.serving.lb.wait_log(reason="plain-http", status=400, listener="https", client="127.0.0.1")
 
 
 def test_handshake_that_never_ends_is_ended(world: World) -> None:

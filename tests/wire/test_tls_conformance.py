@@ -482,6 +482,7 @@ def test_a_storm_of_handshakes_is_served_and_established_connections_go_on(world
         for client in waiting:
             client.sendall(hello)
         for connected in established:
+            assert ask(connected, "shop.example.com", "/closing/whole").body == b"all of it", "an endpoint goes first"
             assert ask(connected, "shop.example.com").status == 200
         for client in waiting:
             assert isinstance(answer(client), ServerHello), "who waits is not forgotten"

@@ -256,6 +256,7 @@ cdef extern from "<openssl/err.h>" nogil:
     unsigned long ERR_peek_error()
     unsigned long ERR_peek_last_error()
     int ERR_GET_REASON(unsigned long code)
+    int SSL_R_CERTIFICATE_VERIFY_FAILED
     const char* ERR_reason_error_string(unsigned long code)
 
 cdef extern from "<openssl/crypto.h>" nogil:
