@@ -18,6 +18,9 @@ from lb.objects.meta import Key
 from lb.objects.view import Changes, Stored
 from lb.problems import Origin, Problem
 
+EXPORT_COMMAND = "kubectl get ingressclass,ingress,service,endpointslice,secret,configmap,node -A -o json"
+"""Prints all kinds that lb serves. What it prints holds keys."""
+
 _NOTHING: Mapping[tuple[str, str], Stored] = MappingProxyType({})
 _NO_FILE = ""
 """Stands before every file name: what is put without a file wins over files."""
@@ -144,7 +147,7 @@ class Store:
                     "LB1005",
                     Origin(file=min(self._files)),
                     f"only kinds that lb does not serve were found: {names}",
-                    fix="export Ingresses, Services and EndpointSlices too",
+                    fix=f"export the kinds that lb serves: {EXPORT_COMMAND}",
                 )
             )
         return found

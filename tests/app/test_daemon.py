@@ -356,15 +356,20 @@ def test_term_while_the_input_is_still_read(site: Site) -> None:
         (["-c", "{settings}"], "settings.thread: unknown field; did you mean `threads`?"),
         (["x", "--publish", "80"], "`80` is not PORT=ADDRESS:PORT"),
         (["x", "--admin", "here"], "does not end in a port"),
-        (["x", "--log-format", "combind", "--admin-socket", "{socket}"], "did you mean `combined`?"),
-        (["x", "--access-log", "/nowhere/access.log", "--admin-socket", "{socket}"], "cannot start"),
+        (["{empty}", "--log-format", "combind", "--admin-socket", "{socket}"], "did you mean `combined`?"),
+        (["{empty}", "--access-log", "/nowhere/access.log", "--admin-socket", "{socket}"], "cannot start"),
+        (["{empty}", "{empty}/nonexist"], "empty/nonexist does not exist"),
+        (["{settings}/below"], "lb.yaml/below does not exist"),
     ],
 )
 def test_wrong_usage_is_told_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
     settings = tmp_path / "lb.yaml"
     settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {thread: 1}\n")
-    result = run_to_end(*(text.format(settings=settings, socket=tmp_path / "a.sock") for text in arguments))
-    assert result.returncode in (1, 2)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    names = {"settings": settings, "socket": tmp_path / "a.sock", "empty": empty}
+    result = run_to_end(*(text.format_map(names) for text in arguments))
+    assert result.returncode == (1 if message == "cannot start" else 2)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 

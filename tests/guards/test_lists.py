@@ -11,6 +11,7 @@ from lb._fastpath.engine import LOG_FIELDS, REASONS
 from lb.model.explain import STATUS
 from lb.observe.metrics import METRICS
 from lb.problems import CODES
+from lb.sources.store import EXPORT_COMMAND
 from lb.translate.annotations import ANNOTATIONS
 from lb.translate.load_balancers import LOAD_BALANCER_CLASS
 from tests.guards.sources import FASTPATH, ROOT, files, name
@@ -42,6 +43,16 @@ def test_documentation_names_only_codes_that_exist() -> None:
     for path in files(".md"):
         unknown = set(CODE.findall(path.read_text())) - CODES.keys()
         assert not unknown, name(path)
+
+
+def test_the_export_is_one_command_everywhere() -> None:
+    """Without Secrets or EndpointSlices it looks like an outage; what it writes holds keys."""
+    for path in files(".md"):
+        text = path.read_text()
+        exports = re.findall(r"kubectl get \S+,\S+ -A [^`>\n]*json", text)
+        assert set(exports) <= {EXPORT_COMMAND}, name(path)
+        written = re.findall(r".*kubectl get \S+,\S+ -A .*json > ", text)
+        assert "umask 077" in text or not written, name(path)
 
 
 def test_metric_names_stand_in_one_place() -> None:
