@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import structlog
 import uvloop
+from msgspec.structs import replace
 
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
 from lb.admin.server import AdminServer
@@ -56,6 +57,8 @@ DRAIN_POLL_SECONDS = 0.05
 LOOK_SECONDS = 60.0
 # Descriptors of the control plane besides those of health checks: files, DNS, the admin API.
 SPARE_DESCRIPTORS = 64
+# Errors of one new input that are written to the log one by one.
+ERRORS_TOLD = 20
 # For what comes after draining: flushing the log, closing the admin API.
 CLOSE_SECONDS = 5.0
 
@@ -88,7 +91,10 @@ def prepare_process(settings: Settings) -> None:
 
 def _tell_problem(problem: Problem) -> None:
     tell = log.error if problem.severity == "error" else log.warning
-    tell(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
+    origin = problem.origin
+    place = {"object": origin.object} if origin.kind else {}
+    place |= {"place": origin.place} if origin.place else {}
+    tell(problem.what, code=problem.code, **place, why=problem.why, fix=problem.fix)
 
 
 class Application:
@@ -121,8 +127,11 @@ class Application:
         store = Store()
         self._inbox = Inbox()
         self._files = Files(paths, store, self._inbox)
-        self.pipeline = Pipeline(store, options, Compiler(self.engine), self.engine)
-        self.listeners = Listeners(self.engine, self.threads, parse_publish(settings.publish), take_listening_sockets())
+        publish = parse_publish(settings.publish)
+        # Nobody knows which port a proxy has that reaches lb by a Unix socket.
+        published = {port: bind.port for port, bind in publish.items() if bind.port}
+        self.pipeline = Pipeline(store, options, Compiler(self.engine, published), self.engine)
+        self.listeners = Listeners(self.engine, self.threads, publish, take_listening_sockets())
         self.metrics = Metrics(
             self.engine,
             HISTOGRAM_BOUNDS_SECONDS,
@@ -244,7 +253,16 @@ class Application:
             milliseconds=round(sum(build.seconds.values()) * 1000),
             **build.problems,
         )
+        self._tell_new_errors()
         return build
+
+    def _tell_new_errors(self) -> None:
+        """Each error of the input once; a count alone would send everybody to look for it."""
+        pipeline = self.pipeline
+        for problem in pipeline.new_errors[:ERRORS_TOLD]:
+            _tell_problem(replace(problem, origin=pipeline.place(problem.origin)))
+        if (more := len(pipeline.new_errors) - ERRORS_TOLD) > 0:
+            log.error(f"and {more} more errors: `lb ctl problems` shows all")
 
     def _look_at_certificates(self) -> None:
         refused = self.pipeline.compiler.refused.values()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
@@ -72,11 +72,14 @@ class Pipeline:
         """With the newest files, also when they do not serve."""
         self.translated_problems: tuple[Problem, ...] = ()
         """With what the newest objects say. Where such an object stands now is to be asked: see `place`."""
+        self.new_errors: tuple[Problem, ...] = ()
+        """Of the newest input, those that the input before it did not have."""
         self.newest: Build | None = None
         self.last_good: Build | None = None
         self.last_refused: Build | None = None
         self.outcomes: Counter[Outcome] = Counter()
         self._translation: Translation | None = None
+        self._errors: Collection[Hashable] = ()
         self.lock = asyncio.Lock()
         """Held while a build runs. Who changes in the engine what a build reads must hold it."""
 
@@ -119,6 +122,7 @@ class Pipeline:
 
     def _build(self, read: Callable[[], object] | None, seconds: dict[str, float]) -> tuple[Config, Table | None]:
         """Store to table; no table when nothing changed."""
+        self.new_errors = ()
         with _timed("read", seconds):
             if read is not None:
                 read()
@@ -142,7 +146,16 @@ class Pipeline:
         self._translation = translation = translate(self.store, self.options, changes, previous)
         self.read_problems = tuple(self.store.problems())
         self.translated_problems = translation.problems
+        self._note_errors()
         return translation, previous is None
+
+    def _note_errors(self) -> None:
+        """A line that moved makes no error a new one."""
+        errors: dict[Hashable, Problem] = {
+            (one.code, one.origin.object, one.field, one.what): one for one in self.problems if one.severity == "error"
+        }
+        self.new_errors = tuple(one for key, one in errors.items() if key not in self._errors)
+        self._errors = errors.keys()
 
     def _publish(self, config: Config, table: Table, seconds: dict[str, float]) -> None:
         with _timed("publish", seconds):

@@ -129,7 +129,7 @@ CODES: dict[str, Code] = {
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
     "LB6002": Code("warning", "certificate expires soon"),
-    "LB6003": Code("error", "certificate has expired"),
+    "LB6003": Code("warning", "certificate has expired"),
     "LB6004": Code("warning", "certificate is not valid yet"),
     "LB6005": Code("warning", "certificate chain may not lead to its root"),
     "LB6006": Code("warning", "OCSP response is out of date"),

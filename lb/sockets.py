@@ -87,7 +87,7 @@ class Listeners:
                     problems.append(_problem(listeners[name], bind, error))
         for problem in problems:
             if problem not in self.problems:
-                log.error(problem.what, why=problem.why, fix=problem.fix)
+                log.error(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
         self.problems = tuple(problems)
 
     def bind_of(self, listener: Listener) -> Bind:

@@ -23,9 +23,10 @@ from lb.model.config import Config
 from lb.model.explain import Explanation, describe_forward, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.health import describe_check
+from lb.model.listener import Listener
 from lb.model.route import Forward, Route
 from lb.model.tls import Certificate
-from lb.model.upstream import Upstream, split_key
+from lb.model.upstream import Upstream
 from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES, count_problems
@@ -111,7 +112,7 @@ def _count_problems(daemon: Daemon) -> dict[Severity, int]:
 
 def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
     stats = daemon.engine.listener_stats()
-    refused = {problem.origin: problem.why for problem in daemon.listeners.problems}
+    closed = _closed(daemon)
     infos = []
     for name, listener in daemon.pipeline.config.listeners.items():
         opened = daemon.listeners.opened.get(name)
@@ -124,9 +125,9 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
                 host_set=listener.host_set if listener.stream is None else "",
                 forward="" if listener.stream is None else describe_forward(listener.stream.route.forward),
                 open=opened is not None,
-                address=opened.address if opened else str(daemon.listeners.bind_of(listener)),
+                address=_address_of(daemon, listener),
                 activated=opened is not None and opened.activated,
-                problem="" if opened else refused.get(listener.origin, ""),
+                problem=closed.get(name, ""),
                 connections=counts["accepted"] if counts else 0,
                 connections_active=counts["active"] if counts else 0,
                 connections_rejected=counts["rejected"] if counts else 0,
@@ -134,6 +135,27 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
             )
         )
     return tuple(infos)
+
+
+def _address_of(daemon: Daemon, listener: Listener) -> str:
+    """Where it accepts; where it should, when it is not open."""
+    opened = daemon.listeners.opened.get(listener.name)
+    return opened.address if opened is not None else str(daemon.listeners.bind_of(listener))
+
+
+def _reached_at(daemon: Daemon, listener: Listener) -> str:
+    """As it was asked for, `*:80` for a socket at `[::]:80`; but port 0 and systemd's sockets are where they are."""
+    bind, address = daemon.listeners.bind_of(listener), _address_of(daemon, listener)
+    return str(bind) if address.endswith(f":{bind.port}") else address
+
+
+def _closed(daemon: Daemon) -> dict[str, str]:
+    """Why listeners are not open, by name."""
+    whys = {problem.origin: problem.why for problem in daemon.listeners.problems}
+    listeners = daemon.pipeline.config.listeners.values()
+    return {
+        one.name: whys.get(one.origin, "it is not open") for one in listeners if one.name not in daemon.listeners.opened
+    }
 
 
 def certificates(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.CertificateInfo]:
@@ -243,12 +265,13 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
 
 def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str) -> Explanation:
     """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
-    ports = {name: split_key(opened.address)[1] for name, opened in daemon.listeners.opened.items()}
+    listeners = daemon.pipeline.config.listeners
     return explain_request(
         daemon.pipeline.config,
         make_ask(url, method, lines, client),
         _EndpointStates(daemon),
-        published=ports,
+        published={name: _reached_at(daemon, one) for name, one in listeners.items()},
+        closed=_closed(daemon),
         place=daemon.pipeline.place,
         refused=daemon.pipeline.compiler.refused,
     )

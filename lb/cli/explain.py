@@ -122,9 +122,9 @@ def _explain_files(
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     listeners = read.config.listeners.values()
-    ports = {one.name: binds[one.port].port for one in listeners if one.port in binds}
+    published = {one.name: str(binds[one.port]) for one in listeners if one.port in binds}
     _tell_unread(read.problems)
-    told = _with_lines(explain(read.config, ask, published=ports, refused=check_tls(read.config)))
+    told = _with_lines(explain(read.config, ask, published=published, refused=check_tls(read.config)))
     return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told)))
 
 
@@ -220,7 +220,9 @@ def print_explanation(console: Console, told: Explanation) -> None:
 
 def _listener_row(step: ListenerStep) -> Text:
     served = f"serves host set {step.host_set}" if step.host_set else "carries bytes"
-    return _step(step.verdict, f"{step.name} {step.bind}, {served}", step.source)
+    at = f", published at {step.published}" if step.published else ""
+    closed = f"closed: {step.closed}" if step.closed else ""
+    return _step(step.verdict, f"{step.name} {step.bind}{at}, {served}", step.source, closed)
 
 
 def _tls_rows(step: TlsStep, now: float) -> Iterator[Text]:

@@ -35,8 +35,10 @@ PROXY_PROTOCOLS = {"none": 0, "v1": 1, "v2": 2}
 class Compiler:
     """Compiles one Config after another for one engine. Not thread-safe: one compilation at a time."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, published: Mapping[int, int] | None = None) -> None:
+        """`published`: where clients reach a listener's port, if that is another one."""
         self._engine = engine
+        self._published = published or {}
         self._config = Config()
         self._indexes: dict[str, HostIndex] = {}
         self._upstreams: dict[str, UpstreamView] = {}
@@ -52,7 +54,10 @@ class Compiler:
         indexes = {name: self._compile_hosts(name, hosts) for name, hosts in config.hosts.items()}
         self._tls.take(config.certificates)
         upstreams = {name: self._compile_upstream(upstream) for name, upstream in config.upstreams.items()}
-        https_ports = _https_ports(config.listeners.values())
+        https_ports = {
+            host_set: self._published.get(port, port)
+            for host_set, port in _https_ports(config.listeners.values()).items()
+        }
         listeners = {
             name: self._compile_listener(
                 listener, indexes.get(listener.host_set), https_ports.get(listener.host_set, 0)

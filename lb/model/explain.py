@@ -108,7 +108,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
         return Origin(file=self.file, line=self.line, column=self.column, item=self.item).place
 
 
-class ListenerStep(msgspec.Struct, frozen=True):
+class ListenerStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """A listener on the port that was asked for."""
 
     name: str
@@ -118,6 +118,10 @@ class ListenerStep(msgspec.Struct, frozen=True):
     """Empty for a listener that carries bytes."""
     verdict: Verdict
     source: Source
+    published: str = ""
+    """Where clients reach it, when that is not its own address."""
+    closed: str = ""
+    """Why the running daemon could not open it; empty when it is open, or when nobody knows."""
 
 
 class CertificateStep(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -302,18 +306,21 @@ def explain(
     ask: Ask,
     states: States | None = None,
     listener: str | None = None,
-    published: Mapping[str, int] | None = None,
+    published: Mapping[str, str] | None = None,
     place: Callable[[Origin], Origin] | None = None,
     refused: Mapping[str, Problem] | None = None,
+    closed: Mapping[str, str] | None = None,
 ) -> Explanation:
     """How `config` serves the request.
 
     `listener` names the listener that takes it, when that is known better than from the port; `published` are the
-    ports on which clients reach listeners instead of their own, by name. `states` are the endpoints' live states;
+    addresses (`*:8080`) at which clients reach listeners instead of their own, by name, and `closed` tells why
+    listeners could not be opened. `states` are the endpoints' live states;
     without them the model's are told. `place` knows where the object of an origin stands now. `refused` is what OpenSSL
     would not take of the certificates and policies (TlsParts.refused).
     """
-    return _Explainer(config, ask, states or {}, published or {}, place or _as_it_says, refused or {}).explain(listener)
+    known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {})
+    return _Explainer(config, ask, *known).explain(listener)
 
 
 class _End(Exception):
@@ -333,12 +340,14 @@ class _Explainer:
         config: Config,
         ask: Ask,
         states: States,
-        published: Mapping[str, int],
+        published: Mapping[str, str],
+        closed: Mapping[str, str],
         place: Callable[[Origin], Origin],
         refused: Mapping[str, Problem],
     ) -> None:
         self._config = config
         self._published = published
+        self._closed = closed
         self._place = place
         self._refused = refused
         self._ask = ask
@@ -405,8 +414,10 @@ class _Explainer:
                 one.name,
                 one.bind,
                 one.host_set if one.stream is None else "",
-                "lost" if index else "won",
+                "lost" if index or one.name in self._closed else "won",
                 self._source(one.origin),
+                self._published_at(one),
+                self._closed.get(one.name, ""),
             )
             for index, one in enumerate(candidates)
         )
@@ -414,7 +425,16 @@ class _Explainer:
             ports = ", ".join(sorted({str(one.port or one.address) for one in listeners.values()}))
             where = f"listener {name}" if name is not None else f"port {self._ask.port}"
             raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
-        return candidates[0]
+        chosen = candidates[0]
+        if chosen.name in self._closed:
+            where = self._published_at(chosen) or chosen.bind
+            raise _End(NO_LISTENER, f"nobody listens on {where} for {chosen.name}: {self._closed[chosen.name]}")
+        return chosen
+
+    def _published_at(self, listener: Listener) -> str:
+        """Empty where a listener is at its own address."""
+        address = self._published.get(listener.name, "")
+        return "" if address == listener.bind else address
 
     def _listeners_at_port(self) -> list[Listener]:
         """Those that clients reach there, or whose own port it is; the only listener where no one has that port.
@@ -423,7 +443,7 @@ class _Explainer:
         """
         listeners = self._config.listeners
         port = self._ask.port
-        candidates = [one for one in listeners.values() if self._published.get(one.name) == port]
+        candidates = [one for one in listeners.values() if _port_of(self._published.get(one.name, "")) == port]
         candidates = candidates or [one for one in listeners.values() if one.port == port]
         if not candidates and len(listeners) == 1:
             candidates = list(listeners.values())
@@ -434,7 +454,10 @@ class _Explainer:
         return sorted(candidates, key=self._distance)
 
     def _distance(self, listener: Listener) -> int:
-        """The listener on the very address that is asked for stands before those on all addresses."""
+        """The listener on the very address that is asked for stands before those on all addresses, and one that is
+        open before one that is not."""
+        if listener.name in self._closed:
+            return 3
         if listener.address == self._ask.host.rpartition(":")[0].strip("[]"):
             return 0
         return 1 if listener.address in ("", "0.0.0.0", "::") else 2  # noqa: S104  # compares, does not bind
@@ -613,6 +636,12 @@ class _Explainer:
             return
         verb = "believed and extended" if self._is_trusted(listener) else "replaced"
         self._notes.append(f"X-Forwarded-* headers from {ip_address(self._ask.client)} are {verb}")
+
+
+def _port_of(address: str) -> int:
+    """Of `*:8080`; 0 for a Unix socket, or where there is none."""
+    port = "" if address.startswith("unix:") else address.rpartition(":")[2]
+    return int(port or 0)
 
 
 def _is_in(client: str, networks: Sequence[str]) -> bool:

@@ -443,7 +443,23 @@ FOREIGN_PREFIXES = (
     "traefik.ingress.kubernetes.io/",
 )
 """Annotations that tell another controller how to serve an Ingress."""
-_FOREIGN_SHOWN = 6
+_ACCESS_WORDS = (
+    "allow",
+    "auth",
+    "blacklist",
+    "cidr",
+    "deny",
+    "jwt",
+    "modsecurity",
+    "oidc",
+    "permit",
+    "satisfy",
+    "security",
+    "source-range",
+    "waf",
+    "whitelist",
+)
+"""Annotations with one of these in their name say who gets in: without them everybody does."""
 
 
 def field_of(part: Part, field: str) -> str:
@@ -534,10 +550,10 @@ def _report_unknown(stored: Stored, place: Place, name: str, entry: Annotation |
 
 def _report_foreign(stored: Stored, problems: Problems) -> None:
     """One warning an Ingress: what another controller would have done, an access rule perhaps, does not happen here."""
-    names = sorted(name for name in stored.object.metadata.annotations or () if name.startswith(FOREIGN_PREFIXES))
+    names = [name for name in stored.object.metadata.annotations or () if name.startswith(FOREIGN_PREFIXES)]
     if not names:
         return
-    shown = ", ".join(names[:_FOREIGN_SHOWN]) + (", …" if len(names) > _FOREIGN_SHOWN else "")
+    shown = ", ".join(sorted(names, key=lambda name: (not _controls_access(name), name)))
     problems.add(
         "LB5007",
         stored.origin,
@@ -546,6 +562,10 @@ def _report_foreign(stored: Stored, problems: Problems) -> None:
         fix="see docs/configuration.md for lb's own annotations; do not expose what they protected",
         field="metadata.annotations",
     )
+
+
+def _controls_access(name: str) -> bool:
+    return any(word in name.partition("/")[2] for word in _ACCESS_WORDS)
 
 
 def _articled(place: Place) -> str:

@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lb.cli.main import main
 from tests.harness.backend import OK, BackendConnection, RawBackend, answering
+from tests.harness.certificates import Authority
 from tests.harness.client import RawClient, get
-from tests.harness.native import Native, respond
+from tests.harness.native import Native, forward, respond
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT, LbProcess
 from tests.harness.waiting import DEADLINE, wait_until
@@ -176,6 +179,34 @@ def test_a_published_port_and_the_admin_address(site: Site) -> None:
             assert client.ask(get("admin", "/readyz")).status == 200
         explanation = json.loads(lb.ctl("-o", "json", "status"))
         assert explanation["ready"] is True
+
+
+def test_https_redirects_lead_to_the_published_port(site: Site) -> None:
+    https, published = free_port(), free_port()
+    site.native.certificate("a", Authority().issue("a.test"))
+    site.native.listen_tls("https", https, {"a.test": ["a"]})
+    site.native.host("a.test", {**respond("a", 200, "secure"), "https_redirect": 308})
+    site.native.write(site.path)
+    with running(site, "--publish", f"{https}=127.0.0.1:{published}"), RawClient(("127.0.0.1", site.port)) as client:
+        answer = client.ask(get("a.test", "/x?y=1"))
+        assert (answer.status, answer.headers.get("location")) == (308, f"https://a.test:{published}/x?y=1".encode())
+
+
+def explained(lb: LbProcess, url: str) -> str:
+    return CliRunner().invoke(main, ["explain", url, "--live", str(lb.admin_socket)]).stdout
+
+
+def test_explain_tells_that_a_listener_is_closed_and_where_one_is_published(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, published = other.getsockname()[1], free_port()
+        site.native.listen("taken", taken)
+        site.native.write(site.path)
+        with running(site, "--publish", f"{site.port}=127.0.0.1:{published}") as lb:
+            told = explained(lb, f"http://a.test:{taken}/")
+            assert f"✗ taken 127.0.0.1:{taken}, serves host set default: closed: " in told
+            assert f"no answer, no-listener: nobody listens on 127.0.0.1:{taken} for taken: " in told
+            told = explained(lb, f"http://a.test:{published}/")
+            assert f"✓ http 127.0.0.1:{site.port}, published at 127.0.0.1:{published}" in told
 
 
 def test_usr1_reopens_the_access_log(site: Site) -> None:
@@ -347,6 +378,28 @@ def test_term_while_the_input_is_still_read(site: Site) -> None:
         assert json.loads(lb.admin("/readyz")[1])["why"] == "reading the input"
         lb.signal(signal.SIGTERM)
         lb.assert_ends()
+
+
+def test_new_errors_of_the_input_are_told_once_each(site: Site) -> None:
+    def told(lb: LbProcess) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in lb.stderr.splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("code") == "LB4001"]
+
+    def lose(*services: str) -> None:
+        site.native.host("lost.test", *(forward(one, f"shop/{one}:80") for one in services))
+        site.native.write(site.path)
+
+    lose("first")
+    with running(site) as lb:
+        [first] = told(lb)
+        assert first["event"] == "Service shop/first does not exist"
+        assert (first["level"], str(first["place"]).partition(":")[0]) == ("error", str(site.path))
+        lose("first", "second")
+        wait_until(lambda: len(told(lb)) == 2, "the new one is told")
+        assert told(lb)[1]["event"] == "Service shop/second does not exist"
+        lose(*(f"more-{number:02}" for number in range(23)))
+        wait_until(lambda: "and 3 more errors: `lb ctl problems` shows all" in lb.stderr, "the rest is counted")
+        assert len(told(lb)) == 2 + 20
 
 
 @pytest.mark.parametrize(

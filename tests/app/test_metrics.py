@@ -29,7 +29,7 @@ class Fixed:
         self.newest = self.last_good = good
         self.outcomes = Counter(published=4, refused=1)
         self.opened = {"http": object()}
-        self.problems = (Problem("LB6003", Origin(), "expired"),)
+        self.problems = (Problem("LB6007", Origin(), "refused"),)
 
 
 @pytest.fixture

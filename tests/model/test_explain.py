@@ -185,11 +185,20 @@ def test_listener_can_be_named(config: Config) -> None:
 
 
 def test_published_port_names_the_listener(config: Config) -> None:
-    told = explain(config, Ask("shop.example.com", "/", port=8080), published={"local": 81, "http": 8080})
-    assert [step.name for step in told.listeners] == ["http"]
+    told = explain(config, Ask("shop.example.com", "/", port=8080), published={"local": "*:81", "http": "*:8080"})
+    assert [(step.name, step.published) for step in told.listeners] == [("http", "*:8080")]
     # Where two listeners have swapped their ports, the published one is where clients arrive.
-    told = explain(config, Ask("shop.example.com", "/", port=80), published={"local": 80, "http": 81})
+    told = explain(config, Ask("shop.example.com", "/", port=80), published={"local": "*:80", "http": "*:81"})
     assert [step.name for step in told.listeners] == ["local"]
+
+
+def test_nobody_listens_where_the_listener_could_not_be_opened(config: Config) -> None:
+    closed = {"http": "ports below 1024 need privilege"}
+    told = explain(config, Ask("shop.example.com", "/"), published={"http": "*:80"}, closed=closed)
+    assert (told.status, told.reason) == (None, "no-listener")
+    assert told.why == "nobody listens on *:80 for http: ports below 1024 need privilege"
+    assert [(step.verdict, step.closed) for step in told.listeners if step.name == "http"] == [("lost", closed["http"])]
+    assert not told.routes
 
 
 def test_the_only_listener_is_told_about_when_no_one_has_the_port(config: Config) -> None:

@@ -89,6 +89,19 @@ def test_annotations_of_nobody_we_know_are_left_alone() -> None:
     assert not len(problems)
 
 
+def test_all_annotations_of_another_controller_are_listed_those_that_control_access_first() -> None:
+    harmless = [
+        f"nginx.ingress.kubernetes.io/{name}" for name in ("affinity", "app-root", "backend-protocol", "x", "y")
+    ]
+    access = [f"nginx.ingress.kubernetes.io/{name}" for name in ("auth-url", "denylist-source-range")]
+    whitelist = "nginx.ingress.kubernetes.io/whitelist-source-range"
+    problems = Problems()
+    metadata = ObjectMeta("x", annotations=dict.fromkeys([*harmless, whitelist, *access], "x"))
+    read_annotations(Stored(Object(metadata), Origin()), "Ingress", problems)
+    [problem] = problems
+    assert problem.what.partition(": ")[2].split(", ") == [*access, whitelist, *harmless]
+
+
 def test_annotations_of_another_controller_are_said_to_do_nothing() -> None:
     problems = Problems()
     names = ["nginx.ingress.kubernetes.io/whitelist-source-range", "alb.ingress.kubernetes.io/scheme"]
