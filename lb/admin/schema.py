@@ -65,6 +65,12 @@ class Status(msgspec.Struct, frozen=True):
     hosts: int
     routes: int
     upstreams: int
+    upstreams_checked: int
+    """Those with health checks."""
+    upstreams_unhealthy: int
+    """Of these, those without a healthy endpoint."""
+    upstreams_unhealthy_first: tuple[str, ...]
+    """The first few of them."""
     problems: dict[Severity, int]
     log_level: str
     tls_library: str = ""
@@ -163,6 +169,8 @@ class CertificateInfo(msgspec.Struct, frozen=True):
     stapled: bool
     """Whether an OCSP response goes with it."""
     source: str
+    warning: str = ""
+    """That a newer one was refused, and what follows from it; empty when all is well."""
 
 
 class RouteInfo(msgspec.Struct, frozen=True):
@@ -194,6 +202,8 @@ class UpstreamInfo(msgspec.Struct, frozen=True):
     endpoints_unhealthy: int
     health_check: str
     """`http GET /healthz every 5s`, or `off`."""
+    all_fail: Literal["", "serve", "refuse"]
+    """What happens because all endpoints fail their health checks; empty: not all do."""
     unavailable: str
     """Why there are no endpoints, when the reason is known."""
     source: str

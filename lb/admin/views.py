@@ -20,7 +20,7 @@ from lb.admin.daemon import Daemon
 from lb.certs.pem import expiry_of, read_chain
 from lb.compile.tls import missing_groups
 from lb.model.config import Config
-from lb.model.explain import Explanation, describe_forward, make_ask
+from lb.model.explain import Explanation, all_fail, describe_forward, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.health import describe_check
 from lb.model.listener import Listener
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from lb._fastpath.engine import EndpointStats, UpstreamStats
 
 MAX_PAGE = 1_000
+MAX_NAMES = 3
+"""How many names a summary holds."""
 
 ItemT = TypeVar("ItemT")
 
@@ -49,6 +51,8 @@ def status(daemon: Daemon) -> schema.Status:
     ready, why = daemon.readiness()
     config = daemon.pipeline.config
     exchanges, connections = daemon.engine.active()
+    checked = [one.name for one in config.upstreams.values() if one.health_check.type != "off"]
+    unhealthy = [name for name in checked if _is_unhealthy(daemon, name)]
     return schema.Status(
         version=__version__,
         pid=os.getpid(),
@@ -65,11 +69,20 @@ def status(daemon: Daemon) -> schema.Status:
         hosts=sum(len(hosts) for hosts in config.hosts.values()),
         routes=sum(len(host.routes) for hosts in config.hosts.values() for host in hosts.values()),
         upstreams=len(config.upstreams),
+        upstreams_checked=len(checked),
+        upstreams_unhealthy=len(unhealthy),
+        upstreams_unhealthy_first=tuple(unhealthy[:MAX_NAMES]),
         problems=_count_problems(daemon),
         log_level=logs.level(),
         tls_library=library_version(),
         tls_groups_missing=missing_groups(),
     )
+
+
+def _is_unhealthy(daemon: Daemon, upstream: str) -> bool:
+    """Whether it has endpoints that are checked, and none of them passes."""
+    states = {health.state for health in daemon.health.of(upstream).values()}
+    return states == {"unhealthy"}
 
 
 def config_status(daemon: Daemon) -> schema.ConfigStatus:
@@ -171,15 +184,32 @@ def certificates(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.
         if upstream.tls is not None and upstream.tls.certificate:
             upstreams.setdefault(upstream.tls.certificate, []).append(upstream.name)
     found = sorted(config.certificates.values(), key=lambda one: (expiry_of(one.chain), one.name))
+    renewals = _refused_renewals(daemon)
     infos = [
-        _certificate_info(daemon, one, tuple(hosts.get(one.name, ())), tuple(upstreams.get(one.name, ())))
+        _certificate_info(
+            daemon, one, tuple(hosts.get(one.name, ())), tuple(upstreams.get(one.name, ())), renewals.get(one.name, "")
+        )
         for one in _slice(found, offset, limit)
     ]
     return schema.Page(tuple(infos), len(found), offset)
 
 
+def _refused_renewals(daemon: Daemon) -> dict[str, str]:
+    """What is to be said of certificates whose newest form is refused, by name."""
+    found = {}
+    for problem in daemon.pipeline.translated_problems:
+        if problem.code == "LB3011":
+            name = f"{problem.origin.namespace}/{problem.origin.name}"
+            found[name] = "a newer one is refused (LB3011): a restart loses this one"
+    for key, problem in daemon.pipeline.compiler.refused.items():
+        if problem.code == "LB6007":
+            name = key.removeprefix("certificate ")
+            found[name] = "it is refused (LB6007): the one before it is served, and a restart loses that"
+    return found
+
+
 def _certificate_info(
-    daemon: Daemon, one: Certificate, hosts: tuple[str, ...], upstreams: tuple[str, ...]
+    daemon: Daemon, one: Certificate, hosts: tuple[str, ...], upstreams: tuple[str, ...], warning: str
 ) -> schema.CertificateInfo:
     pair = read_chain(one.chain)
     return schema.CertificateInfo(
@@ -196,6 +226,7 @@ def _certificate_info(
         not_after=pair.not_after.timestamp(),
         stapled=bool(one.ocsp),
         source=_source(daemon, one.origin),
+        warning=warning,
     )
 
 
@@ -272,6 +303,7 @@ def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client:
         _EndpointStates(daemon),
         published={name: _reached_at(daemon, one) for name, one in listeners.items()},
         closed=_closed(daemon),
+        renewals=_refused_renewals(daemon),
         place=daemon.pipeline.place,
         refused=daemon.pipeline.compiler.refused,
     )
@@ -309,6 +341,7 @@ def _upstream_info(
         endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
         endpoints_unhealthy=sum(1 for one in endpoints if one["state"] == "unhealthy"),
         health_check=describe_check(model.health_check),
+        all_fail=model.health_check.when_all_fail if _all_fail(endpoints) else "",
         unavailable=model.unavailable,
         source=_source(daemon, model.origin),
         requests_active=counts["active"] if counts else 0,
@@ -319,6 +352,10 @@ def _upstream_info(
         connect_failures=counts["connect_failures"] if counts else 0,
         connections_idle=counts["idle"] if counts else 0,
     )
+
+
+def _all_fail(endpoints: Sequence[EndpointStats]) -> bool:
+    return all_fail({one["state"] for one in endpoints if one["weight"]})
 
 
 def _all_routes(config: Config) -> Iterator[tuple[str, str, int, Route]]:
@@ -347,5 +384,8 @@ def _source(daemon: Daemon, origin: Origin, field: str = "") -> str:
 
 def names_like(names: Iterable[str], wanted: str) -> str:
     """`; did you mean ...?` for an error text."""
-    near = get_close_matches(wanted, list(names), n=1)
+    known = list(names)
+    # Of an upstream people know the Service's name: `web` of `shop/web:80`.
+    near = [name for name in known if wanted in (service := name.rpartition(":")[0], service.rpartition("/")[2])]
+    near = near or get_close_matches(wanted, known, n=1)
     return f"; did you mean `{near[0]}`?" if near else ""

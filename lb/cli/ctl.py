@@ -250,6 +250,7 @@ def _show_status(console: Console, answer: Json) -> None:
         ("generation", answer["generation"]),
         ("listeners", f"{answer['listeners_open']} of {answer['listeners']} open"),
         ("serving", f"{answer['hosts']} hosts, {answer['routes']} routes, {answer['upstreams']} upstreams"),
+        ("health", _health_in_short(answer)),
         ("under way", f"{answer['exchanges']} requests, {answer['connections']} connections"),
         ("problems", found or "none"),
         ("log level", answer["log_level"]),
@@ -257,6 +258,16 @@ def _show_status(console: Console, answer: Json) -> None:
     ]
     for name, value in rows:
         console.print(f"{name:11} {value}", markup=False, highlight=False)
+
+
+def _health_in_short(answer: Json) -> str:
+    count, first = answer["upstreams_unhealthy"], answer["upstreams_unhealthy_first"]
+    if not answer["upstreams_checked"]:
+        return "no upstream is checked"
+    if not count:
+        return f"no upstream without a healthy endpoint ({answer['upstreams_checked']} checked)"
+    names = ", ".join(first) + (", …" if count > len(first) else "")
+    return f"{count} upstream{'' if count == 1 else 's'} without a healthy endpoint: {names}"
 
 
 def _show_problems(console: Console, answer: Json) -> None:
@@ -289,6 +300,7 @@ def _without(groups: Sequence[str]) -> str:
 
 
 def _show_certificates(console: Console, answer: Json) -> None:
+    has_warnings = any(one["warning"] for one in answer["items"])
     rows = [
         (
             one["name"],
@@ -298,10 +310,12 @@ def _show_certificates(console: Console, answer: Json) -> None:
             ", ".join(one["hosts"] + [f"to {upstream}" for upstream in one["upstreams"]]) or "nothing",
             one["fingerprint"],
             one["source"],
+            *([one["warning"]] if has_warnings else []),
         )
         for one in answer["items"]
     ]
-    _table(console, ("CERTIFICATE", "KEY", "EXPIRES", "LEFT#", "SERVES", "SHA-256", "SOURCE"), rows)
+    columns = ("CERTIFICATE", "KEY", "EXPIRES", "LEFT#", "SERVES", "SHA-256", "SOURCE")
+    _table(console, (*columns, "WARNING") if has_warnings else columns, rows)
     _show_rest(console, answer, "certificates")
 
 
@@ -339,6 +353,9 @@ def _show_upstreams(console: Console, answer: Json) -> None:
 
 def _why_nobody(one: Json) -> str:
     """What to look at when there are endpoints, and none of them takes requests."""
+    if one["all_fail"]:
+        effect = "all get requests" if one["all_fail"] == "serve" else "requests are answered 503"
+        return f"all fail their health checks: {effect} (when_all_fail: {one['all_fail']})"
     nobody = one["endpoints"] and not one["endpoints_ready"]
     if nobody:
         return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states"

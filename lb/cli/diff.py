@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import click
 import msgspec
@@ -11,8 +12,9 @@ from rich.text import Text
 
 from lb.cli.inputs import Flags, read_input, translation_options
 from lb.model.config import Config
-from lb.model.diff import Change, diff
+from lb.model.diff import Change, Kind, diff
 
+_KIND_WIDTH = max(map(len, get_args(Kind)))
 SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
@@ -48,8 +50,8 @@ def _print_changes(console: Console, changes: Sequence[Change]) -> None:
     for change in changes:
         sign, style = SIGNS[change.what]
         line = Text()
-        line.append(f"{sign} {change.kind:8} ", style)
-        line.append(change.effect)
+        line.append(f"{sign} {change.kind:{_KIND_WIDTH}} ", style)
+        line.append(change.effect.removeprefix(f"{change.kind} "))
         place = change.after or change.before
         if place:
             line.append(f"  [{place}]", "dim")
@@ -63,5 +65,5 @@ def _read(path: str, config_file: str | None, flags: Flags) -> Config:
     read = read_input((path,), config_file, flags, only_settings=True)
     errors = sum(1 for problem in read.problems if problem.severity == "error")
     if errors:
-        click.echo(f"lb diff: {errors} errors in {path}; `lb check` tells which", err=True)
+        click.echo(f"lb diff: {errors} error{'' if errors == 1 else 's'} in {path}; `lb check` tells which", err=True)
     return read.config

@@ -241,6 +241,8 @@ def _certificate_row(step: CertificateStep, verdict: Verdict, now: float) -> Tex
     if step.expires:
         date = datetime.fromtimestamp(step.expires, UTC).strftime("%Y-%m-%d")
         whys.append(f"expired on {date}" if step.expires <= now else f"until {date}")
+    if step.warning:
+        whys.append(step.warning)
     if verdict == "not-reached":
         whys.append("for clients that do not understand the one above")
     row = Text("    ")

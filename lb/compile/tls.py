@@ -220,7 +220,7 @@ def _refused_certificate(one: Certificate, why: str) -> Problem:
         "LB6007",
         one.origin,
         f"certificate {one.name} is refused by OpenSSL: {why}",
-        "the one of this name that served before stays in use; without one its hosts get lb's self-made certificate",
+        "the one of this name that served before stays in use until a restart; without one lb's self-made one is shown",
         "have a certificate made that OpenSSL takes: RSA from 2048 bits, signed with SHA-256 or better",
     )
 

@@ -7,7 +7,7 @@ data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
@@ -58,10 +58,16 @@ NO_LISTENER = "no-listener"
 
 
 _URL = re.compile(
-    r"(?:(?P<scheme>https?)://|(?![^/?#]*://))(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
+    r"(?:(?P<scheme>https?|wss?)://|(?![^/?#]*://))(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
     r"(?P<target>(?:[/?][^#]*)?)(?:#.*)?"
 )
 """RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
+
+
+_WEBSOCKET = {"ws": "http", "wss": "https"}
+"""RFC 6455 3: a websocket begins as a request with this scheme."""
+_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp")
+_UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 
 _TCP = re.compile(r"tcp://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
@@ -135,6 +141,8 @@ class CertificateStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds since the epoch; 0: not known."""
     mistake: str = ""
     """Why clients will refuse it, or why it is not shown."""
+    warning: str = ""
+    """That it is shown because a newer one was refused."""
     source: Source = Source()
 
 
@@ -258,22 +266,25 @@ def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: s
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
         scheme, separator, _ = url.partition("://")
-        if separator and _SCHEME.fullmatch(scheme) and scheme not in ("http", "https", "tcp"):
-            raise ValueError(f"lb serves http, https and tcp, not {scheme}")
+        if separator and _SCHEME.fullmatch(scheme) and scheme not in _SCHEMES:
+            raise ValueError(f"lb serves {', '.join(_SCHEMES)}, not {scheme}")
         raise ValueError(f"{url!r} is not like http://shop.example.com/cart or tcp://192.0.2.1:5432")
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
     if client:
         ip_address(client)
+    if parts["scheme"] in _WEBSOCKET:
+        headers += [line for line in _UPGRADE if line[0].lower() not in {name.lower() for name, _ in headers}]
+    scheme = _WEBSOCKET.get(parts["scheme"], parts["scheme"] or "")
     target = parts["target"]
     return Ask(
         host=hosts[0] if hosts else parts["authority"],
         target=target if target.startswith("/") else f"/{target}",
-        port=int(parts["port"] or 0) or (443 if parts["scheme"] == "https" else 80),
+        port=int(parts["port"] or 0) or (443 if scheme == "https" else 80),
         method=method,
         headers=tuple(headers),
         client=client,
-        scheme=parts["scheme"] or "",
+        scheme=scheme,
         server_name=_server_name(parts["authority"]),
     )
 
@@ -310,6 +321,7 @@ def explain(
     place: Callable[[Origin], Origin] | None = None,
     refused: Mapping[str, Problem] | None = None,
     closed: Mapping[str, str] | None = None,
+    renewals: Mapping[str, str] | None = None,
 ) -> Explanation:
     """How `config` serves the request.
 
@@ -317,9 +329,10 @@ def explain(
     addresses (`*:8080`) at which clients reach listeners instead of their own, by name, and `closed` tells why
     listeners could not be opened. `states` are the endpoints' live states;
     without them the model's are told. `place` knows where the object of an origin stands now. `refused` is what OpenSSL
-    would not take of the certificates and policies (TlsParts.refused).
+    would not take of the certificates and policies (TlsParts.refused), `renewals` what is to be said of certificates
+    that serve because a newer one was refused.
     """
-    known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {})
+    known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {}, renewals or {})
     return _Explainer(config, ask, *known).explain(listener)
 
 
@@ -344,12 +357,14 @@ class _Explainer:
         closed: Mapping[str, str],
         place: Callable[[Origin], Origin],
         refused: Mapping[str, Problem],
+        renewals: Mapping[str, str],
     ) -> None:
         self._config = config
         self._published = published
         self._closed = closed
         self._place = place
         self._refused = refused
+        self._renewals = renewals
         self._ask = ask
         self._states = states
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
@@ -495,7 +510,9 @@ class _Explainer:
         for told in tell_certificates(self._config, chosen, server_name):
             refused = self._refused.get(f"certificate {told.name}")
             mistake = f"{refused.what}; {refused.why}" if refused is not None else told.mistake
-            yield CertificateStep(told.name, told.kind, told.names, told.expires, mistake, self._source(told.origin))
+            warning = self._renewals.get(told.name, "") if refused is None else ""
+            source = self._source(told.origin)
+            yield CertificateStep(told.name, told.kind, told.names, told.expires, mistake, warning, source)
 
     def _check_direction(self, listener: Listener, shaken: Chosen | None, request: Request) -> None:
         """A request must not come by a connection that was made under other rules (RFC 9110 15.5.20)."""
@@ -594,8 +611,16 @@ class _Explainer:
         for step in refusing:
             lost = "connections are reset" if self._carried else "requests are answered 503"
             self._notes.append(f"{step.share:.0%} of the {lost} ({step.reason}): {step.why}")
-        any_ready = any(one.state == "ready" for step in steps if step.share for one in step.endpoints)
-        return None, "ok", "one of the ready endpoints answers" if any_ready else "an endpoint answers: none is ready"
+        endpoints = [one for step in steps if step.share for one in step.endpoints]
+        if any(one.state == "ready" for one in endpoints):
+            return None, "ok", "one of the ready endpoints answers"
+        if _all_fail(endpoints):
+            return (
+                None,
+                "ok",
+                "all endpoints fail their health checks, so all of them get requests (when_all_fail: serve)",
+            )
+        return None, "ok", "an endpoint answers: none is ready"
 
     def _judge_upstream(self, name: str, share: float) -> UpstreamStep:
         upstream = self._config.upstreams.get(name)
@@ -730,10 +755,13 @@ def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> t
 _SERVING = ("ready", "untested", "ejected")
 
 
+def all_fail(states: Collection[str]) -> bool:
+    """Whether all those endpoints fail their health checks that would serve otherwise."""
+    return "unhealthy" in states and not any(state in _SERVING for state in states)
+
+
 def _all_fail(endpoints: Sequence[EndpointStep]) -> bool:
-    """Whether all those fail their health checks that would serve otherwise."""
-    states = {one.state for one in endpoints}
-    return "unhealthy" in states and states.isdisjoint(_SERVING)
+    return all_fail({one.state for one in endpoints})
 
 
 _SHOWN_WHEN_SET = ("https_redirect", "grpc_web")

@@ -24,6 +24,7 @@ from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.cli.ctl import command
 from lb.model.health import HealthCheck
+from lb.model.tls import Certificate
 from lb.observe import logs
 from lb.observe.metrics import Metrics
 from lb.pipeline import Build
@@ -32,6 +33,7 @@ from lb.settings import Admin, Bind
 from lb.settings import Metrics as MetricsSettings
 from lb.sockets import Opened
 from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
+from tests.harness.certificates import Authority
 
 UPSTREAM = "shop/web:http"
 
@@ -228,6 +230,7 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
         ("GET", "/v1/problems?severity=bad", None, 400, "`severity` is one of error, warning, note, not `bad`"),
         ("GET", "/v1/explain", None, 400, "`url` is missing"),
         ("GET", "/v1/upstreams/shop/wbe:http", None, 404, "did you mean `shop/web:http`?"),
+        ("GET", "/v1/upstreams/web", None, 404, "did you mean `shop/web:http`?"),
         ("GET", "/nothing", None, 404, "/nothing"),
         ("POST", "/livez", None, 405, "Method Not Allowed"),
         ("POST", "/v1/endpoints", {"upstream": "x", "state": "drain"}, 404, "no upstream x"),
@@ -363,10 +366,46 @@ async def test_ctl_and_api_tell_of_health(api: Api, server: AdminServer, daemon:
     told = await api.get("/v1/explain?url=http://shop.example.com:8080/1")
     assert told["upstreams"][0]["endpoints"][0]["health"] == "unhealthy for 90 s: status 503"
     assert "1 unhealthy" in (await ctl(server, "upstreams")).output
+    assert f"health      1 upstream without a healthy endpoint: {UPSTREAM}" in (await ctl(server, "status")).output
     shown = (await ctl(server, "upstreams", UPSTREAM)).output
     assert "health check: http GET /healthz every 5s" in shown
     assert "unhealthy for 1m 30s: status 503" in shown
     assert "not checked" in shown
+
+
+@pytest.mark.parametrize(
+    ("when_all_fail", "effect", "result"),
+    [
+        ("serve", "all get requests (when_all_fail: serve)", "so all of them get requests (when_all_fail: serve)"),
+        ("refuse", "requests are answered 503 (when_all_fail: refuse)", f"all endpoints of {UPSTREAM} fail"),
+    ],
+)
+async def test_ctl_and_explain_tell_what_happens_when_all_endpoints_fail(
+    api: Api, server: AdminServer, daemon: FakeDaemon, when_all_fail: str, effect: str, result: str
+) -> None:
+    config = daemon.pipeline.config
+    check = HealthCheck(type="http", when_all_fail=when_all_fail)  # type: ignore[arg-type]
+    checked = msgspec.structs.replace(config.upstreams[UPSTREAM], health_check=check)
+    daemon.pipeline.config = msgspec.structs.replace(config, upstreams={UPSTREAM: checked})
+    for endpoint in daemon.engine.endpoints[UPSTREAM]:
+        endpoint["state"] = "unhealthy"
+    assert f"all fail their health checks: {effect}" in (await ctl(server, "upstreams")).output
+    told = await api.get("/v1/explain?url=http://shop.example.com:8080/1")
+    assert result in told["why"]
+
+
+async def test_ctl_marks_certificates_whose_renewal_is_refused(server: AdminServer, daemon: FakeDaemon) -> None:
+    pair = Authority().issue("shop.example.com")
+    names = ("shop/web", "shop/api", "shop/fine")
+    certificates = {name: Certificate(name, pair.chain, pair.key) for name in names}
+    daemon.pipeline.config = msgspec.structs.replace(daemon.pipeline.config, certificates=certificates)
+    assert "WARNING" not in (await ctl(server, "certificates")).output
+    daemon.pipeline.translated_problems = (Problem("LB3011", Origin("Secret", "shop", "web"), "no key"),)
+    daemon.pipeline.compiler.refused = {"certificate shop/api": Problem("LB6007", Origin(), "small key")}
+    rows = {line.split()[0]: line.rstrip() for line in (await ctl(server, "certificates")).output.splitlines()}
+    assert rows["shop/web"].endswith("a newer one is refused (LB3011): a restart loses this one")
+    assert "it is refused (LB6007): the one before it is served" in rows["shop/api"]
+    assert "refused" not in rows["shop/fine"]
 
 
 async def test_ctl_changes(server: AdminServer, daemon: FakeDaemon) -> None:

@@ -85,11 +85,21 @@ def test_diff_tells_effects(lb: Lb, tmp_path: Path) -> None:
     changed.write_text(text.replace("10.1.0.11", "10.1.0.13").replace("path: /healthz", "path: /health"))
     result = lb("diff", "shop.yaml", str(changed))
     assert result.exit_code == 1
-    assert "~ route    route shop/web:0:3 now takes exact /health instead of exact /healthz" in result.stdout
-    assert "- endpoint drains endpoint 10.1.0.11:8080 of shop/web:80" in result.stdout
+    assert "~ route       shop/web:0:3 now takes exact /health instead of exact /healthz" in result.stdout
+    assert "- endpoint    drains endpoint 10.1.0.11:8080 of shop/web:80" in result.stdout
     assert result.stdout.splitlines()[-1] == "1 added, 1 removed, 1 changed"
     told = json.loads(lb("diff", "--json", "shop.yaml", str(changed)).stdout)
     assert [change["what"] for change in told] == ["changed", "removed", "added"]
+
+
+def test_diff_says_once_what_kind_of_thing_changes_and_counts_errors(lb: Lb, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    head = "apiVersion: lb/v1\nkind: Config\nupstreams:\n"
+    old.write_text(f"{head}  a: {{endpoints: ['10.0.0.1:80']}}\n")
+    new.write_text(f"{head}  a: {{endpoints: ['10.0.0.1:80'], balance: least-connections}}\n  b: {{endpoints: [x]}}\n")
+    result = lb("diff", str(old), str(new))
+    assert "~ upstream    a: balance round-robin -> least-connections" in result.stdout
+    assert f"1 error in {new};" in result.stderr
 
 
 def test_diff_of_the_same_exits_with_0(lb: Lb) -> None:
@@ -105,7 +115,7 @@ def test_diff_takes_only_the_settings_of_its_config(lb: Lb, tmp_path: Path) -> N
     new.write_text(text.replace("10.2.0.2:80", "10.2.0.9:80"))
     result = lb("diff", str(old), str(new), "-c", "lb.yaml")
     assert result.exit_code == 1
-    assert "- endpoint drains endpoint 10.2.0.2:80 of new" in result.stdout
+    assert "- endpoint    drains endpoint 10.2.0.2:80 of new" in result.stdout
     # kubernetes.port of lb.yaml is 8081, on both sides.
     assert "8081" in lb("diff", str(old), "shop.yaml", "-c", "lb.yaml").stdout
 

@@ -126,7 +126,7 @@ def test_those_serve_when_nobody_is_ready(config: Config, state: str) -> None:
 @pytest.mark.parametrize(
     ("when_all_fail", "reason", "why"),
     [
-        ("serve", "ok", "an endpoint answers: none is ready"),
+        ("serve", "ok", "all endpoints fail their health checks, so all of them get requests (when_all_fail: serve)"),
         ("refuse", "no-healthy-endpoint", "all endpoints of web fail their health checks"),
     ],
 )
@@ -201,6 +201,16 @@ def test_nobody_listens_where_the_listener_could_not_be_opened(config: Config) -
     assert not told.routes
 
 
+@pytest.mark.parametrize(
+    ("url", "scheme", "port"), [("ws://a.test/chat", "http", 80), ("wss://a.test/chat", "https", 443)]
+)
+def test_a_websocket_begins_as_a_request_with_an_upgrade(url: str, scheme: str, port: int) -> None:
+    ask = make_ask(url, lines=["upgrade: mine"])
+    assert (ask.scheme, ask.port, ask.target, ask.server_name) == (scheme, port, "/chat", "a.test")
+    assert ask.headers == (("upgrade", "mine"), ("Connection", "Upgrade"))
+    assert make_ask(url).headers == (("Connection", "Upgrade"), ("Upgrade", "websocket"))
+
+
 def test_the_only_listener_is_told_about_when_no_one_has_the_port(config: Config) -> None:
     alone = msgspec.structs.replace(config, listeners={"http": config.listeners["http"]})
     told = explain(alone, Ask("shop.example.com", "/", port=8443))
@@ -262,7 +272,7 @@ def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
 
 
 def test_url_of_another_scheme_is_told_as_such() -> None:
-    with pytest.raises(ValueError, match="lb serves http, https and tcp, not ftp"):
+    with pytest.raises(ValueError, match="lb serves http, https, ws, wss, tcp, not ftp"):
         make_ask("ftp://shop")
 
 
