@@ -514,7 +514,9 @@ cdef void on_response(stream* st, size_t size, bint ended) noexcept nogil:
     batch_flush(r)
     result = response_from_block(&st.s.block, h)
     if result:
-        lose(st, LB_R_RESPONSE_TOO_LARGE if result > 0 else LB_R_BAD_RESPONSE)
+        if result > 0 and result != LB_R_NO_MEMORY:
+            result = LB_R_RESPONSE_TOO_LARGE
+        lose(st, result if result > 0 else LB_R_BAD_RESPONSE)
         return
     h.size = <uint32_t>(size + FRAME_HEAD)
     if h.status < 200:

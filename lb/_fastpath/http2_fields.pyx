@@ -14,6 +14,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_HEAD_TOO_LARGE,
     LB_R_HOST_MISMATCH,
     LB_R_METHOD_REFUSED,
+    LB_R_NO_MEMORY,
     LB_R_TARGET_TOO_LONG,
     LB_R_TOO_MANY_HEADERS,
     LB_TARGET,
@@ -96,8 +97,8 @@ cdef void block_end(field_block* b, memory* m) noexcept nogil:
 
 cdef bint block_add(field_block* b, memory* m, const char* name, size_t name_size, const char* value,
         size_t value_size, int max_bytes, int max_fields) noexcept nogil:
-    """Keep a field. What passes a limit is counted only, and the request refused at its end; False: no memory, or so
-    much of it that only an attack can be meant.
+    """Keep a field. What passes a limit is counted only, and the message refused at its end; False: so much of it that
+    only an attack can be meant.
     """
     cdef page* bigger
     cdef stored one
@@ -120,7 +121,8 @@ cdef bint block_add(field_block* b, memory* m, const char* name, size_t name_siz
         bigger = page_alloc(m, 4000 if b.bytes == NULL and need < 4000 else (
             need if b.bytes == NULL else 2 * b.bytes.end + need))
         if bigger == NULL:
-            return False
+            b.refused = LB_R_NO_MEMORY  # which is nobody's fault, and costs this message only
+            return True
         if b.bytes != NULL:
             memcpy(page_data(bigger), page_data(b.bytes), b.bytes.end)
             bigger.end = b.bytes.end
