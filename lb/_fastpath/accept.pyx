@@ -52,7 +52,6 @@ from lb._fastpath.c.sys cimport (
     socklen_t,
     ssize_t,
 )
-from lb._fastpath.access cimport log_handshake
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_gone, server_open
@@ -408,8 +407,15 @@ cdef void handshake_timeout(timer* t) noexcept nogil:
     end_handshake(<conn*>t.owner, LB_R_TLS_TIMEOUT)
 
 
-cdef void end_handshake(conn* c, int reason) noexcept nogil:
+cdef void count_failed(conn* c) noexcept nogil:
+    cdef listener_traffic* stats = stats_of(c.base.r, c.slot)
     bump(&c.base.r.counts.tls_failed)
+    if stats != NULL:
+        bump(&stats.tls_failed)
+
+
+cdef void end_handshake(conn* c, int reason) noexcept nogil:
+    count_failed(c)
     server_close(c, reason)
 
 
@@ -422,10 +428,10 @@ cdef void refuse_handshake(conn* c, listener_view* view, int reason) noexcept no
     if c.base.flags & IO_BROKEN:
         end_handshake(c, reason)
         return
-    bump(&r.counts.tls_failed)
+    count_failed(c)
     bump(&r.counts.reasons[reason])
     if r.s.logging and (c.tls == NULL or c.tls.why != NULL):  # a client that just goes away is only counted
-        log_handshake(c, reason)
+        r.s.log_handshake(&c.base, reason)
     tls_free(c.tls)
     c.tls = NULL
     c.base.ready = lingering_ready
@@ -454,7 +460,9 @@ cdef void lingering_ready(io* source) noexcept nogil:
     while source.flags & IO_READABLE and n > 0 and budget > 0:
         n = conn_receive(c, source.r.scratch_in, SCRATCH_BYTES)
         budget -= n
-    if source.flags & IO_BROKEN or (source.flags & IO_HALF_CLOSED and not source.flags & IO_READABLE and not c.out_bytes):
+    if source.flags & IO_HALF_CLOSED and not source.flags & IO_READABLE and c.out_bytes == 0:
+        source.flags |= IO_BROKEN  # both have said all
+    if source.flags & IO_BROKEN:
         server_gone(c, False)
     elif source.flags & IO_READABLE:
         io_enqueue(source)

@@ -7,9 +7,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport pthread_t
 from lb._fastpath.exchange cimport exchange
-from lb._fastpath.reactor cimport shared
+from lb._fastpath.reactor cimport io, shared
 from lb._fastpath.stream cimport flow
-from lb._fastpath.transport cimport conn
 
 cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_LITERAL = -1
@@ -87,6 +86,6 @@ cdef struct log_writer:
 
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
 cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
-cdef void log_handshake(const conn* c, int reason) noexcept nogil
+cdef void log_handshake(io* client, int reason) noexcept nogil
 cdef void* log_main(void* argument) noexcept nogil
 cdef void log_program_free(log_program* p) noexcept nogil

@@ -58,6 +58,7 @@ from lb._fastpath.ring cimport (
 )
 from lb._fastpath.table cimport table, text_at
 from lb._fastpath.tls cimport client_text, tls, tls_cipher, tls_version
+from lb._fastpath.transport cimport conn
 
 cdef enum:
     BUFFER_BYTES = 262144
@@ -190,19 +191,20 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     ring_commit(&f.r.log, record.size)
 
 
-cdef void log_handshake(const conn* c, int reason) noexcept nogil:
+cdef void log_handshake(io* client, int reason) noexcept nogil:
     """The same for a client whose handshake was refused: nobody else could tell why it does not get in."""
-    cdef reactor* r = c.base.r
+    cdef const conn* c = <conn*>client
+    cdef reactor* r = client.r
     cdef const table* t = current_table(r)
     cdef const char* at[TEXT_COUNT]
     cdef uint32_t sizes[TEXT_COUNT]
-    cdef char client[46]
+    cdef char address[46]
     cdef log_record* record
     memset(at, 0, sizeof(at))
     memset(sizes, 0, sizeof(sizes))
     if not c.local:
-        at[TEXT_CLIENT] = client
-        sizes[TEXT_CLIENT] = <uint32_t>put_address(client, c.peer)
+        at[TEXT_CLIENT] = address
+        sizes[TEXT_CLIENT] = <uint32_t>put_address(address, c.peer)
     at[TEXT_LISTENER] = c.listener_name
     sizes[TEXT_LISTENER] = c.listener_name_size
     if c.tls != NULL:

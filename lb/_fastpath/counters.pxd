@@ -45,6 +45,7 @@ cdef struct listener_traffic:
     uint64_t rejected
     uint64_t requests
     uint64_t closed
+    uint64_t tls_failed
 
 cdef struct grpc_traffic:
     # Of a route: gRPC statuses 0 to 16, and behind them calls that ended without any.

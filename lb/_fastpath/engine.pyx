@@ -1384,6 +1384,7 @@ cdef class Engine:
                 extra[1] += lb_peek_u64(&l.rejected)
                 extra[2] += lb_peek_u64(&l.requests)
                 extra[3] += lb_peek_u64(&l.closed)
+                extra[4] += lb_peek_u64(&l.tls_failed)
             elif which == 2:
                 u = <upstream_traffic*>t
                 extra[0] += lb_peek_u64(&u.attempts)
@@ -1401,7 +1402,8 @@ cdef class Engine:
             "seconds": sum.nanoseconds / 1e9,
         }
         if which == 0:
-            result.update(accepted=extra[0], rejected=extra[1], requests=extra[2], active=extra[0] - extra[3])
+            result.update(accepted=extra[0], rejected=extra[1], requests=extra[2], active=extra[0] - extra[3],
+                    tls_failed=extra[4])
         elif which == 2:
             result.update(attempts=extra[0], retries=extra[1], connects=extra[2], connect_failures=extra[3],
                     reused=extra[4])

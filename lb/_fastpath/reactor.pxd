@@ -85,6 +85,7 @@ cdef struct shared:
     void (*cut_off)(reactor* r) noexcept nogil  # ends what is under way when the daemon stops
     void (*cut_flows)(reactor* r) noexcept nogil  # and before it the connections whose bytes are only carried
     void (*open_flow)(io* client) noexcept nogil  # the client of a listener that carries bytes has been let in
+    void (*log_handshake)(io* client, int reason) noexcept nogil  # a client's handshake is refused
     uint64_t secret  # random; keys the hash of client addresses
     void* ticket_keys  # tls.pxd; swapped atomically
     char padding_a[64]

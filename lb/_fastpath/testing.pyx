@@ -162,8 +162,8 @@ def smooth_sequence(weights, uint32_t capacity=8192):
 
 
 def handshakes_in_line(str coming):
-    """In which order handshakes have their turn: the places in `coming`, where `c` stands for one with a client, `e` for
-    one with an endpoint, and `-` lets the first in line have its turn.
+    """In which order handshakes have their turn: the places in `coming`, where `c` stands for one with a client, `e`
+    for one with an endpoint, and `-` lets the first in line have its turn.
     """
     cdef reactor* r = <reactor*>calloc(1, sizeof(reactor))
     cdef io* waiting = <io*>calloc(len(coming) + 1, sizeof(io))

@@ -296,6 +296,7 @@ def _endpoint_row(endpoint: EndpointStep) -> Text:
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []
     details += [endpoint.target] if endpoint.target else []
     details += [endpoint.health] if endpoint.health else []
+    details += [f"TLS failed: {endpoint.tls_error}"] if endpoint.tls_error else []
     row.append("".join(f", {detail}" for detail in details))
     return _with_source(row, endpoint.source)
 

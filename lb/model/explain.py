@@ -205,6 +205,8 @@ class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
     health: str = ""
     """What its health checks say; only with live states."""
     source: Source = Source()
+    tls_error: str = ""
+    """Why its last TLS handshake failed; only with live states."""
 
 
 class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -727,13 +729,13 @@ def _why_route(failed: Condition | None, verdict: Verdict) -> str:
 
 def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: Source) -> EndpointStep:
     state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
-    weight, active, health = endpoint.weight, None, ""
+    weight, active, health, tls_error = endpoint.weight, None, "", ""
     if live is not None:
         weight, active, health = int(live.get("weight", weight)), live.get("active"), str(live.get("health", ""))
-        state = str(live.get("state", state))
+        state, tls_error = str(live.get("state", state)), str(live.get("tls_error", ""))
         if state == "ready" and weight == 0:
             state = "zero-weight"
-    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, health, source)
+    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, health, source, tls_error)
 
 
 def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> tuple[str, str]:

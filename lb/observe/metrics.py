@@ -81,6 +81,7 @@ METRICS = _metrics(
     Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted."),
     Metric("lb_listener_connections_active", "gauge", ("listener",), "Client connections open."),
     Metric("lb_listener_connections_rejected", "counter", ("listener",), "Client connections over a limit."),
+    Metric("lb_listener_tls_handshakes_failed", "counter", ("listener",), "TLS handshakes with clients that failed."),
     Metric("lb_listener_requests", "counter", ("listener",), "Requests answered or given up, refused heads included."),
     Metric("lb_listener_responses", "counter", ("listener", "code_class"), "Responses sent."),
     Metric("lb_listener_received_bytes", "counter", ("listener",), "Bytes from clients."),
@@ -288,6 +289,7 @@ class Exposition(Collector):
             self._add("lb_listener_connections", stats["accepted"], name)
             self._add("lb_listener_connections_active", stats["active"], name)
             self._add("lb_listener_connections_rejected", stats["rejected"], name)
+            self._add("lb_listener_tls_handshakes_failed", stats["tls_failed"], name)
             self._add("lb_listener_requests", stats["requests"], name)
             self._add_traffic("lb_listener", "request_duration_seconds", (name,), stats)
 

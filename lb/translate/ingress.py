@@ -168,8 +168,8 @@ class _IngressTranslation:
                 self._check_clients(clients)
             guarded = clients is not None and is_strict(clients.asked)
             if self._options.https_redirect is None or (guarded and not self._options.https_redirect):
-                # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code). Where nobody gets in
-                # without a certificate, plain HTTP would be the way around.
+                # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code). Where nobody gets
+                # in without a certificate, plain HTTP would be the way around.
                 self._tls_options = msgspec.structs.replace(self._options, https_redirect=308)
 
     def _check_clients(self, clients: WantedClients) -> None:

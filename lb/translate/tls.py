@@ -219,7 +219,7 @@ def _contradicted(claim: TlsClaim, asker: TlsClaim) -> Problem:
         "LB5012",
         claim.origin,
         f"what {ours} asks of clients of {claim.hostname} differs from what {theirs} asks",
-        f"one name asks one thing of its clients: what {theirs} says is done, which is stricter, or as strict and older",
+        f"one name asks one thing of its clients: {theirs} decides, which is stricter, or as strict and older",
         "say the same in both",
         CLIENTS_FIELD,
     )

@@ -72,7 +72,7 @@ class FakeEngine:
         return {"ok": 40, "no-route": 2}
 
     def listener_stats(self) -> dict[str, dict[str, Any]]:
-        return {"http": {**traffic(40, 2), "accepted": 9, "active": 5, "rejected": 1, "requests": 42}}
+        return {"http": {**traffic(40, 2), "accepted": 9, "active": 5, "rejected": 1, "requests": 42, "tls_failed": 0}}
 
     def route_stats(self) -> dict[str, dict[str, Any]]:
         return self.routes
@@ -147,7 +147,7 @@ class FakeStore:
 
 def endpoint_state(key: str) -> dict[str, Any]:
     numbers = {"weight": 1, "active": 0, "idle": 2, "requests": 20, "failures": 0, "ejected_for_ms": 0}
-    return {"key": key, "state": "ready", **numbers}
+    return {"key": key, "state": "ready", **numbers, "tls_error": ""}
 
 
 def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> Config:

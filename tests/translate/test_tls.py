@@ -278,7 +278,9 @@ def test_an_older_ingress_that_asks_nothing_is_no_way_around() -> None:
     assert tls.hosts["web.example.com"].clients.mode == "required"
 
 
-@pytest.mark.parametrize(("first", "second"), [("optional", "required"), ("unverified", "optional"), ("required", "odd")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("optional", "required"), ("unverified", "optional"), ("required", "odd")]
+)
 def test_the_strictest_of_several_ingresses_decides(first: str, second: str) -> None:
     """A younger one that asks more is not opened by an older one; its mistake takes nothing away from an older one."""
 
@@ -315,7 +317,9 @@ def test_plain_http_is_no_way_around_required_certificates(mode: str, redirect: 
 
 def test_both_mistakes_about_client_certificates_are_said() -> None:
     """No TLS section, and no redirect."""
-    text = ASKING.replace("lb/client-certificate: required", "lb/client-certificate: required, lb/ssl-redirect: 'false'")
+    text = ASKING.replace(
+        "lb/client-certificate: required", "lb/client-certificate: required, lb/ssl-redirect: 'false'"
+    )
     store = read_store(re.sub(r"  tls:.*?\n(?=  rules)", "", text, flags=re.DOTALL))
     codes = [one.code for one in translate(store, Options(), Changes(everything=True), None).problems]
     assert {"LB5010", "LB5011"} <= set(codes)

@@ -233,17 +233,19 @@ def test_a_client_that_is_refused_gets_the_alert_whatever_it_sends(world: World)
     client = world.client("required.example.com", version=ssl.TLSVersion.TLSv1_3, check_name=False)
     context = client.context()
     for _ in range(20):
-        with client.connect(context) as connected:
-            with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
-                ask(connected, "required.example.com", body=b"x" * 50_000)
+        with client.connect(context) as connected, pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+            ask(connected, "required.example.com", body=b"x" * 50_000)
 
 
-def test_a_client_that_refuses_us_is_in_the_log(world: World) -> None:
+def test_a_client_that_refuses_us_is_counted_and_in_the_log(world: World) -> None:
+    failed = "lb_listener_tls_handshakes_failed_total"
+    before = world.serving.lb.metric(failed, listener="https")
     context = ssl.create_default_context(cadata=world.clients.pem)
     with pytest.raises(ssl.SSLCertVerificationError):
         world.client().connect(context)
     records = world.serving.lb.wait_log(reason="tls-handshake-failed", server_name="shop.example.com")
     assert any(record["tls_error"].endswith("alert unknown ca") for record in records)
+    assert world.serving.lb.metric(failed, listener="https") == before + 1
 
 
 def test_endpoint_is_told_of_the_certificate_and_never_by_the_client(world: World) -> None:
