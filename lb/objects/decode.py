@@ -53,6 +53,10 @@ _NAMES_A_SECRET = re.compile(rb"""kind["']?\s*:\s*["']?Secret|PRIVATE KEY""")
 """Texts of which no line is ever quoted."""
 
 
+LEFT_OUT = "it is left out"
+"""What becomes of a rejected object that has no last good version."""
+
+
 class Rejected(msgspec.Struct, frozen=True, gc=False):
     """An item that could not be decoded."""
 
@@ -356,7 +360,7 @@ def _json_slowly(data: bytes, file: str, item: str) -> Entry:
     try:
         content = _without_nulls(content, False, 0)
     except RecursionError:
-        return Rejected(Problem("LB1003", origin, "nested too deeply"))
+        return Rejected(Problem("LB1003", origin, "nested too deeply", LEFT_OUT))
     return _convert(content, origin, None)
 
 
@@ -471,7 +475,9 @@ def _yaml_entries(
     if isinstance(root, ScalarNode) and not root.value:
         return  # an empty document
     if not isinstance(root, MappingNode):
-        yield Rejected(Problem("LB1003", origin, "this is no object", fix="write `apiVersion`, `kind` and `metadata`"))
+        yield Rejected(
+            Problem("LB1003", origin, "this is no object", LEFT_OUT, fix="write `apiVersion`, `kind` and `metadata`")
+        )
         return
     yield _yaml_entry(root, chunk, origin, converter)
 
@@ -547,12 +553,16 @@ _DECODERS: dict[type[Object], msgspec.json.Decoder[Object]] = {
 def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
     """Plain values to an object or a Problem."""
     if not isinstance(content, dict):
-        return Rejected(Problem("LB1003", origin, "this is no object", fix="write `apiVersion`, `kind` and `metadata`"))
+        return Rejected(
+            Problem("LB1003", origin, "this is no object", LEFT_OUT, fix="write `apiVersion`, `kind` and `metadata`")
+        )
     api_version, kind_name = content.get("apiVersion"), content.get("kind")
     if not isinstance(api_version, str) or not api_version:
-        return Rejected(Problem("LB1003", origin, "apiVersion is missing or is no string", field="apiVersion"))
+        return Rejected(
+            Problem("LB1003", origin, "apiVersion is missing or is no string", LEFT_OUT, field="apiVersion")
+        )
     if not isinstance(kind_name, str) or not kind_name:
-        return Rejected(Problem("LB1003", origin, "kind is missing or is no string", field="kind"))
+        return Rejected(Problem("LB1003", origin, "kind is missing or is no string", LEFT_OUT, field="kind"))
     named = _named_origin(api_version, kind_name, content.get("metadata"), origin)
     if (api_version, kind_name) in SUPERSEDED:
         return Rejected(_superseded(api_version, kind_name, named))
@@ -607,7 +617,7 @@ def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
     force_setattr(metadata, "namespace", namespace)
     if not name:
         named = replace(origin, kind=kind_name, namespace=namespace)
-        return Rejected(Problem("LB1003", named, "metadata.name is empty", field="metadata.name"))
+        return Rejected(Problem("LB1003", named, "metadata.name is empty", LEFT_OUT, field="metadata.name"))
     if "labels" not in kind.keeps:
         force_setattr(metadata, "labels", None)
     if metadata.annotations is not None:
@@ -653,7 +663,7 @@ def _wrong_field(error: Exception, content: object, origin: Origin, places: _Pla
     if places is not None:
         line, column = places.of(path)
         origin = replace(origin, line=line, column=column)
-    why = "the API server would refuse this object"
+    why = f"the API server would refuse this object; {LEFT_OUT}"
     return Problem("LB1003", origin, f"{field or 'the object'} {what}", why, fix, field)
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from lb.objects.decode import Decoded, Parts, decode, decode_change
+from lb.objects.decode import LEFT_OUT, Decoded, Parts, decode, decode_change
 from lb.objects.layout import find_change
 from lb.objects.meta import Key
 from lb.objects.view import Stored
@@ -424,7 +424,8 @@ def _say_kept(problem: Problem, kept: Sequence[Stored]) -> Problem:
         why = "its last good version stays in use"
     else:
         return problem
-    return _say(problem, f"{problem.why}; {why}" if problem.why else why)
+    before = problem.why.removesuffix(LEFT_OUT).removesuffix("; ")
+    return _say(problem, f"{before}; {why}" if before else why)
 
 
 def _say(problem: Problem, why: str) -> Problem:

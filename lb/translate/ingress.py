@@ -291,7 +291,7 @@ class _IngressTranslation:
     def _report_reference(self, reference: Reference, field: str, child: str) -> None:
         if reference.mistake == "LB4001":
             what = f"Service {reference.namespace}/{reference.service} does not exist"
-            fix = "check the name; a backend is in the Ingress's own namespace"
+            fix = "check the name, in the Ingress's own namespace, and whether LB1003 leaves the Service out"
         else:
             what, fix = missing_port(reference, self._directory.table(reference.namespace, reference.service))
         place = f"{field}.{child}" if child else field

@@ -186,7 +186,7 @@ def _complaint(claim: TlsClaim, secret: SecretName, part: SecretPart) -> Problem
             claim.origin,
             f"Secret {name} does not exist",
             f"{claim.hostname} is served with the default certificate",
-            "check the name; the Secret is in the Ingress's own namespace, and exports leave Secrets out unless asked",
+            "check the name, in the Ingress's own namespace; exports leave Secrets out unless asked, LB1003 bad ones",
             f"{claim.field}.secretName",
         )
     if part.certificate is not None and not covers(part.names, claim.hostname):

@@ -120,6 +120,7 @@ def test_wrong_fields(broken: Broken) -> None:
     problem = only_problem(broken.text)
     assert problem.code == "LB1003"
     assert broken.what in problem.what
+    assert problem.why.endswith("it is left out")
     assert (problem.origin.line, problem.origin.column) == (broken.line, broken.column)
     assert broken.fix in problem.fix
 
