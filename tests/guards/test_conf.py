@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from lb.sources.files import read_paths
 from tests.guards.sources import ROOT, name
+from tests.harness.certificates import Authority
 from tests.model.json_schema import errors
 
 CONF = ROOT / "conf"
@@ -39,6 +41,29 @@ def test_native_files_name_the_schema_for_editors(path: Path) -> None:
 def test_example_has_no_problems() -> None:
     done = _lb("check", "-c", "conf/lb.yaml")
     assert (done.returncode, done.stdout.split(";")[0]) == (0, "no problems")
+
+
+def test_its_tls_example_has_no_problems(tmp_path: Path) -> None:
+    """The parts that name files are comments, because there are no such files beside it."""
+    authority = Authority()
+    pair = authority.issue("shop.example.com", "api.example.com")
+    (tmp_path / "certs").mkdir()
+    for path in (tmp_path / "shop", tmp_path / "certs/shop"):
+        path.with_suffix(".crt").write_text(pair.chain)
+        path.with_suffix(".key").write_text(pair.key)
+    (tmp_path / "clients-ca.pem").write_text(authority.pem)
+    text = (CONF / "lb.yaml").read_text()
+    for indent in ("", "      "):
+        commented = re.search(rf"^{indent}# certificates:.*\n(?:{indent}# .*\n)*", text, re.MULTILINE)
+        assert commented
+        block = commented[0]
+        text = text.replace(block, re.sub(rf"^{indent}# ", indent, block, flags=re.MULTILINE))
+    (tmp_path / "lb.yaml").write_text(text)
+    content = yaml.safe_load(text)
+    assert content["certificates"].keys() == {"shop", "site"}
+    assert content["listeners"]["secure"]["tls"]["hosts"]["api.example.com"]["clients"]["mode"] == "required"
+    done = _lb("check", "-c", str(tmp_path / "lb.yaml"))
+    assert (done.returncode, done.stdout.split(";")[0]) == (0, "no problems"), done.stdout
 
 
 def test_demo_shows_what_exports_look_like() -> None:
