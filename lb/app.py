@@ -25,6 +25,7 @@ import uvloop
 from msgspec.structs import replace
 
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
+from lb._fastpath.ktls import kernel_tls_missing
 from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.certs.tickets import KEY_BYTES, TicketKeys, read_keys
@@ -110,11 +111,13 @@ class Application:
         self.started_at = time.time()
         self.threads = settings.thread_count
         checks = most_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self.tls_kernel = (kernel_tls_missing() or "on") if settings.tls.kernel else "off"
         self.engine = Engine(
             threads=self.threads,
             max_connections=settings.limits.max_connections,
             max_buffer_bytes=settings.limits.max_buffer_bytes,
             spare_descriptors=SPARE_DESCRIPTORS + checks,
+            tls_by_kernel=self.tls_kernel == "on",
         )
         self.health = Monitor(self.engine.set_health, checks)
         for answer in settings.error_answers:
@@ -188,6 +191,12 @@ class Application:
     async def run(self) -> None:
         """From start to end."""
         self._handle_signals()
+        if self.tls_kernel not in ("off", "on"):
+            log.warning(
+                "`tls.kernel` has no effect: OpenSSL encrypts everything",
+                why=self.tls_kernel,
+                fix="load the module with `modprobe tls`, or take the setting out",
+            )
         self._open_access_log()
         self._tickets.rotate(time.monotonic())
         self.engine.start()

@@ -155,6 +155,13 @@ class Certificates(Section, frozen=True):
     """How long before its end a certificate is a problem."""
 
 
+class Tls(Section, frozen=True):
+    """How TLS is done, with clients and with endpoints."""
+
+    kernel: bool = False
+    """Let the kernel encrypt what is sent, where it can (Linux with the module `tls`). Nothing else changes."""
+
+
 class SessionTickets(Section, frozen=True):
     """Keys of the tickets by which TLS sessions are resumed."""
 
@@ -186,6 +193,7 @@ class Settings(Section, frozen=True):
     """Bodies of lb's own answers: a list of `status` (0 for all others), `body` and `content_type`."""
     metrics: Metrics = Metrics()
     certificates: Certificates = Certificates()
+    tls: Tls = Tls()
     session_tickets: SessionTickets = SessionTickets()
     defaults: Defaults = Defaults()
     kubernetes: Kubernetes = Kubernetes()

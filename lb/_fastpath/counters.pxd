@@ -68,6 +68,7 @@ cdef struct counters:
     uint64_t tls_resumed
     uint64_t tls_failed
     uint64_t tls_deferred
+    uint64_t tls_by_kernel
     uint64_t turns
     uint64_t events
 

@@ -153,6 +153,7 @@ class Engine:
         max_buffer_bytes: int = 0,
         log_ring_bytes: int = 1 << 20,
         spare_descriptors: int = 64,
+        tls_by_kernel: bool = False,
     ) -> None:
         """`spare_descriptors` are left to the control plane."""
     def compile_host(self, hostname: str, one_label: bool, routes: list[RouteSpec]) -> HostProgram:

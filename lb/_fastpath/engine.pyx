@@ -675,7 +675,7 @@ cdef class Engine:
     cdef dict doomed
 
     def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20,
-            int spare_descriptors=64):
+            int spare_descriptors=64, bint tls_by_kernel=False):
         cdef int i
         if not 1 <= threads <= MAX_REACTORS:
             raise ValueError(f"threads must be 1 to {MAX_REACTORS}, not {threads}")
@@ -685,6 +685,7 @@ cdef class Engine:
         self.s.reactor_count = threads
         self.s.running = 1
         self.s.max_connections = max_connections
+        self.s.tls_by_kernel = tls_by_kernel
         self.buffer_budget = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
         self.s.budget_left = self.buffer_budget
         self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - spare_descriptors
@@ -1299,6 +1300,7 @@ cdef class Engine:
             "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
             "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns",
             "events", "tls_handshakes", "tls_resumed", "tls_failed", "tls_deferred",
+            "tls_by_kernel",
         ), 0)
         for i in range(self.s.reactor_count):
             c = &self.s.reactors[i].counts
@@ -1318,6 +1320,7 @@ cdef class Engine:
             sums["tls_resumed"] += lb_peek_u64(&c.tls_resumed)
             sums["tls_failed"] += lb_peek_u64(&c.tls_failed)
             sums["tls_deferred"] += lb_peek_u64(&c.tls_deferred)
+            sums["tls_by_kernel"] += lb_peek_u64(&c.tls_by_kernel)
         sums["connections"] = lb_peek_int(&self.s.connections)
         sums["descriptors"] = lb_peek_int(&self.s.descriptors)
         sums["buffer_bytes"] = self.buffer_bytes()

@@ -79,6 +79,7 @@ cdef struct shared:
     int running
     int draining
     int logging
+    bint tls_by_kernel  # where it can, the kernel encrypts
     error_answer* error_answers
     void (*retry_waiting)(reactor* r) noexcept nogil
     void (*take_back)(reactor* r) noexcept nogil

@@ -123,6 +123,10 @@ cdef struct tls:
     const char* why  # a handshake has failed, NULL when the peer has just closed the connection
     bint established
     bint h2
+    bint by_kernel  # the kernel encrypts what is sent: it is written plain
+    bint held  # of that, TCP had no room for all yet (transport.pyx)
+    int fd  # where the kernel may take over; -1: nowhere
+    uint8_t record_type  # of what OpenSSL writes next, when it is by_kernel
     uint8_t sni_size
     char* sni
 

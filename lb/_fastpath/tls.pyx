@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memmove
 from libc.time cimport time
 
 from lb._fastpath.c.openssl cimport (
@@ -11,6 +11,7 @@ from lb._fastpath.c.openssl cimport (
     ASN1_STRING_length,
     BIO,
     BIO_CTRL_FLUSH,
+    BIO_CTRL_GET_KTLS_SEND,
     BIO_METHOD,
     BIO_TYPE_SOURCE_SINK,
     BIO_clear_retry_flags,
@@ -62,6 +63,7 @@ from lb._fastpath.c.openssl cimport (
     PEM_write_bio_X509,
     RAND_bytes,
     SSL,
+    SSL3_RT_APPLICATION_DATA,
     SSL_AD_ACCESS_DENIED,
     SSL_AD_INTERNAL_ERROR,
     NID_kx_rsa,
@@ -85,10 +87,12 @@ from lb._fastpath.c.openssl cimport (
     SSL_CTX_set_verify_depth,
     SSL_ERROR_WANT_READ,
     SSL_ERROR_ZERO_RETURN,
+    SSL_KEY_UPDATE_NONE,
     SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
     SSL_MODE_NO_AUTO_CHAIN,
     SSL_MODE_RELEASE_BUFFERS,
     SSL_OP_CIPHER_SERVER_PREFERENCE,
+    SSL_OP_ENABLE_KTLS,
     SSL_OP_NO_COMPRESSION,
     SSL_OP_NO_RENEGOTIATION,
     SSL_OP_PRIORITIZE_CHACHA,
@@ -115,6 +119,7 @@ from lb._fastpath.c.openssl cimport (
     SSL_get_current_cipher,
     SSL_get_error,
     SSL_get_ex_data_X509_STORE_CTX_idx,
+    SSL_get_key_update_type,
     SSL_get_peer_tmp_key,
     SSL_get_pending_cipher,
     SSL_get_rbio,
@@ -133,6 +138,7 @@ from lb._fastpath.c.openssl cimport (
     SSL_set_connect_state,
     SSL_set_max_proto_version,
     SSL_set_min_proto_version,
+    SSL_set_options,
     SSL_set_session,
     SSL_set_session_id_context,
     SSL_set_tlsext_host_name,
@@ -170,12 +176,31 @@ from lb._fastpath.c.openssl cimport (
     sk_GENERAL_NAME_num,
     sk_GENERAL_NAME_value,
 )
-from lb._fastpath.c.sys cimport LB_UNRESERVED, lb_add_ordered_int, lb_class, lb_load_ptr, lb_lower
+from lb._fastpath.c.sys cimport (
+    EAGAIN,
+    EINTR,
+    LB_UNRESERVED,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    errno,
+    lb_add_ordered_int,
+    lb_class,
+    lb_load_ptr,
+    lb_lower,
+    send,
+)
+from lb._fastpath.counters cimport bump
 from lb._fastpath.endpoint cimport MAX_REACTORS
+from lb._fastpath.ktls cimport ktls_attach, ktls_send_record, ktls_take_keys
 from lb._fastpath.table cimport find_host, vhost
 
 # Of a common name nobody says whether it is one of a host (RFC 9110 4.3.4).
 cdef unsigned int HOST_FLAGS = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+
+# OpenSSL asks a BIO to have its socket encrypt by these; <openssl/bio.h> has them in a comment only.
+cdef enum:
+    BIO_CTRL_SET_KTLS_SEND = 72
+    BIO_CTRL_SET_KTLS_SEND_CTRL_MSG = 74
 
 cdef BIO_METHOD* bio_method = NULL
 cdef EVP_CIPHER* ticket_aes_256 = NULL
@@ -215,6 +240,8 @@ cdef int bio_read(BIO* bio, char* out, int size) noexcept nogil:
 cdef int bio_write(BIO* bio, const char* data, int size) noexcept nogil:
     cdef reactor* r = <reactor*>BIO_get_data(bio)
     BIO_clear_retry_flags(bio)
+    if (<tls*>r.tls_current).by_kernel:
+        return write_record(bio, <tls*>r.tls_current, data, size)
     if r.tls_out_used + <uint32_t>size > TLS_OUT_BYTES:
         BIO_set_retry_write(bio)
         return -1
@@ -224,7 +251,54 @@ cdef int bio_write(BIO* bio, const char* data, int size) noexcept nogil:
 
 
 cdef long bio_ctrl(BIO* bio, int command, long number, void* argument) noexcept nogil:
-    return 1 if command == BIO_CTRL_FLUSH else 0
+    cdef tls* t
+    if command == BIO_CTRL_FLUSH:
+        return 1
+    if command != BIO_CTRL_SET_KTLS_SEND and command != BIO_CTRL_GET_KTLS_SEND and (
+        command != BIO_CTRL_SET_KTLS_SEND_CTRL_MSG
+    ):
+        return 0
+    t = <tls*>(<reactor*>BIO_get_data(bio)).tls_current
+    if command == BIO_CTRL_SET_KTLS_SEND:
+        return number and give_to_kernel(t, argument)  # 0 for what is received: that stays here
+    if command == BIO_CTRL_SET_KTLS_SEND_CTRL_MSG:
+        t.record_type = <uint8_t>number
+    return t.by_kernel
+
+
+cdef bint give_to_kernel(tls* t, const void* keys) noexcept nogil:
+    """Have the kernel encrypt from here on, when all that was encrypted before has gone out. `keys`: as the kernel wants
+    them. False: OpenSSL goes on.
+    """
+    cdef reactor* r = t.r
+    cdef ssize_t sent
+    if t.fd < 0 or t.by_kernel or not ktls_attach(t.fd):
+        return False
+    while r.tls_out_used:
+        sent = send(t.fd, r.tls_out, r.tls_out_used, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if errno == EINTR:
+                continue
+            return False
+        r.tls_out_used -= <uint32_t>sent
+        memmove(r.tls_out, r.tls_out + sent, r.tls_out_used)
+    if not ktls_take_keys(t.fd, keys):
+        return False
+    t.by_kernel = True
+    t.record_type = <uint8_t>SSL3_RT_APPLICATION_DATA
+    bump(&r.counts.tls_by_kernel)
+    return True
+
+
+cdef int write_record(BIO* bio, tls* t, const char* data, int size) noexcept nogil:
+    """What OpenSSL says by itself, to be encrypted by the kernel: tickets, alerts, the end of TLS 1.2's handshake. None
+    of them can wait among data; when the socket is full, the handshake fails or the goodbye is left unsaid.
+    """
+    cdef ssize_t sent = ktls_send_record(t.fd, t.record_type, data, <size_t>size)
+    if sent < 0 and errno == EAGAIN:
+        BIO_set_retry_write(bio)
+    t.record_type = <uint8_t>SSL3_RT_APPLICATION_DATA
+    return <int>sent
 
 
 cdef bint tls_init() noexcept nogil:
@@ -249,11 +323,14 @@ cdef tls* tls_new(reactor* r, tls_context* context) noexcept nogil:
     cdef tls* t = <tls*>calloc(1, sizeof(tls))
     if t == NULL:
         return NULL
+    t.fd = -1
     t.ssl = SSL_new(context.ctx)
     if t.ssl == NULL or not tls_move(t, r):
         tls_free(t)
         ERR_clear_error()
         return NULL
+    if r.s.tls_by_kernel:
+        SSL_set_options(t.ssl, SSL_OP_ENABLE_KTLS)
     return t
 
 
@@ -665,6 +742,11 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
         total += <size_t>n
         if t.in_at == t.in_end and not SSL_has_pending(t.ssl):
             break  # all is used, and no part of a record is left: OpenSSL need not be asked again
+    if t.by_kernel and SSL_get_key_update_type(t.ssl) != SSL_KEY_UPDATE_NONE:
+        # The peer wants new keys before anything else is sent (RFC 8446 4.6.3), and the kernel cannot be given them:
+        # Linux takes them from 6.14 on, OpenSSL 3 hands them to nobody.
+        t.failed = True
+        return <ssize_t>total if total else TLS_FAILED
     return <ssize_t>total
 
 

@@ -11,6 +11,7 @@ from lb._fastpath.c.sys cimport (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     MSG_PEEK,
+    POLLOUT,
     POLLRDHUP,
     SHUT_WR,
     SO_LINGER,
@@ -260,6 +261,9 @@ cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil:
         io_stand_in_line(&c.base, c.ep != NULL)
         return TLS_AGAIN
     batch_flush(r)
+    if not t.by_kernel and r.s.tls_by_kernel:
+        # Nothing that was encrypted before may go out behind what the kernel encrypts.
+        t.fd = c.base.fd if c.out_bytes == 0 else -1
     started = monotonic_ns()
     while True:
         t.in_at = r.tls_in
@@ -410,7 +414,7 @@ cdef void batch_flush(reactor* r) noexcept nogil:
     r.out_used = 0
     if c == NULL or count == 0 or c.base.flags & (IO_DEAD | IO_BROKEN):
         return
-    if c.tls != NULL:
+    if c.tls != NULL and not c.tls.by_kernel:
         encrypt_batch(c, v, count)
         if c.out_bytes > HIGH_WATER:
             c.base.flags |= IO_FULL
@@ -442,8 +446,25 @@ cdef void batch_flush(reactor* r) noexcept nogil:
         queue_bytes(c, <const char*>v[i].iov_base + sent, v[i].iov_len - <size_t>sent)
         sent = 0
         i += 1
+    hold_for_kernel(c)
     if c.out_bytes > HIGH_WATER:
         c.base.flags |= IO_FULL
+
+
+cdef void hold_for_kernel(conn* c) noexcept nogil:
+    """The kernel's TLS takes more than TCP has room for, and drops it when writing ends or the socket is closed
+    (tls_sw_release_resources_tx). So while there is no room, one byte counts as waiting.
+    """
+    cdef pollfd one
+    if c.tls == NULL or not c.tls.by_kernel or c.tls.held or c.out_bytes or c.base.flags & IO_BROKEN:
+        return
+    one.fd = c.base.fd
+    one.events = <short>POLLOUT
+    one.revents = 0
+    if poll(&one, 1, 0) == 0:
+        c.base.flags &= ~<uint32_t>IO_WRITABLE
+        c.tls.held = True
+        c.out_bytes = 1
 
 
 cdef void claim_batch(conn* c) noexcept nogil:
@@ -560,6 +581,9 @@ cdef void conn_drain(conn* c) noexcept nogil:
     """The peer takes bytes again: send what waits, oldest first."""
     cdef page* p
     cdef ssize_t sent
+    if c.tls != NULL and c.tls.held and c.base.flags & IO_WRITABLE:
+        c.tls.held = False
+        c.out_bytes -= 1
     if c.piped != NULL:
         pour(c)
         if c.piped != NULL:
@@ -579,5 +603,6 @@ cdef void conn_drain(conn* c) noexcept nogil:
             if c.out_first == NULL:
                 c.out_last = NULL
             page_free(&c.base.r.pages, p)
+    hold_for_kernel(c)
     if c.out_bytes <= LOW_WATER:
         c.base.flags &= ~<uint32_t>IO_FULL

@@ -25,6 +25,8 @@ class Daemon(Protocol):
     threads: int
     started_at: float
     """Seconds since the epoch."""
+    tls_kernel: str
+    """Whether the kernel encrypts what is sent: `off`, `on`, or why it cannot although it should."""
 
     def readiness(self) -> tuple[bool, str]:
         """(whether new requests are taken, `serving` or what it waits for)."""

@@ -75,6 +75,8 @@ class Status(msgspec.Struct, frozen=True):
     log_level: str
     tls_library: str = ""
     """`OpenSSL 3.5.4 30 Sep 2025`"""
+    tls_kernel: str = "off"
+    """Whether the kernel encrypts what is sent: `off`, `on`, or why it cannot although it should."""
     tls_groups_missing: tuple[str, ...] = ()
     """Key exchange groups of the policies that this library does not have; they are left out."""
 

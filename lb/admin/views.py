@@ -75,6 +75,7 @@ def status(daemon: Daemon) -> schema.Status:
         problems=_count_problems(daemon),
         log_level=logs.level(),
         tls_library=library_version(),
+        tls_kernel=daemon.tls_kernel,
         tls_groups_missing=missing_groups(),
     )
 

@@ -256,6 +256,8 @@ def _show_status(console: Console, answer: Json) -> None:
         ("log level", answer["log_level"]),
         ("TLS", f"{answer['tls_library']}{_without(answer['tls_groups_missing'])}"),
     ]
+    if answer["tls_kernel"] != "off":
+        rows.append(("kernel TLS", answer["tls_kernel"]))
     for name, value in rows:
         console.print(f"{name:11} {value}", markup=False, highlight=False)
 

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tls.h>
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>

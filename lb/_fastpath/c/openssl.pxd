@@ -17,9 +17,10 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_NO_AUTO_CHAIN
     int SSL_MODE_ENABLE_PARTIAL_WRITE
     uint64_t SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_COMPRESSION, SSL_OP_CIPHER_SERVER_PREFERENCE
-    uint64_t SSL_OP_PRIORITIZE_CHACHA, SSL_OP_IGNORE_UNEXPECTED_EOF
+    uint64_t SSL_OP_PRIORITIZE_CHACHA, SSL_OP_IGNORE_UNEXPECTED_EOF, SSL_OP_ENABLE_KTLS
     int SSL_SESS_CACHE_OFF, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL
     int SSL_CLIENT_HELLO_SUCCESS, SSL_CLIENT_HELLO_ERROR
+    int SSL_KEY_UPDATE_NONE, SSL3_RT_APPLICATION_DATA
     int SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK
     int TLSEXT_TYPE_server_name, TLSEXT_NAMETYPE_host_name
     int SSL_AD_ACCESS_DENIED, SSL_AD_INTERNAL_ERROR, SSL_AD_UNRECOGNIZED_NAME, SSL_AD_NO_APPLICATION_PROTOCOL
@@ -106,6 +107,8 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CIPHER_is_aead(const SSL_CIPHER* cipher)
     int SSL_CIPHER_get_kx_nid(const SSL_CIPHER* cipher)
     int NID_kx_rsa
+    uint64_t SSL_set_options(SSL* ssl, uint64_t options)
+    int SSL_get_key_update_type(const SSL* ssl)
     int SSL_set_session(SSL* ssl, SSL_SESSION* session)
     void SSL_SESSION_free(SSL_SESSION* session)
     int SSL_SESSION_up_ref(SSL_SESSION* session)
@@ -118,7 +121,7 @@ cdef extern from "<openssl/bio.h>" nogil:
         pass
     ctypedef struct BIO_METHOD:
         pass
-    int BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK
+    int BIO_CTRL_FLUSH, BIO_CTRL_GET_KTLS_SEND, BIO_TYPE_SOURCE_SINK
     int BIO_get_new_index()
     BIO_METHOD* BIO_meth_new(int type, const char* name)
     int BIO_meth_set_write(BIO_METHOD* method, int (*write)(BIO*, const char*, int) noexcept nogil)

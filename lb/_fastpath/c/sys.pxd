@@ -36,11 +36,15 @@ cdef extern from "base.h" nogil:
         int msg_flags
         iovec* msg_iov
         size_t msg_iovlen
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
     struct linger_option "linger":
         int l_onoff
         int l_linger
     int AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR, SO_LINGER
-    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, SHUT_WR, IPPROTO_TCP, TCP_NODELAY
+    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, SHUT_WR, IPPROTO_TCP, TCP_NODELAY, TCP_ULP
     int socket(int domain, int type, int protocol)
     int connect(int fd, const sockaddr* address, socklen_t size)
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
@@ -54,6 +58,8 @@ cdef extern from "base.h" nogil:
     ssize_t write(int fd, const void* buffer, size_t size)
     ssize_t read(int fd, void* buffer, size_t size)
     int close(int fd)
+    unsigned char* CMSG_DATA(cmsghdr* header)
+    size_t CMSG_LEN(size_t size)
     int getentropy(void* buffer, size_t size)
     int dup(int fd)
     uint16_t ntohs(uint16_t value)
@@ -66,15 +72,15 @@ cdef extern from "base.h" nogil:
     ssize_t splice(int source, void* source_offset, int sink, void* sink_offset, size_t size, unsigned int flags)
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     int errno
-    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM
-    int ECONNABORTED, EPIPE, ECONNRESET
+    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
+    int ENOTCONN, ECONNABORTED, EPIPE, ECONNRESET
 
     # poll: of a single socket
     struct pollfd:
         int fd
         short events
         short revents
-    int POLLRDHUP, POLLHUP, POLLERR
+    int POLLOUT, POLLRDHUP, POLLHUP, POLLERR
     int poll(pollfd* fds, unsigned long count, int timeout)
     # epoll and eventfd
     ctypedef union epoll_data_t:
