@@ -24,8 +24,8 @@ import structlog
 import uvloop
 from msgspec.structs import replace
 
+from lb._fastpath.credentials import kernel_tls_missing
 from lb._fastpath.engine import HISTOGRAM_BOUNDS_SECONDS, LOG_FIELDS, Engine
-from lb._fastpath.ktls import kernel_tls_missing
 from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.certs.tickets import KEY_BYTES, TicketKeys, read_keys

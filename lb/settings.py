@@ -159,7 +159,7 @@ class Tls(Section, frozen=True):
     """How TLS is done, with clients and with endpoints."""
 
     kernel: bool = False
-    """Let the kernel encrypt what is sent, where it can (Linux with the module `tls`). Nothing else changes."""
+    """Let the kernel encrypt what is sent, where it can (Linux with the module `tls`)."""
 
 
 class SessionTickets(Section, frozen=True):

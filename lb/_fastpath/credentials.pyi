@@ -13,6 +13,9 @@ def known_groups(groups: str) -> str:
 def library_version() -> str:
     """`OpenSSL 3.5.4 30 Sep 2025`"""
 
+def kernel_tls_missing() -> str:
+    """Why the kernel can encrypt nothing of what connections send; empty when it can."""
+
 class ServerTls:
     """What names with one policy share."""
 

@@ -2,6 +2,8 @@
 
 Made by the compiler in the control plane's thread. Texts of errors are for people and never hold key material.
 """
+import os
+
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -67,7 +69,9 @@ from lb._fastpath.c.openssl cimport (
     sk_X509_value,
     STACK_OF_X509_NAME,
 )
+from lb._fastpath.c.sys cimport ENOENT, ENOSYS
 from lb._fastpath.endpoint cimport MAX_REACTORS
+from lb._fastpath.ktls cimport ktls_probe
 from lb._fastpath.tls cimport (
     CLIENTS_REFUSED,
     prepare_client_context,
@@ -245,6 +249,16 @@ def known_groups(str groups not None):
 def library_version():
     """`OpenSSL 3.5.4 30 Sep 2025`"""
     return OpenSSL_version(OPENSSL_VERSION).decode()
+
+
+def kernel_tls_missing():
+    """Why the kernel can encrypt nothing; empty when it can."""
+    cdef int error = ktls_probe()
+    if error == ENOENT:
+        return "the kernel has no module `tls`, or it is not loaded"
+    if error == ENOSYS:
+        return "the OpenSSL that lb was built with cannot do it"
+    return os.strerror(error) if error else ""
 
 
 cdef set_versions(tls_context* context, int low, int high, str ciphers, str ciphersuites, str groups):

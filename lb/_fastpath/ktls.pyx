@@ -4,8 +4,10 @@ from libc.string cimport memset
 
 from lb._fastpath.c.sys cimport (
     AF_INET,
+    CMSG_DATA,
+    CMSG_LEN,
     EINTR,
-    ENOENT,
+    ENOSYS,
     ENOTCONN,
     IPPROTO_TCP,
     MSG_DONTWAIT,
@@ -13,8 +15,6 @@ from lb._fastpath.c.sys cimport (
     SOCK_CLOEXEC,
     SOCK_STREAM,
     TCP_ULP,
-    CMSG_DATA,
-    CMSG_LEN,
     close,
     cmsghdr,
     errno,
@@ -51,22 +51,18 @@ cdef extern from "<openssl/opensslconf.h>" nogil:
     bint LB_OPENSSL_HAS_KTLS
 
 
-def kernel_tls_missing():
-    """Why nothing can be encrypted by the kernel; empty when it can."""
+cdef int ktls_probe() noexcept nogil:
+    """0 when connections can be given to the kernel, else an error number: ENOENT without the module."""
     cdef int fd, error
     if not LB_OPENSSL_HAS_KTLS:
-        return "the OpenSSL that lb was built with has no support for it"
+        return ENOSYS
     fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)
     if fd < 0:
-        return "no socket to try it with"
-    # One that is not connected is refused for that, but only after the module was found.
-    error = 0 if ktls_attach(fd) else errno
+        return errno
+    # A socket that is not connected is refused for that, but only after the module was found.
+    error = 0 if ktls_attach(fd) or errno == ENOTCONN else errno
     close(fd)
-    if error in (0, ENOTCONN):
-        return ""
-    if error == ENOENT:
-        return "the kernel has no module `tls`, or it is not loaded"
-    return f"the kernel refuses it with errno {error}"
+    return error
 
 
 cdef bint ktls_attach(int fd) noexcept nogil:

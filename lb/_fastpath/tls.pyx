@@ -267,8 +267,8 @@ cdef long bio_ctrl(BIO* bio, int command, long number, void* argument) noexcept 
 
 
 cdef bint give_to_kernel(tls* t, const void* keys) noexcept nogil:
-    """Have the kernel encrypt from here on, when all that was encrypted before has gone out. `keys`: as the kernel wants
-    them. False: OpenSSL goes on.
+    """Have the kernel encrypt from here on, when all that was encrypted before has gone out. `keys`: as ktls_take_keys
+    wants them. False: OpenSSL goes on.
     """
     cdef reactor* r = t.r
     cdef ssize_t sent
@@ -744,9 +744,10 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
             break  # all is used, and no part of a record is left: OpenSSL need not be asked again
     if t.by_kernel and SSL_get_key_update_type(t.ssl) != SSL_KEY_UPDATE_NONE:
         # The peer wants new keys before anything else is sent (RFC 8446 4.6.3), and the kernel cannot be given them:
-        # Linux takes them from 6.14 on, OpenSSL 3 hands them to nobody.
+        # Linux takes them from 6.14 on, OpenSSL 3.0 hands them to nobody. So nothing may be answered any more, not even
+        # what came with it.
         t.failed = True
-        return <ssize_t>total if total else TLS_FAILED
+        return TLS_FAILED
     return <ssize_t>total
 
 

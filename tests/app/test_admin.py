@@ -93,6 +93,7 @@ class FakeDaemon:
             MetricsSettings(),  # type: ignore[arg-type]
         )
         self.threads = 2
+        self.tls_kernel = "off"
         self.started_at = 1.7e9
         self.state = (True, "serving")
         self.reloads = 0

@@ -26,7 +26,7 @@ PYTHON_SURFACE = frozenset({"engine", "credentials", "testing"})
 
 LAYERS = (
     ("c", "reasons"),
-    ("memory", "clock", "timers", "counters", "ring", "message"),
+    ("memory", "clock", "timers", "counters", "ring", "message", "ktls"),
     ("endpoint",),
     ("table",),
     ("reactor",),

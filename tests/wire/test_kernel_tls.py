@@ -1,4 +1,4 @@
-"""TLS with `tls.kernel` on. Where the kernel has it, it encrypts what is sent; elsewhere lb says so, and all is as it was.
+"""TLS with `tls.kernel` on. The kernel encrypts what is sent; where it cannot, lb says so, and all is as it was.
 
 Which of both is tested is up to the machine: `modprobe tls` makes it the first.
 """
@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -190,9 +189,7 @@ def test_slow_reader_gets_all(world: World, version: str) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("buffer", [4_096, 65_536, 1 << 20])
-def test_slow_reader_gets_all_and_a_goodbye_before_the_end(
-    world: World, version: ssl.TLSVersion, buffer: int
-) -> None:
+def test_slow_reader_gets_all_and_a_goodbye_before_the_end(world: World, version: ssl.TLSVersion, buffer: int) -> None:
     """The kernel drops what it has encrypted and TCP had no room for, when the socket is closed too early."""
     client = world.client(version=version)
     with socket.socket() as plain:

@@ -73,7 +73,7 @@ cdef extern from "base.h" nogil:
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     int errno
     int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
-    int ENOTCONN, ECONNABORTED, EPIPE, ECONNRESET
+    int ENOSYS, ENOTCONN, ECONNABORTED, EPIPE, ECONNRESET
 
     # poll: of a single socket
     struct pollfd:
