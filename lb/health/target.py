@@ -86,9 +86,7 @@ def _tls_of(upstream: Upstream, pair: ClientPair | None) -> TlsNeeds | None:
         tls = UpstreamTls(server_name=tls.server_name if tls is not None else _name_of(check.host), verify=False)
     if tls is None:
         return None
-    # Requests behind a PROXY header are of HTTP/1.1 (lb/compile/table.py).
-    speaks_http2 = upstream.protocol == "http2" and upstream.proxy_protocol == "none"
-    is_http2 = check.type in ("http2", "grpc") or (check.type == "tls" and speaks_http2)
+    is_http2 = check.type in ("http2", "grpc") or (check.type == "tls" and upstream.protocol == "http2")
     return TlsNeeds(tls, pair, "h2" if is_http2 else "http/1.1")
 
 

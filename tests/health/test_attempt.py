@@ -368,15 +368,6 @@ def test_a_check_begins_with_the_header_that_the_endpoint_expects(
     assert began == [header] * 4
 
 
-@pytest.mark.parametrize(("version", "alpn"), [("none", "h2"), ("v1", "http/1.1"), ("v2", "http/1.1")])
-def test_behind_a_header_nobody_asks_for_http2(version: ProxyProtocol, alpn: str) -> None:
-    """Requests do not either: a connection is for one client."""
-    upstream = Upstream("u", tls=UpstreamTls("a.test"), protocol="http2", health_check=TLS, proxy_protocol=version)
-    target = target_of(upstream, Endpoint("127.0.0.1", 1), None)
-    assert target.tls is not None
-    assert target.tls.alpn == alpn
-
-
 def test_a_check_on_a_port_of_its_own_has_no_header() -> None:
     began: list[bytes] = []
 
