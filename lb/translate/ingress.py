@@ -29,7 +29,7 @@ from lb.model.upstream import Balance
 from lb.objects.networking import HTTPIngressPath, Ingress, IngressBackend, IngressServiceBackend
 from lb.objects.view import Stored, View
 from lb.problems import Problem, Problems
-from lb.translate.annotations import GUARDED, field_of, read_annotations
+from lb.translate.annotations import GUARDED, read_annotations
 from lb.translate.options import Options
 from lb.translate.precedence import DEFAULT_FIELD, Age, Claim, age_of
 from lb.translate.services import PortTable, Reference, missing_port, read_port_table, resolve_reference
@@ -166,10 +166,8 @@ class _IngressTranslation:
             self._tls = claim_names(stored, self._age, clients)
             if clients is not None and not mistake:
                 self._check_clients(clients)
-            guarded = clients is not None and is_strict(clients.asked)
-            if self._options.https_redirect is None or (guarded and not self._options.https_redirect):
-                # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code). Where nobody gets
-                # in without a certificate, plain HTTP would be the way around.
+            if self._options.https_redirect is None:
+                # ingress-nginx: ssl-redirect is on where there is TLS, with 308 (http-redirect-code).
                 self._tls_options = msgspec.structs.replace(self._options, https_redirect=308)
 
     def _check_clients(self, clients: WantedClients) -> None:
@@ -181,11 +179,7 @@ class _IngressTranslation:
             what = "client certificates are asked for, and there is no TLS section"
             why = "its hosts are served by TLS all the same, with the default certificate"
             self._add("LB5010", what, why, CLIENTS_FIELD, "add spec.tls with a Secret")
-        if self._options.https_redirect == 0 and is_strict(clients.asked):
-            what = "lb/ssl-redirect is off, and client certificates are required"
-            why = "plain HTTP is sent to https all the same: who comes by it shows no certificate"
-            self._add("LB5011", what, why, field_of("route", "https_redirect"), "take lb/ssl-redirect away")
-        elif self._options.https_redirect == 0:
+        if self._options.https_redirect == 0 and not is_strict(clients.asked):
             what = "client certificates are asked for, and plain HTTP is not sent to https"
             why = "who comes by plain HTTP shows no certificate"
             self._add("LB5010", what, why, CLIENTS_FIELD, "take lb/ssl-redirect away")

@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from lb.certs.pem import covers
+from lb.model.route import Route
 from lb.model.tls import DEFAULT_HOST, Certificate, ClientCertificates, ClientMode, TlsHost
 from lb.objects.networking import Ingress
 from lb.objects.view import Stored
@@ -31,6 +32,22 @@ _STRICTNESS: dict[ClientMode, int] = {"off": 0, "unverified": 1, "optional": 2, 
 def is_strict(asked: ClientCertificates) -> bool:
     """Whether nobody gets in without a certificate."""
     return asked.mode in ("required", "nobody")
+
+
+def send_to_https(route: Route) -> Route:
+    """Plain HTTP would be the way around certificates: who comes by it shows none."""
+    return msgspec.structs.replace(route, options=msgspec.structs.replace(route.options, https_redirect=308))
+
+
+def redirect_stays(origin: Origin) -> Problem:
+    return Problem(
+        "LB5011",
+        origin,
+        "lb/ssl-redirect is off, and clients of its hosts must show certificates",
+        "plain HTTP is sent to https all the same: who comes by it shows no certificate",
+        "take lb/ssl-redirect away",
+        field_of("route", "https_redirect"),
+    )
 
 
 class WantedClients(msgspec.Struct, frozen=True):

@@ -50,7 +50,7 @@ from lb.translate.services import (
     Wanted,
     translate_service,
 )
-from lb.translate.tls import TlsClaim, assemble_names
+from lb.translate.tls import TlsClaim, assemble_names, is_strict, redirect_stays, send_to_https
 
 __all__ = ["HOST_SET", "LISTENER", "Options", "Translation", "translate"]
 
@@ -532,7 +532,7 @@ class _Build:
         listeners = self._listeners(hosts, tls_hosts, native, streams, problems)
         host_sets = dict(native.config.hosts)
         if hosts or any(one.host_set == HOST_SET for one in listeners.values()):
-            host_sets[HOST_SET] = self._with_native_hosts(hosts, native, problems)
+            host_sets[HOST_SET] = self._with_native_hosts(self._guard(hosts, tls_hosts, problems), native, problems)
         all_upstreams = self._with_native_upstreams(upstreams, native, problems)
         self._set_problems((_NATIVE, "", ""), tuple(problems))
         return Config(listeners, host_sets, all_upstreams, {**shown, **certificates, **native.config.certificates})
@@ -586,6 +586,28 @@ class _Build:
             else:
                 own[one.name] = one
         return {**own, **listeners}
+
+    def _guard(
+        self, hosts: dict[str, VirtualHost], tls_hosts: Mapping[str, TlsHost], problems: Problems
+    ) -> dict[str, VirtualHost]:
+        """Hosts that require certificates of their clients send all plain HTTP to https, the routes of other Ingresses
+        as well.
+        """
+        strict = {name for name, one in tls_hosts.items() if is_strict(one.clients)}
+        names = [name for name in strict if name in hosts]
+        if any(name.startswith("*.") for name in strict):
+            names += [name for name in hosts if name not in tls_hosts and f"*.{name.partition('.')[2]}" in strict]
+        before = self._previous.config.hosts.get(HOST_SET, {}) if self._previous is not None else {}
+        guarded = {}
+        for name in sorted(names):
+            host = hosts[name]
+            for route in host.routes:
+                if route.options.https_redirect == 0:
+                    problems.extend((redirect_stays(route.origin),))
+            routes = tuple(route if route.options.https_redirect else send_to_https(route) for route in host.routes)
+            if routes != host.routes:
+                guarded[name] = _keep(msgspec.structs.replace(host, routes=routes), before.get(name))
+        return {**hosts, **guarded} if guarded else hosts
 
     def _with_native_hosts(
         self, hosts: dict[str, VirtualHost], native: NativePart, problems: Problems

@@ -323,3 +323,31 @@ def test_both_mistakes_about_client_certificates_are_said() -> None:
     store = read_store(re.sub(r"  tls:.*?\n(?=  rules)", "", text, flags=re.DOTALL))
     codes = [one.code for one in translate(store, Options(), Changes(everything=True), None).problems]
     assert {"LB5010", "LB5011"} <= set(codes)
+
+
+@pytest.mark.parametrize("redirect", ["", ", annotations: {lb/ssl-redirect: 'false'}"])
+def test_another_ingress_of_the_host_is_no_way_around_either(redirect: str) -> None:
+    """One that has no TLS section and asks for nothing; a wildcard guards the names under it as well."""
+    other = """
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: other, namespace: shop%s}
+spec:
+  rules:
+  - host: %s
+    http: {paths: [{path: /open, pathType: Prefix, backend: {service: {name: a, port: {number: 80}}}}]}
+"""
+    for name, asked in (
+        ("web.example.com", ASKING),
+        ("b.example.com", ASKING.replace("web.example.com", "'*.example.com'")),
+    ):
+        store = read_store(f"{asked}\n---{other % (redirect, name)}")
+        store.put(Stored(authorities(AUTHORITY), Origin("Secret", "shop", "clients")))
+        translation = translate(store, Options(), Changes(everything=True), None)
+        host = translation.config.hosts[HOST_SET][name]
+        assert {route.options.https_redirect for route in host.routes} == {308}
+        said = [one.origin.object for one in translation.problems if one.code == "LB5011"]
+        assert said == (["Ingress shop/other"] if redirect else [])
+        store.put(Stored(authorities(AUTHORITY, Authority("More")), Origin("Secret", "shop", "clients")))
+        again = translate(store, Options(), store.take_changes(), translation)
+        assert again.config.hosts[HOST_SET][name] is host, "what does not change is not made anew"
