@@ -197,11 +197,15 @@ def certificates(daemon: Daemon, offset: int, limit: int) -> schema.Page[schema.
 
 def _refused_renewals(daemon: Daemon) -> dict[str, str]:
     """What is to be said of certificates whose newest form is refused, by name."""
-    found = {}
-    for problem in daemon.pipeline.translated_problems:
-        if problem.code == "LB3011":
-            name = f"{problem.origin.namespace}/{problem.origin.name}"
-            found[name] = "a newer one is refused (LB3011): a restart loses this one"
+    newest = {
+        f"{problem.origin.namespace}/{problem.origin.name}": problem.code
+        for problem in daemon.pipeline.translated_problems
+        if problem.code == "LB3011"
+    }
+    for problem in daemon.pipeline.read_problems:  # certificates of native files
+        if problem.code in ("LB1001", "LB1008") and problem.field.startswith("certificates."):
+            newest[problem.field.removeprefix("certificates.")] = problem.code
+    found = {name: f"a newer one is refused ({code}): a restart loses this one" for name, code in newest.items()}
     for key, problem in daemon.pipeline.compiler.refused.items():
         if problem.code == "LB6007":
             name = key.removeprefix("certificate ")

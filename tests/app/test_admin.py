@@ -397,15 +397,17 @@ async def test_ctl_and_explain_tell_what_happens_when_all_endpoints_fail(
 
 async def test_ctl_marks_certificates_whose_renewal_is_refused(server: AdminServer, daemon: FakeDaemon) -> None:
     pair = Authority().issue("shop.example.com")
-    names = ("shop/web", "shop/api", "shop/fine")
+    names = ("shop/web", "shop/api", "shop/fine", "files")
     certificates = {name: Certificate(name, pair.chain, pair.key) for name in names}
     daemon.pipeline.config = msgspec.structs.replace(daemon.pipeline.config, certificates=certificates)
     assert "WARNING" not in (await ctl(server, "certificates")).output
     daemon.pipeline.translated_problems = (Problem("LB3011", Origin("Secret", "shop", "web"), "no key"),)
     daemon.pipeline.compiler.refused = {"certificate shop/api": Problem("LB6007", Origin(), "small key")}
+    daemon.pipeline.read_problems = (Problem("LB1008", Origin(), "no key", field="certificates.files"),)
     rows = {line.split()[0]: line.rstrip() for line in (await ctl(server, "certificates")).output.splitlines()}
     assert rows["shop/web"].endswith("a newer one is refused (LB3011): a restart loses this one")
     assert "it is refused (LB6007): the one before it is served" in rows["shop/api"]
+    assert rows["files"].endswith("a newer one is refused (LB1008): a restart loses this one")
     assert "refused" not in rows["shop/fine"]
 
 

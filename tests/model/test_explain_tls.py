@@ -98,6 +98,16 @@ def test_what_openssl_refuses_is_told() -> None:
     assert explanation.notes == ("lists are refused: nobody gets in", "authorities are refused: 503")
 
 
+def test_a_refused_renewal_is_told_with_the_certificate_that_stays() -> None:
+    warning = "a newer one is refused (LB3011): a restart loses this one"
+    tls = explain(config(), make_ask("https://shop.example.com/"), renewals={"shop": warning}).tls
+    assert tls is not None
+    assert [(one.name, one.mistake, one.warning) for one in tls.certificates] == [
+        ("shop", "", warning),
+        ("shop-rsa", "", ""),
+    ]
+
+
 def test_clients() -> None:
     tls = told("https://required.example.com/").tls
     assert tls is not None
