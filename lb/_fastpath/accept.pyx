@@ -61,6 +61,7 @@ from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_DEAD,
     IO_HALF_CLOSED,
+    IO_QUEUED,
     IO_READABLE,
     IO_WRITABLE,
     SCRATCH_BYTES,
@@ -425,13 +426,13 @@ cdef void refuse_handshake(conn* c, listener_view* view, int reason) noexcept no
     the client would lose the alert that says what is wrong (RFC 9112 9.6 tells the same of HTTP).
     """
     cdef reactor* r = c.base.r
+    if r.s.logging and (c.tls == NULL or c.tls.why != NULL):  # a client that just goes away is only counted
+        r.s.log_handshake(&c.base, reason)
     if c.base.flags & IO_BROKEN:
         end_handshake(c, reason)
         return
     count_failed(c)
     bump(&r.counts.reasons[reason])
-    if r.s.logging and (c.tls == NULL or c.tls.why != NULL):  # a client that just goes away is only counted
-        r.s.log_handshake(&c.base, reason)
     tls_free(c.tls)
     c.tls = NULL
     c.base.ready = lingering_ready
@@ -477,16 +478,19 @@ cdef void handshake_ready(io* source) noexcept nogil:
     if c.tls == NULL:
         end_handshake(c, LB_R_NO_MEMORY)
         return
-    if view == NULL or view.tls == NULL or source.flags & IO_BROKEN:
+    if view == NULL or view.tls == NULL:
         end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
         return
-    if c.out_bytes and source.flags & IO_WRITABLE:
+    if c.out_bytes and source.flags & IO_WRITABLE and not source.flags & IO_BROKEN:
         conn_drain(c)
+    # Also when the connection is broken: a client that refuses us says why, and resets it for what it has not read.
     result = conn_handshake(c, view.tls)
     if result == TLS_AGAIN:
+        if source.flags & IO_BROKEN and not source.flags & IO_QUEUED:
+            end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
         return
     if result == TLS_FAILED:
-        if spoke_http(r):
+        if spoke_http(c):
             answer_plain_http(c)
             refuse_handshake(c, view, LB_R_PLAIN_HTTP)
         else:
@@ -504,9 +508,10 @@ cdef void handshake_ready(io* source) noexcept nogil:
         io_enqueue(source)
 
 
-cdef bint spoke_http(reactor* r) noexcept nogil:
+cdef bint spoke_http(const conn* c) noexcept nogil:
     """Whether what was received last begins like a request: TLS never begins with a letter."""
-    return c"A" <= r.tls_in[0] <= c"Z" and c"A" <= r.tls_in[1] <= c"Z"
+    cdef const char* p = c.base.r.tls_in
+    return c.tls.in_end - p >= 2 and c"A" <= p[0] <= c"Z" and c"A" <= p[1] <= c"Z"
 
 
 cdef void answer_plain_http(conn* c) noexcept nogil:
