@@ -130,7 +130,7 @@ def failure(error: ssl.SSLError) -> Verdict:
     """Why a handshake failed, in OpenSSL's words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Verdict("tls-failed", f"the certificate is not trusted: {error.verify_message}")
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):  # which of them, Python's version decides
         return Verdict("tls-failed", "the endpoint closed during the handshake")
     return Verdict("tls-failed", (error.reason or str(error)).lower().replace("_", " "))
 
