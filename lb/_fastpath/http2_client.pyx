@@ -63,6 +63,7 @@ from lb._fastpath.http2 cimport (
     S_SETTLED,
     S_STREAM_ENDED,
     S_TOLD_AWAY,
+    ST_LOST,
     ST_ANSWERED,
     ST_HELD,
     ST_IN_ENDED,
@@ -102,7 +103,6 @@ from lb._fastpath.http2 cimport (
     stream_shut,
     stream_waiting,
 )
-from lb._fastpath.http2 cimport ST_LOST
 from lb._fastpath.http2_fields cimport (
     ACCEPT_SIZE,
     asks_websocket,
