@@ -109,6 +109,7 @@ cdef void open_flow(io* client) noexcept nogil:
         finish(f, LB_R_NO_UPSTREAM)
         return
     f.live = f.up.live
+    f.upstream_stats = <upstream_traffic*>stats_block(&r.upstream_stats, f.live.id, sizeof(upstream_traffic))
     dispatch(f)
 
 
@@ -128,6 +129,8 @@ cdef flow* flow_new(conn* d, const stream_view* view) noexcept nogil:
     f.route_name = view.name
     f.route_name_size = view.name_size
     f.retries_left = <uint16_t>view.retries
+    f.listener_stats = <listener_traffic*>stats_block(&r.listener_stats, d.slot, sizeof(listener_traffic))
+    f.route_stats = <traffic*>stats_block(&r.route_stats, view.route_id, sizeof(traffic))
     f.idle_timeout_ms = view.idle_timeout_ms
     f.half_closed_timeout_ms = view.half_closed_timeout_ms
     f.drain_timeout_ms = view.drain_timeout_ms
@@ -176,7 +179,7 @@ cdef void dispatch(flow* f) noexcept nogil:
 
 cdef void attempt(flow* f) noexcept nogil:
     cdef reactor* r = f.r
-    cdef upstream_traffic* stats = upstream_stats(f)
+    cdef upstream_traffic* stats = f.upstream_stats
     cdef int reason = LB_R_CONNECT_FAILED
     f.attempts += 1
     f.mark_ns = r.now_ns
@@ -204,7 +207,7 @@ cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:
 
 cdef void attempt_failed(flow* f, int reason) noexcept nogil:
     """Another endpoint, as long as some may be tried: nothing of the client's has been read yet."""
-    cdef upstream_traffic* stats = upstream_stats(f)
+    cdef upstream_traffic* stats = f.upstream_stats
     cdef conn* u = f.u
     f.u = NULL
     if u != NULL:
@@ -381,11 +384,24 @@ cdef void carry_parked(flow* f, conn* source, conn* sink) noexcept nogil:
 
 
 cdef void note_bytes(flow* f, const conn* source, uint64_t count) noexcept nogil:
+    """Counted as they pass: a flow may last for days, and its traffic is not to show up at its end."""
     f.progress_ms = f.r.now_ms
     if source == f.d:
         f.bytes_in += count
+        if f.listener_stats != NULL:
+            bump_by(&f.listener_stats.base.bytes_in, count)
+        if f.route_stats != NULL:
+            bump_by(&f.route_stats.bytes_in, count)
+        if f.upstream_stats != NULL:
+            bump_by(&f.upstream_stats.base.bytes_in, count)
         return
     f.bytes_out += count
+    if f.listener_stats != NULL:
+        bump_by(&f.listener_stats.base.bytes_out, count)
+    if f.route_stats != NULL:
+        bump_by(&f.route_stats.bytes_out, count)
+    if f.upstream_stats != NULL:
+        bump_by(&f.upstream_stats.base.bytes_out, count)
     if f.first_byte_ns < 0:
         f.first_byte_ns = monotonic_ns() - f.mark_ns
 
@@ -507,12 +523,6 @@ cdef void unlink(flow* f) noexcept nogil:
 
 # ----------------------------------------------------------------------------------------------------------------- end
 
-cdef upstream_traffic* upstream_stats(flow* f) noexcept nogil:
-    if f.live == NULL:
-        return NULL
-    return <upstream_traffic*>stats_block(&f.r.upstream_stats, f.live.id, sizeof(upstream_traffic))
-
-
 cdef void finish(flow* f, int reason) noexcept nogil:
     """Close both sides, in order or by a reset; count, log, give everything back."""
     cdef reactor* r = f.r
@@ -539,21 +549,13 @@ cdef void finish(flow* f, int reason) noexcept nogil:
 cdef void account(flow* f) noexcept nogil:
     cdef reactor* r = f.r
     cdef int64_t duration = monotonic_ns() - f.started_ns
-    cdef listener_traffic* of_listener
-    cdef traffic* of_route
-    cdef upstream_traffic* of_upstream
     bump(&r.counts.reasons[f.reason])
-    of_listener = <listener_traffic*>stats_block(&r.listener_stats, f.d.slot, sizeof(listener_traffic))
-    if of_listener != NULL:
-        observe(&of_listener.base, 0, f.bytes_in, f.bytes_out, duration)
-    of_route = <traffic*>stats_block(&r.route_stats, f.route_id, sizeof(traffic))
-    if of_route != NULL:
-        observe(of_route, 0, f.bytes_in, f.bytes_out, duration)
-    of_upstream = upstream_stats(f)
-    if of_upstream != NULL and f.first_byte_ns >= 0:
-        observe(&of_upstream.base, 0, f.bytes_in, f.bytes_out, f.first_byte_ns)
-    elif of_upstream != NULL:
-        bump_by(&of_upstream.base.bytes_in, f.bytes_in)
+    if f.listener_stats != NULL:
+        observe(&f.listener_stats.base, 0, 0, 0, duration)
+    if f.route_stats != NULL:
+        observe(f.route_stats, 0, 0, 0, duration)
+    if f.upstream_stats != NULL and f.first_byte_ns >= 0:
+        observe(&f.upstream_stats.base, 0, 0, 0, f.first_byte_ns)
     if r.s.logging:
         log_flow(f, duration)
 

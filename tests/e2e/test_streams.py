@@ -300,6 +300,10 @@ def test_record_and_counters(site: Serving, servers: dict[str, TcpServer]) -> No
         port = client.socket.getsockname()[1]
         assert site.lb.metric("lb_endpoint_requests_active", upstream="only-c") == 1
         assert site.lb.metric("lb_listener_connections_active", listener="split") == 1
+        # Flows may last for days, so their bytes are counted as they pass.
+        assert site.lb.metric("lb_listener_received_bytes_total", listener="split") == 5
+        assert site.lb.metric("lb_route_sent_bytes_total", route="split") == 6
+        assert site.lb.metric("lb_upstream_sent_bytes_total", upstream="only-c") == 5
     (record,) = site.lb.wait_log(1, listener="split")
     expected = {
         "client": "127.0.0.9", "client_port": port, "listener": "split", "protocol": "TCP", "route": "split",
