@@ -2,11 +2,12 @@
 
 The daemon never imports this. Functions take and return plain Python values and own no rules of their own.
 """
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport lb_reason_names, ssize_t
+from lb._fastpath.client_hello cimport HELLO_BAD, HELLO_MOST, HELLO_OK, client_hello, hello_read
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
@@ -184,3 +185,27 @@ def handshakes_in_line(str coming):
     finally:
         free(waiting)
         free(r)
+
+
+def read_client_hello(bytes data):
+    """(server name, ALPN protocols), None while more is to come, or "bad"."""
+    cdef uint8_t* copy
+    cdef client_hello hello
+    cdef int result
+    cdef size_t size = min(len(data), HELLO_MOST)
+    protocols = []
+    copy = <uint8_t*>malloc(size + 1)  # exactly what there is: the sanitizers see who reads beyond it
+    if copy == NULL:
+        raise MemoryError
+    memcpy(copy, <const char*>data, size)
+    try:
+        result = hello_read(copy, size, &hello)
+        if result != HELLO_OK:
+            return "bad" if result == HELLO_BAD else None
+        at = 0
+        while at < hello.protocols_size:
+            protocols.append((<const char*>hello.protocols)[at + 1:at + 1 + hello.protocols[at]])
+            at += 1 + hello.protocols[at]
+        return hello.name[:hello.name_size], tuple(protocols)
+    finally:
+        free(copy)

@@ -32,7 +32,7 @@ LAYERS = (
     ("reactor",),
     ("balance", "tls", "pipes"),
     ("transport",),
-    ("http1_parse", "clients", "http2_meter", "proxy_protocol"),
+    ("http1_parse", "clients", "http2_meter", "proxy_protocol", "client_hello"),
     ("http2_fields",),
     ("http2",),
     ("http2_server", "http2_client"),
