@@ -132,7 +132,7 @@ class Application:
         self._files = Files(paths, store, self._inbox)
         publish = parse_publish(settings.publish)
         # Nobody knows which port a proxy has that reaches lb by a Unix socket.
-        published = {port: bind.port for port, bind in publish.items() if bind.port}
+        published = {port: bind.port for (port, transport), bind in publish.items() if bind.port and transport == "tcp"}
         self.pipeline = Pipeline(store, options, Compiler(self.engine, published), self.engine)
         self.listeners = Listeners(self.engine, self.threads, publish, take_listening_sockets())
         self.metrics = Metrics(

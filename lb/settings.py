@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from lb.model.form import option_fields
 from lb.model.health import HealthCheck, mistakes, read_off
-from lb.model.listener import HttpOptions
+from lb.model.listener import HttpOptions, Transport, write_bind
 from lb.model.route import RouteOptions
 from lb.model.stream import StreamOptions
 from lb.model.tls import TlsPolicy
@@ -184,7 +184,8 @@ class Settings(Section, frozen=True):
     core_dumps: bool = False
     """Allow core dumps and debuggers. They would see keys and credentials."""
     publish: tuple[str, ...] = ()
-    """Where listeners bind instead of their own port: `80=127.0.0.1:8080`, as with `--publish`."""
+    """Where listeners bind instead of their own port: `80=127.0.0.1:8080` or `53=:5353/udp`, as with
+    `--publish`."""
     admin: Admin = Admin()
     access_log: AccessLog = AccessLog()
     log: Log = Log()
@@ -210,11 +211,14 @@ class Bind(msgspec.Struct, frozen=True):
     address: str = ""
     """IPv4, IPv6 without brackets, `unix:/path`, or empty for all addresses of both families."""
     port: int = 0
+    transport: Transport = "tcp"
 
     def __str__(self) -> str:
-        if self.address.startswith("unix:"):
-            return self.address
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address or '*'}:{self.port}"
+        return write_bind(self.address, self.port, self.transport)
+
+
+Published = Mapping[tuple[int, Transport], Bind]
+"""Where listeners bind instead of their own port."""
 
 
 def parse_bind(text: str) -> Bind:
@@ -234,14 +238,17 @@ def parse_bind(text: str) -> Bind:
         raise SettingsError(f"`{text}`: `{address}` is not an IP address ({fix})") from None
 
 
-def parse_publish(texts: Sequence[str]) -> dict[int, Bind]:
-    """`PORT=ADDRESS:PORT` mappings by the listener's port; the last one for a port counts."""
-    mappings = {}
+def parse_publish(texts: Sequence[str]) -> Published:
+    """`PORT=ADDRESS:PORT` or `PORT=ADDRESS:PORT/udp` by the listener's port; the last one for a port counts."""
+    mappings: dict[tuple[int, Transport], Bind] = {}
     for text in texts:
-        port, equals, bind = text.partition("=")
+        port, equals, place = text.partition("=")
         if not equals or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-            raise SettingsError(f"`{text}` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080`")
-        mappings[int(port)] = parse_bind(bind)
+            raise SettingsError(f"`{text}` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080` or `53=:5353/udp`")
+        where, slash, name = ("", "", "tcp") if place.startswith("unix:") else place.rpartition("/")
+        transport: Transport = "udp" if name == "udp" and slash else "tcp"
+        bind = parse_bind(where if slash and name in ("tcp", "udp") else place)
+        mappings[int(port), transport] = Bind(bind.address, bind.port, transport)
     return mappings
 
 

@@ -19,9 +19,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from lb.model.listener import Listener
+from lb.model.listener import Listener, Transport
 from lb.problems import Problem
-from lb.settings import Bind
+from lb.settings import Bind, Published
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -58,21 +58,21 @@ class Listeners:
         self,
         engine: Acceptor,
         threads: int,
-        publish: Mapping[int, Bind],
+        publish: Published,
         activated: Sequence[tuple[str, socket.socket]] = (),
     ) -> None:
         self._engine = engine
         self._threads = threads
         self._publish = publish
         self._activated = list(activated)
-        self._ports: set[int] = set()
+        self._ports: set[tuple[int, Transport]] = set()
         self.opened: dict[str, Opened] = {}
         self.problems: tuple[Problem, ...] = ()
 
     def sync(self, listeners: Mapping[str, Listener]) -> None:
         """Open what is new, close what is gone, try again what could not be opened before."""
         wanted = {name: self.bind_of(listener) for name, listener in listeners.items()}
-        self._ports = {listener.port for listener in listeners.values()}
+        self._ports = {(listener.port, listener.transport) for listener in listeners.values()}
         freed = set()
         for name, opened in list(self.opened.items()):
             if wanted.get(name) != opened.wanted:
@@ -80,7 +80,7 @@ class Listeners:
                 freed.add(opened.wanted)
         problems = []
         for name, bind in wanted.items():
-            if name not in self.opened:
+            if name not in self.opened and bind.transport == "tcp":
                 try:
                     self._open(listeners[name], bind, ours_before=bind in freed)
                 except OSError as error:
@@ -92,12 +92,16 @@ class Listeners:
 
     def bind_of(self, listener: Listener) -> Bind:
         """Where a listener is to bind."""
-        return self._publish.get(listener.port) or Bind(listener.address, listener.port)
+        port = listener.port, listener.transport
+        return self._publish.get(port) or Bind(listener.address, *port)
 
     def unused(self) -> list[str]:
         """What was given but serves nothing, as texts: likely a mistake."""
-        texts = [f"--publish {port}={bind}: no listener has port {port}" for port, bind in self._publish.items()]
-        texts = [text for text, port in zip(texts, self._publish, strict=True) if port not in self._ports]
+        texts = [
+            f"--publish {port}={bind}: no {transport.upper()} listener has port {port}"
+            for (port, transport), bind in self._publish.items()
+            if (port, transport) not in self._ports
+        ]
         served = {opened.address for opened in self.opened.values() if opened.activated}
         for name, activated in self._activated:
             if (address := _address_of(activated)) not in served:

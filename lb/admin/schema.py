@@ -132,9 +132,9 @@ class ListenerInfo(msgspec.Struct, frozen=True):
     """In the model; `address` tells where it was published."""
     protocol: str
     host_set: str
-    """Empty for TCP."""
+    """Empty for TCP and UDP."""
     forward: str
-    """Where connections go whose bytes are only carried: `db (0.9), db-next (0.1)`; empty for HTTP."""
+    """Where connections and datagrams go that are only carried: `db (0.9), db-next (0.1)`; empty for HTTP."""
     open: bool
     address: str
     """Where it accepts; where it should, when it is not open."""

@@ -89,7 +89,8 @@ def command(
     socket: str | None,
     as_json: bool,
 ) -> None:
-    """Tell which rule serves a request for URL, and why not the others. URL tcp://ADDRESS:PORT is a TCP connection.
+    """Tell which rule serves a request for URL, and why not the others. URL tcp://ADDRESS:PORT is a TCP connection,
+    udp://ADDRESS:PORT a datagram.
 
     With PATHs the answer is worked out from them, without them the running daemon is asked, which also knows the state
     of its endpoints.
@@ -122,7 +123,9 @@ def _explain_files(
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     listeners = read.config.listeners.values()
-    published = {one.name: str(binds[one.port]) for one in listeners if one.port in binds}
+    published = {
+        one.name: str(binds[one.port, one.transport]) for one in listeners if (one.port, one.transport) in binds
+    }
     _tell_unread(read.problems)
     told = _with_lines(explain(read.config, ask, published=published, refused=check_tls(read.config)))
     return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told)))
@@ -219,7 +222,13 @@ def print_explanation(console: Console, told: Explanation) -> None:
 
 
 def _listener_row(step: ListenerStep) -> Text:
-    served = f"serves host set {step.host_set}" if step.host_set else "carries bytes"
+    served = (
+        f"serves host set {step.host_set}"
+        if step.host_set
+        else "carries bytes"
+        if not step.bind.endswith("/udp")
+        else "carries datagrams"
+    )
     at = f", published at {step.published}" if step.published else ""
     closed = f"closed: {step.closed}" if step.closed else ""
     return _step(step.verdict, f"{step.name} {step.bind}{at}, {served}", step.source, closed)

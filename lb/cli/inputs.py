@@ -127,12 +127,12 @@ def config_option(function: FunctionT) -> FunctionT:
 
 
 def publish_option(function: FunctionT) -> FunctionT:
-    """Adds `--publish PORT=ADDR:PORT`. The function gets it as `publish: tuple[str, ...]`."""
+    """Adds `--publish PORT=ADDR:PORT[/udp]`. The function gets it as `publish: tuple[str, ...]`."""
     return click.option(
         "--publish",
         multiple=True,
-        metavar="PORT=ADDR:PORT",
-        help="Bind the listener of PORT there, such as 80=127.0.0.1:8080. Repeatable.",
+        metavar="PORT=ADDR:PORT[/udp]",
+        help="Bind the listener of PORT there, such as 80=127.0.0.1:8080 or 53=:5353/udp. Repeatable.",
     )(function)
 
 

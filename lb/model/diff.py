@@ -21,7 +21,7 @@ from lb.model.health import describe_check, header_lines
 from lb.model.listener import Listener
 from lb.model.match import path_holds
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost
-from lb.model.stream import Stream
+from lb.model.stream import StreamRoute
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Endpoint, Upstream
 from lb.problems import Origin
@@ -63,7 +63,7 @@ def diff(before: Config, after: Config) -> list[Change]:
 def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
     for name, old, new in _pairs(before.listeners, after.listeners):
         if new is None and old is not None:
-            verb = "is" if old.stream is None else "are"
+            verb = "is" if old.carries is None else "are"
             effect = f"closes {old.bind}; {_carries(old)} {verb} no longer served there"
             yield Change("listener", "removed", name, effect, _place(old.origin))
         elif old is None and new is not None:
@@ -75,15 +75,20 @@ def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
 
 
 def _carries(listener: Listener) -> str:
-    if listener.stream is not None:
-        return f"connections to {describe_forward(listener.stream.route.forward)}"
+    route = listener.carries
+    if route is not None:
+        return f"{_what(listener)} to {describe_forward(route.forward)}"
     return f"host set {listener.host_set}"
+
+
+def _what(listener: Listener) -> str:
+    return "datagrams" if listener.transport == "udp" else "connections"
 
 
 def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
     if old.bind != new.bind:
         yield f"moves from {old.bind} to {new.bind}"
-    if old.host_set != new.host_set and old.stream is new.stream:
+    if old.host_set != new.host_set and old.carries is None and new.carries is None:
         yield f"serves host set {new.host_set} instead of {old.host_set}"
     if old.protocol != new.protocol:
         yield f"speaks {new.protocol} instead of {old.protocol}"
@@ -91,19 +96,23 @@ def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
         yield f"listener {old.name}: {option}"
     yield from _tls_effects(old.name, old.tls or ListenerTls(), new.tls or ListenerTls())
     if old.stream is not None and new.stream is not None:
-        yield from _stream_effects(old.name, old.stream, new.stream)
-    elif old.stream is not new.stream:
+        yield from _carried_effects(old, old.stream.route, new.stream.route)
+        yield from (f"listener {old.name}: {one}" for one in _changed_options(old.stream.options, new.stream.options))
+    elif old.datagram is not None and new.datagram is not None:
+        yield from _carried_effects(old, old.datagram.route, new.datagram.route)
+        yield from (
+            f"listener {old.name}: {one}" for one in _changed_options(old.datagram.options, new.datagram.options)
+        )
+    elif old.carries is not None or new.carries is not None:
         yield f"listener {old.name} now serves {_carries(new)} (before: {_carries(old)})"
 
 
-def _stream_effects(listener: str, old: Stream, new: Stream) -> Iterator[str]:
-    if old.route.forward != new.route.forward:
-        was, now = describe_forward(old.route.forward), describe_forward(new.route.forward)
-        yield f"connections to {listener} now go to {now} (before: {was})"
-    if old.route.name != new.route.name:
-        yield f"listener {listener}: its route is now named {new.route.name} (before: {old.route.name})"
-    for option in _changed_options(old.options, new.options):
-        yield f"listener {listener}: {option}"
+def _carried_effects(listener: Listener, old: StreamRoute, new: StreamRoute) -> Iterator[str]:
+    if old.forward != new.forward:
+        was, now = describe_forward(old.forward), describe_forward(new.forward)
+        yield f"{_what(listener)} to {listener.name} now go to {now} (before: {was})"
+    if old.name != new.name:
+        yield f"listener {listener.name}: its route is now named {new.name} (before: {old.name})"
 
 
 def _tls_effects(listener: str, old: ListenerTls, new: ListenerTls) -> Iterator[str]:

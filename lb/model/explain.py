@@ -15,6 +15,7 @@ import msgspec
 
 from lb.model.address import is_ip_address as is_address
 from lb.model.config import Config
+from lb.model.datagram import DatagramOptions
 from lb.model.explain_tls import (
     Chosen,
     asks_the_same,
@@ -26,11 +27,11 @@ from lb.model.explain_tls import (
 )
 from lb.model.form import option_fields
 from lb.model.health import describe_check
-from lb.model.listener import HttpOptions, Listener
+from lb.model.listener import HttpOptions, Listener, Transport
 from lb.model.match import Condition, Request, covers, failed_condition, find_host
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
-from lb.model.stream import Stream, StreamOptions
+from lb.model.stream import StreamOptions, StreamRoute
 from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
@@ -66,11 +67,11 @@ _URL = re.compile(
 
 _WEBSOCKET = {"ws": "http", "wss": "https"}
 """RFC 6455 3: a websocket begins as a request with this scheme."""
-_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp")
+_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp", "udp")
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 
-_TCP = re.compile(r"tcp://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
+_CARRIED = re.compile(r"(?P<scheme>tcp|udp)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -90,8 +91,13 @@ class Ask(msgspec.Struct, frozen=True):
     client: str = ""
     """IP address of the client; empty when it does not matter."""
     scheme: str = ""
-    """http or https; empty: what the listener speaks. tcp: a connection, of which nobody says what it carries; there
-    target and headers mean nothing."""
+    """http or https; empty: what the listener speaks. tcp: a connection, of which nobody says what it carries;
+    udp: a datagram. There target and headers mean nothing."""
+
+    @property
+    def transport(self) -> Transport:
+        return "udp" if self.scheme == "udp" else "tcp"
+
     server_name: str = ""
     """Whom the client names in the TLS handshake; an address is no name."""
 
@@ -260,17 +266,19 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
 def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "") -> Ask:
     """What a client sends for a URL such as `http://shop.example.com:8080/cart`, with header `lines` (`Name: value`).
 
-    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` is a connection. ValueError with a text
-    for people.
+    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` is a connection,
+    `udp://192.0.2.1:53` a datagram. ValueError with a text for people.
     """
-    if connection := _TCP.fullmatch(url):
-        return _make_connection(connection, method, lines, client)
+    if carried := _CARRIED.fullmatch(url):
+        return _make_carried(carried, method, lines, client)
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
         scheme, separator, _ = url.partition("://")
         if separator and _SCHEME.fullmatch(scheme) and scheme not in _SCHEMES:
             raise ValueError(f"lb serves {', '.join(_SCHEMES)}, not {scheme}")
-        raise ValueError(f"{url!r} is not like http://shop.example.com/cart or tcp://192.0.2.1:5432")
+        raise ValueError(
+            f"{url!r} is not like http://shop.example.com/cart, tcp://192.0.2.1:5432 or udp://192.0.2.1:53"
+        )
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
     if client:
@@ -297,14 +305,15 @@ def _server_name(authority: str) -> str:
     return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
 
 
-def _make_connection(parts: re.Match[str], method: str, lines: Sequence[str], client: str) -> Ask:
+def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], client: str) -> Ask:
     if int(parts["port"]) > 65_535:
         raise ValueError(f"{parts['port']} is no port")
     if lines or method != "GET":
-        raise ValueError("a TCP connection has neither method nor headers")
+        what = "TCP connection" if parts["scheme"] == "tcp" else "UDP datagram"
+        raise ValueError(f"a {what} has neither method nor headers")
     if client:
         ip_address(client)
-    return Ask(parts["authority"], "", int(parts["port"]), "TCP", (), client, "tcp")
+    return Ask(parts["authority"], "", int(parts["port"]), parts["scheme"].upper(), (), client, parts["scheme"])
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -372,6 +381,7 @@ class _Explainer:
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
         self._notes: list[str] = []
         self._carried = False
+        self._lost = "requests are answered 503"
 
     def explain(self, name: str | None) -> Explanation:
         try:
@@ -385,7 +395,9 @@ class _Explainer:
     def _walk(self, name: str | None) -> tuple[int | None, str, str]:
         listener = self._choose_listener(name)
         if listener.stream is not None:
-            return self._follow_stream(listener, listener.stream)
+            return self._follow_carried(listener, listener.stream.route, listener.stream.options)
+        if listener.datagram is not None:
+            return self._follow_carried(listener, listener.datagram.route, listener.datagram.options)
         if self._ask.scheme == "tcp":
             raise _End(NO_LISTENER, f"{listener.name} speaks {listener.protocol}: ask for {listener.protocol}://…")
         shaken = self._shake_hands(listener)
@@ -408,16 +420,19 @@ class _Explainer:
         """What lb answers; bytes that are only carried get no answer."""
         return None if self._carried else STATUS.get(reason)
 
-    def _follow_stream(self, listener: Listener, stream: Stream) -> tuple[int | None, str, str]:
+    def _follow_carried(
+        self, listener: Listener, route: StreamRoute, options: StreamOptions | DatagramOptions
+    ) -> tuple[int | None, str, str]:
         self._carried = True
-        route, options = stream.route, stream.options
-        if self._ask.scheme != "tcp":
+        what = "connection" if listener.stream is not None else "datagram"
+        self._lost = "connections are reset" if listener.stream is not None else "datagrams are dropped"
+        if self._ask.scheme not in ("tcp", "udp"):
             self._notes.append(f"{listener.name} carries bytes: it neither knows nor changes what is asked in them")
-        self._found["routes"] = (RouteStep(route.name, "every connection", "won", source=self._source(route.origin)),)
-        self._found["options"] = tuple(_stream_options(listener, options))
+        self._found["routes"] = (RouteStep(route.name, f"every {what}", "won", source=self._source(route.origin)),)
+        self._found["options"] = tuple(_carried_options(listener, options))
         networks = ", ".join(options.allow)
         if networks and not self._ask.client:
-            self._notes.append(f"only clients in {networks} are let in: say whose connection it is with --from")
+            self._notes.append(f"only clients in {networks} are let in: say whose {what} it is with --from")
         elif networks and not _is_in(self._ask.client, options.allow):
             raise _End("source-refused", f"{self._ask.client} is not in {networks}")
         return self._follow(route.forward)
@@ -430,7 +445,7 @@ class _Explainer:
             ListenerStep(
                 one.name,
                 one.bind,
-                one.host_set if one.stream is None else "",
+                one.host_set if one.carries is None else "",
                 "lost" if index or one.name in self._closed else "won",
                 self._source(one.origin),
                 self._published_at(one),
@@ -439,8 +454,9 @@ class _Explainer:
             for index, one in enumerate(candidates)
         )
         if not candidates:
-            ports = ", ".join(sorted({str(one.port or one.address) for one in listeners.values()}))
-            where = f"listener {name}" if name is not None else f"port {self._ask.port}"
+            udp = "/udp" if self._ask.transport == "udp" else ""
+            ports = ", ".join(sorted({_port_text(one) for one in listeners.values()}))
+            where = f"listener {name}" if name is not None else f"port {self._ask.port}{udp}"
             raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
         chosen = candidates[0]
         if chosen.name in self._closed:
@@ -458,12 +474,12 @@ class _Explainer:
 
         Ports are mapped on the way to lb by more than lb knows: a container runtime, a firewall, a proxy for TLS.
         """
-        listeners = self._config.listeners
+        listeners = [one for one in self._config.listeners.values() if one.transport == self._ask.transport]
         port = self._ask.port
-        candidates = [one for one in listeners.values() if _port_of(self._published.get(one.name, "")) == port]
-        candidates = candidates or [one for one in listeners.values() if one.port == port]
+        candidates = [one for one in listeners if _port_of(self._published.get(one.name, "")) == port]
+        candidates = candidates or [one for one in listeners if one.port == port]
         if not candidates and len(listeners) == 1:
-            candidates = list(listeners.values())
+            candidates = listeners
             only = candidates[0]
             self._notes.append(
                 f"no listener has port {port}: this is what the only one does, {only.name} on {only.bind}"
@@ -611,7 +627,7 @@ class _Explainer:
             reason = next(one for one in ("no-endpoint", "no-healthy-endpoint", "no-upstream") if one in reasons)
             raise _End(reason, "; ".join(step.why for step in refusing))
         for step in refusing:
-            lost = "connections are reset" if self._carried else "requests are answered 503"
+            lost = self._lost
             self._notes.append(f"{step.share:.0%} of the {lost} ({step.reason}): {step.why}")
         endpoints = [one for step in steps if step.share for one in step.endpoints]
         if any(one.state == "ready" for one in endpoints):
@@ -666,9 +682,13 @@ class _Explainer:
 
 
 def _port_of(address: str) -> int:
-    """Of `*:8080`; 0 for a Unix socket, or where there is none."""
-    port = "" if address.startswith("unix:") else address.rpartition(":")[2]
+    """Of `*:8080` or `*:53/udp`; 0 for a Unix socket, or where there is none."""
+    port = "" if address.startswith("unix:") else address.rpartition(":")[2].removesuffix("/udp")
     return int(port or 0)
+
+
+def _port_text(listener: Listener) -> str:
+    return f"{listener.port or listener.address}{'/udp' if listener.transport == 'udp' else ''}"
 
 
 def _is_in(client: str, networks: Sequence[str]) -> bool:
@@ -787,8 +807,8 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
         yield OptionStep(name, field.format(value), set_by)
 
 
-def _stream_options(listener: Listener, options: StreamOptions) -> Iterator[OptionStep]:
-    for field in option_fields(StreamOptions):
+def _carried_options(listener: Listener, options: StreamOptions | DatagramOptions) -> Iterator[OptionStep]:
+    for field in option_fields(type(options)):
         value = getattr(options, field.attribute)
         set_by = "built in" if value == field.default else f"listener {listener.name}"
         yield OptionStep(field.key, field.format(value), set_by)

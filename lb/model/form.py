@@ -17,8 +17,9 @@ API_VERSION = "lb/v1"
 KIND = "Config"
 
 TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", "upstreams", "certificates")
-LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "stream", "origin")
+LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "stream", "datagram", "origin")
 STREAM_KEYS = ("forward", "name", "origin", "field")
+"""Of `stream` and `datagram`, beside their options."""
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
 UPSTREAM_KEYS = (

@@ -6,11 +6,13 @@ from typing import Literal
 
 import msgspec
 
-from lb.model.stream import Stream
+from lb.model.datagram import Datagram
+from lb.model.stream import Stream, StreamRoute
 from lb.model.tls import ListenerTls
 from lb.problems import Origin
 
-ListenerProtocol = Literal["http", "https", "tcp"]
+ListenerProtocol = Literal["http", "https", "tcp", "udp"]
+Transport = Literal["tcp", "udp"]
 
 
 class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,10 +75,30 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of `https`; without it all names get lb's self-made certificate."""
     stream: Stream | None = None
     """Of `tcp`, and only there: it has no hosts."""
+    datagram: Datagram | None = None
+    """Of `udp`, and only there: it has no hosts."""
+
+    @property
+    def transport(self) -> Transport:
+        """A listener of each may have the same port."""
+        return "udp" if self.protocol == "udp" else "tcp"
+
+    @property
+    def carries(self) -> StreamRoute | None:
+        """Where what comes is carried, of a listener that has no hosts."""
+        if self.stream is not None:
+            return self.stream.route
+        return self.datagram.route if self.datagram is not None else None
 
     @property
     def bind(self) -> str:
-        """`*:80`, `127.0.0.1:80`, `[::1]:80` or `unix:/path`."""
-        if self.address.startswith("unix:"):
-            return self.address
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address or '*'}:{self.port}"
+        """`*:80`, `127.0.0.1:80`, `[::1]:80` or `unix:/path`, and behind it `/udp` where it is not TCP."""
+        return write_bind(self.address, self.port, self.transport)
+
+
+def write_bind(address: str, port: int, transport: Transport) -> str:
+    """`*:80`, `[::1]:53/udp` or `unix:/path`; an empty address is all of them."""
+    if address.startswith("unix:"):
+        return address
+    place = f"[{address}]:{port}" if ":" in address else f"{address or '*'}:{port}"
+    return f"{place}/udp" if transport == "udp" else place

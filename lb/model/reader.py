@@ -31,6 +31,7 @@ from lb.certs.pem import (
 )
 from lb.model.address import UNIX_PREFIX, address_mistake, is_ip_address, is_network
 from lb.model.config import Config
+from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.form import (
     BUNDLES,
     CERTIFICATE_KEYS,
@@ -79,8 +80,17 @@ from lb.model.upstream import (
 from lb.problems import Origin, Problem, Problems
 
 ResultT = TypeVar("ResultT")
+CarriedOptionsT = TypeVar("CarriedOptionsT", StreamOptions, DatagramOptions)
 OptionsT = TypeVar(
-    "OptionsT", HttpOptions, StreamOptions, RouteOptions, UpstreamOptions, HealthCheck, ClientCertificates, UpstreamTls
+    "OptionsT",
+    HttpOptions,
+    StreamOptions,
+    DatagramOptions,
+    RouteOptions,
+    UpstreamOptions,
+    HealthCheck,
+    ClientCertificates,
+    UpstreamTls,
 )
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
 
@@ -339,6 +349,8 @@ class _Reader:
         http = content.get("http", {})
         protocols: tuple[ListenerProtocol, ...] = get_args(ListenerProtocol)
         protocol = self._choice(f"{path}.protocol", content.get("protocol", "http"), protocols)
+        if protocol == "udp" and address.startswith("unix:"):
+            raise _MistakeError(f"{path}.address", "UDP has no Unix sockets", "write an IP address and a port")
         self._check_sections(path, content, protocol)
         origin = self._read_origin(path, content)
         return Listener(
@@ -351,6 +363,9 @@ class _Reader:
             origin,
             self._read_listener_tls(f"{path}.tls", content.get("tls", {})) if protocol == "https" else None,
             self._read_stream(f"{path}.stream", name, origin, content.get("stream", {})) if protocol == "tcp" else None,
+            self._read_datagram(f"{path}.datagram", name, origin, content.get("datagram", {}))
+            if protocol == "udp"
+            else None,
         )
 
     def _check_sections(self, path: str, content: Mapping[str, Any], protocol: ListenerProtocol) -> None:
@@ -358,29 +373,40 @@ class _Reader:
         if "tls" in content and protocol != "https":
             raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", "add `protocol: https`")
         if "stream" in content and protocol != "tcp":
-            raise _MistakeError(f"{path}.stream", "the listener speaks HTTP", "add `protocol: tcp`")
+            raise _MistakeError(f"{path}.stream", "the listener does not carry connections", "add `protocol: tcp`")
+        if "datagram" in content and protocol != "udp":
+            raise _MistakeError(f"{path}.datagram", "the listener does not carry datagrams", "add `protocol: udp`")
         for key in ("http", "host_set"):
-            if key in content and protocol == "tcp":
+            if key in content and protocol in ("tcp", "udp"):
                 raise _MistakeError(f"{path}.{key}", "the listener does not speak HTTP", f"remove `{key}`")
 
     def _read_stream(self, path: str, listener: str, origin: Origin, value: object) -> Stream:
+        return Stream(*self._read_carried(path, listener, origin, value, StreamOptions(), "connections are reset"))
+
+    def _read_datagram(self, path: str, listener: str, origin: Origin, value: object) -> Datagram:
+        return Datagram(*self._read_carried(path, listener, origin, value, DatagramOptions(), "datagrams are dropped"))
+
+    def _read_carried(
+        self, path: str, listener: str, origin: Origin, value: object, defaults: CarriedOptionsT, dangling: str
+    ) -> tuple[StreamRoute, CarriedOptionsT]:
+        """Where what is only carried goes, and by which rules. `dangling`: what becomes of it without an upstream."""
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(StreamOptions)))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(type(defaults))))
         if "forward" not in content:
-            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
-        options = self._read_options(path, content, StreamOptions())
+            raise _MistakeError(path, f"{dangling.split()[0]} have nowhere to go", "add `forward: NAME` of an upstream")
+        options = self._read_options(path, content, defaults)
         if content.get("allow") and not options.allow:
             # An empty list lets in everybody: the listener is not opened.
             raise _MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
         name = self._text(f"{path}.name", content.get("name", listener))
         route = StreamRoute(
             name,
-            self._read_forward(f"{path}.forward", content["forward"], "its connections are reset"),
+            self._read_forward(f"{path}.forward", content["forward"], f"its {dangling}"),
             self._read_origin(path, content) if "origin" in content else origin,
             self._text(f"{path}.field", content.get("field", "")),
         )
         self._check_name_is_new(path, name)
-        return Stream(route, options)
+        return route, options
 
     def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
         def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:

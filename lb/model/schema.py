@@ -14,6 +14,7 @@ from typing import Any, TypeGuard, get_args
 
 import msgspec
 
+from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.form import API_VERSION, BUNDLES, KIND, PATH_KINDS, OptionField, option_fields
 from lb.model.health import CheckType, HealthCheck
 from lb.model.listener import HttpOptions, Listener, ListenerProtocol
@@ -107,7 +108,7 @@ def _listener() -> Schema:
     texts = field_texts(Listener)
     return _object(
         {
-            "port": {**_number(65_535), "description": "TCP port; needed unless the address is a Unix socket."},
+            "port": {**_number(65_535), "description": "TCP or UDP port; needed unless the address is a Unix socket."},
             "address": {**_TEXT, "description": texts["address"]},
             "protocol": {"enum": list(get_args(ListenerProtocol)), "default": "http"},
             "tls": _object(
@@ -128,21 +129,22 @@ def _listener() -> Schema:
             ),
             "host_set": {**_TEXT, "default": "default", "description": texts["host_set"]},
             "http": _object(_options(HttpOptions), text=f"{_class_text(HttpOptions)} 0 means no limit."),
-            "stream": _stream(),
+            "stream": _carried(Stream, StreamOptions),
+            "datagram": _carried(Datagram, DatagramOptions),
             "origin": _reference("origin"),
         },
         text=_class_text(Listener),
     )
 
 
-def _stream() -> Schema:
+def _carried(section: type[msgspec.Struct], options: type[msgspec.Struct]) -> Schema:
     fields = {
         "forward": _forward(),
         "name": {**_TEXT, "description": "What logs, metrics and `explain` show; the listener's name by default."},
         "origin": _reference("origin"),
         "field": {**_TEXT, "description": field_texts(StreamRoute)["field"]},
     }
-    return _object(fields | _options(StreamOptions), required=("forward",), text=_class_text(Stream))
+    return _object(fields | _options(options), required=("forward",), text=_class_text(section))
 
 
 def _forward() -> Schema:

@@ -10,12 +10,13 @@ import msgspec
 import yaml
 
 from lb.model.config import Config
+from lb.model.datagram import DatagramOptions
 from lb.model.form import API_VERSION, BUNDLES, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
-from lb.model.stream import Stream, StreamOptions
+from lb.model.stream import StreamOptions, StreamRoute
 from lb.model.tls import ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
@@ -90,15 +91,19 @@ def _write_listener(listener: Listener) -> Content:
     if listener.tls is not None:
         content["tls"] = _write_tls(listener.tls)
     if listener.stream is not None:
-        content["stream"] = _write_stream(listener, listener.stream)
+        content["stream"] = _write_carried(listener, listener.stream.route, listener.stream.options, StreamOptions())
+    if listener.datagram is not None:
+        one = listener.datagram
+        content["datagram"] = _write_carried(listener, one.route, one.options, DatagramOptions())
     content["origin"] = write_origin(listener.origin)
     return content
 
 
-def _write_stream(listener: Listener, stream: Stream) -> Content:
-    route = stream.route
+def _write_carried(
+    listener: Listener, route: StreamRoute, options: msgspec.Struct, defaults: msgspec.Struct
+) -> Content:
     content: Content = {"forward": _write_forward(route.forward)}
-    content |= _write_options(stream.options, StreamOptions())
+    content |= _write_options(options, defaults)
     if route.name != listener.name:
         content["name"] = route.name
     if route.origin != listener.origin:

@@ -188,9 +188,9 @@ def _forwards(hosts: Mapping[str, Mapping[str, VirtualHost]]) -> Iterator[tuple[
 
 def _stream_forwards(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, StreamRoute]]:
     for listener in listeners.values():
-        if listener.stream is not None:
-            for upstream in listener.stream.route.forward.upstreams:
-                yield upstream.name, listener.stream.route
+        if listener.carries is not None:
+            for upstream in listener.carries.forward.upstreams:
+                yield upstream.name, listener.carries
 
 
 def _refer(directory: Directory, namespace: str, service: str, port: int) -> Reference:

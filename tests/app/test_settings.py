@@ -100,7 +100,7 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
         ),
         (
             "settings:\n  publish: ['80:8080']\n",
-            ":4: settings.publish: `80:8080` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080`",
+            ":4: settings.publish: `80:8080` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080` or `53=:5353/udp`",
         ),
         (
             "settings:\n  defaults:\n    http: {trusted_proxies: [10.0.0.0/8, proxies]}\n",
@@ -145,7 +145,12 @@ def test_bad_bind_addresses(text: str) -> None:
 
 
 def test_publish_maps_ports() -> None:
-    assert parse_publish(["80=127.0.0.1:8080", "443=8443"]) == {80: Bind("127.0.0.1", 8080), 443: Bind("", 8443)}
+    assert parse_publish(["80=127.0.0.1:8080", "443=8443", "53=:5353/udp", "53=[::1]:53/tcp"]) == {
+        (80, "tcp"): Bind("127.0.0.1", 8080),
+        (443, "tcp"): Bind("", 8443),
+        (53, "udp"): Bind("", 5353, "udp"),
+        (53, "tcp"): Bind("::1", 53),
+    }
     for wrong in ("8080", "http=8080", "0=8080", "99999=80"):
         with pytest.raises(SettingsError, match="PORT=ADDRESS:PORT"):
             parse_publish([wrong])

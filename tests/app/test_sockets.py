@@ -55,7 +55,7 @@ def test_one_socket_a_thread_on_one_port(engine: Accepting) -> None:
 
 
 def test_a_published_port_binds_elsewhere(engine: Accepting) -> None:
-    listeners = Listeners(engine, 2, {80: Bind("127.0.0.1", 0)})
+    listeners = Listeners(engine, 2, {(80, "tcp"): Bind("127.0.0.1", 0)})
     listeners.sync(names(web=Listener("web", 80), other=Listener("other", port := free_port(), "127.0.0.1")))
     assert engine.open["web"][0].getsockname()[1] not in (0, 80)
     assert listeners.opened["web"].address.startswith("127.0.0.1:")
@@ -174,7 +174,7 @@ def test_sockets_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.Monkey
 
 def test_a_published_listener_that_cannot_be_opened_is_not_called_missing(engine: Accepting) -> None:
     with socket.create_server(("127.0.0.1", 0)) as rival:
-        listeners = Listeners(engine, 1, {80: Bind("127.0.0.1", rival.getsockname()[1])})
+        listeners = Listeners(engine, 1, {(80, "tcp"): Bind("127.0.0.1", rival.getsockname()[1])})
         listeners.sync(names(http=Listener("http", 80)))
         assert len(listeners.problems) == 1
         assert not listeners.unused()
@@ -182,10 +182,12 @@ def test_a_published_listener_that_cannot_be_opened_is_not_called_missing(engine
 
 def test_what_serves_nothing_is_told(engine: Accepting) -> None:
     with socket.create_server(("127.0.0.1", 0)) as activated:
-        listeners = Listeners(engine, 1, {81: Bind("127.0.0.1", 8081), 82: Bind("127.0.0.1", 0)}, [("web", activated)])
+        listeners = Listeners(
+            engine, 1, {(81, "tcp"): Bind("127.0.0.1", 8081), (82, "tcp"): Bind("127.0.0.1", 0)}, [("web", activated)]
+        )
         listeners.sync(names(other=Listener("other", 82)))
         publish, passed = listeners.unused()
-        assert publish == "--publish 81=127.0.0.1:8081: no listener has port 81"
+        assert publish == "--publish 81=127.0.0.1:8081: no TCP listener has port 81"
         assert passed.startswith("systemd's socket web at 127.0.0.1:")
         listeners.sync(names(web=Listener("web", 81), other=Listener("other", 82)))
         assert not listeners.unused()

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from lb.health.verdict import RESULTS
+from lb.model.datagram import DatagramOptions
 from lb.model.form import option_fields
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
@@ -75,6 +76,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "listener-options": lambda: options_table(HttpOptions),
     "stream-options": lambda: options_table(StreamOptions),
+    "datagram-options": lambda: options_table(DatagramOptions),
     "route-options": lambda: options_table(RouteOptions),
     "upstream-options": lambda: options_table(UpstreamOptions),
     "health-check-options": lambda: options_table(HealthCheck),

@@ -11,6 +11,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from lb.model.config import Config
+from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Request
@@ -187,6 +188,18 @@ stream_options = st.just(StreamOptions()) | st.builds(
     proxy_protocol=st.sampled_from([(), ("10.0.0.1",)]),
 )
 _streams = st.tuples(_places, _shares, stream_options, origins, origins)
+datagram_options = st.just(DatagramOptions()) | st.builds(
+    DatagramOptions,
+    idle_timeout_ms=counts,
+    drain_timeout_ms=counts,
+    retries=st.integers(0, 3),
+    responses=st.integers(0, 2),
+    max_sessions=st.integers(0, 9),
+    max_sessions_per_client=st.integers(0, 9),
+    allow=st.sampled_from([(), ("10.0.0.0/8", "::1")]),
+)
+_udp_places = st.tuples(st.integers(1, 65_535), st.sampled_from(["", "127.0.0.1", "::1"]))
+_datagrams = st.tuples(_udp_places, _shares, datagram_options, origins, origins)
 
 
 @st.composite
@@ -196,6 +209,7 @@ def configs(draw: st.DrawFn) -> Config:
     host_sets = draw(st.dictionaries(st.sampled_from(["default", "ingress"]), _hosts, min_size=1, max_size=2))
     listeners = draw(st.dictionaries(names, _listeners, min_size=1, max_size=2))
     streams = draw(st.dictionaries(names.map("tcp {}".format), _streams, max_size=1))
+    datagrams = draw(st.dictionaries(names.map("udp {}".format), _datagrams, max_size=1))
     route_names = (f"route {number}" for number in range(1_000))
     return Config(
         {
@@ -214,6 +228,17 @@ def configs(draw: st.DrawFn) -> Config:
                 stream=Stream(StreamRoute(name, _forward(list(upstreams), shares), route_origin), options),
             )
             for name, ((port, address), shares, options, origin, route_origin) in streams.items()
+        }
+        | {
+            name: Listener(
+                name,
+                port,
+                address,
+                "udp",
+                origin=origin,
+                datagram=Datagram(StreamRoute(name, _forward(list(upstreams), shares), route_origin), options),
+            )
+            for name, ((port, address), shares, options, origin, route_origin) in datagrams.items()
         },
         {
             host_set: {
@@ -251,7 +276,7 @@ def _forward(upstreams: list[str], shares: list[tuple[int, int]]) -> Forward:
 @st.composite
 def requests_for(draw: st.DrawFn, config: Config) -> tuple[str, Request]:
     """A listener of `config` and a normalised request for it, near to what it serves."""
-    speaking = sorted(name for name, listener in config.listeners.items() if listener.stream is None)
+    speaking = sorted(name for name, listener in config.listeners.items() if listener.carries is None)
     listener = config.listeners[draw(st.sampled_from(speaking))]
     hosts = config.hosts.get(listener.host_set, {})
     hostname = draw(st.sampled_from(sorted(hosts))) if hosts else "a.com"

@@ -18,6 +18,7 @@ BEFORE = """
 listeners:
   http: {port: 80}
   db: {port: 5432, protocol: tcp, stream: {forward: web}}
+  dns: {port: 53, protocol: udp, datagram: {name: dns, forward: web}}
 hosts:
   default:
     shop.example.com:
@@ -44,7 +45,7 @@ STEPS = [
         "closes *:80; host set default is no longer served there",
         "opens *:81 for host set default",
     ]),
-    ("{forward: web}}", "{forward: {web: 1, api: 3}, idle_timeout: 1h, allow: [10.0.0.0/8]}}", [
+    ("stream: {forward: web}}", "stream: {forward: {web: 1, api: 3}, idle_timeout: 1h, allow: [10.0.0.0/8]}}", [
         "connections to db now go to web (0.25), api (0.75) (before: web)",
         "listener db: idle_timeout 10m -> 1h",
         "listener db: allow none -> 10.0.0.0/8",
@@ -52,6 +53,20 @@ STEPS = [
     ("protocol: tcp, stream: {forward: web}}", "host_set: other}", [
         "speaks http instead of tcp",
         "listener db now serves host set other (before: connections to web)",
+    ]),
+    ("{name: dns, forward: web}}", "{name: b, forward: api, responses: 1}}", [
+        "datagrams to dns now go to api (before: web)",
+        "listener dns: its route is now named b (before: dns)",
+        "listener dns: responses no limit -> 1",
+    ]),
+    ("  dns: {port", "  names: {port", [
+        "closes *:53/udp; datagrams to web are no longer served there",
+        "opens *:53/udp for datagrams to web",
+    ]),
+    ("protocol: udp, datagram: {name: dns, forward: web}}", "protocol: tcp, stream: {forward: web, name: dns}}", [
+        "moves from *:53/udp to *:53",
+        "speaks tcp instead of udp",
+        "listener dns now serves connections to web (before: datagrams to web)",
     ]),
     ("  db: {port", "  sql: {port", [
         "closes *:5432; connections to web are no longer served there",

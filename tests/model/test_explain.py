@@ -260,6 +260,7 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
         ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
         ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https")),
         ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", scheme="tcp")),
+        ("udp://192.0.2.1:53", [], Ask("192.0.2.1:53", "", 53, "UDP", scheme="udp")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
@@ -272,7 +273,7 @@ def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
 
 
 def test_url_of_another_scheme_is_told_as_such() -> None:
-    with pytest.raises(ValueError, match="lb serves http, https, ws, wss, tcp, not ftp"):
+    with pytest.raises(ValueError, match="lb serves http, https, ws, wss, tcp, udp, not ftp"):
         make_ask("ftp://shop")
 
 
@@ -280,6 +281,8 @@ def test_url_of_another_scheme_is_told_as_such() -> None:
     "arguments",
     [
         ("tcp://a",),
+        ("udp://a",),
+        ("udp://a:1", "GET", ["X: y"]),
         ("tcp://a:70000",),
         ("tcp://a:1", "PUT"),
         ("tcp://a:1", "GET", ["X: y"]),
@@ -301,6 +304,7 @@ listeners:
   http: {port: 80}
   db: {port: 5432, protocol: tcp, stream: {forward: {db: 3, new: 1}, idle_timeout: 1h, allow: [10.0.0.0/8]}}
   dead: {port: 5433, protocol: tcp, stream: {forward: new}}
+  dns: {port: 5432, protocol: udp, datagram: {forward: {db: 1, new: 1}, responses: 1, allow: [10.0.0.0/8]}}
 upstreams:
   db: [10.0.1.1:5432]
   new: {unavailable: Service db/new does not exist}
@@ -343,6 +347,26 @@ def test_who_is_let_in_is_told_when_nobody_says_who_asks() -> None:
 def test_a_connection_to_nobody_gets_no_answer() -> None:
     told = explain_stream("tcp://192.0.2.1:5433")
     assert (told.status, told.reason, told.why) == (None, "no-endpoint", "Service db/new does not exist")
+
+
+def test_a_datagram_is_carried_by_the_listener_of_its_transport() -> None:
+    told = explain_stream("udp://192.0.2.1:5432", "10.1.2.3")
+    assert (told.method, told.status, told.reason) == ("UDP", None, "ok")
+    assert [(step.name, step.bind, step.verdict) for step in told.listeners] == [("dns", "*:5432/udp", "won")]
+    assert [step.match for step in told.routes] == ["every datagram"]
+    assert "50% of the datagrams are dropped (no-endpoint): Service db/new does not exist" in told.notes
+    options = {step.name: (step.value, step.set_by) for step in told.options}
+    assert options["responses"] == ("1", "listener dns")
+    assert options["idle_timeout"] == ("2m", "built in")
+    assert "half_closed_timeout" not in options
+    assert any("say whose datagram it is" in note for note in explain_stream("udp://192.0.2.1:5432").notes)
+    assert explain_stream("udp://192.0.2.1:5432", "192.0.2.7").reason == "source-refused"
+
+
+def test_no_datagram_comes_to_a_listener_of_connections() -> None:
+    config, _ = from_content(yaml.safe_load("listeners: {http: {port: 80}}"), Origin(file="lb.yaml"))
+    told = explain(config, make_ask("udp://192.0.2.1:80"))
+    assert (told.reason, told.why) == ("no-listener", "nothing listens on port 80/udp; there is 80")
 
 
 def test_a_connection_to_a_listener_of_http() -> None:

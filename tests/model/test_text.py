@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given, settings
 
 from lb.model.config import Config
+from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, Respond, Route, RouteOptions, WeightedUpstream
@@ -140,6 +141,7 @@ def test_rendered_file_is_pleasant() -> None:
 
 
 ROUTE = "hosts: {default: {a: [{%s}, {respond: 200, name: other}]}}"
+UDP = "upstreams: {web: []}\nlisteners: {dns: {port: 53, protocol: udp, datagram: {forward: web, %s}}}"
 TCP = "upstreams: {web: []}\nlisteners: {db: {port: 5432, protocol: tcp, stream: {forward: web, %s}}}"
 MISTAKES = [
     ("listenrs: {}", "listenrs", "did you mean `listeners`?", ""),
@@ -158,6 +160,13 @@ MISTAKES = [
     ("listeners: {http: {port: 80, http: {bare_lf: no}}}", "listeners.http.http.bare_lf", "", "http"),
     ("listeners: {http: {port: 80, stream: {forward: web}}}", "listeners.http.stream", "add `protocol: tcp`", ""),
     ("listeners: {db: {port: 5432, protocol: tcp}}", "listeners.db.stream", "add `forward: NAME` of an upstream", ""),
+    ("listeners: {dns: {port: 53, protocol: udp}}", "listeners.dns.datagram", "add `forward: NAME` of an upstream", ""),
+    ("listeners: {dns: {port: 53, datagram: {forward: web}}}", "listeners.dns.datagram", "add `protocol: udp`", ""),
+    ("listeners: {dns: {port: 53, protocol: udp, http: {}}}", "listeners.dns.http", "remove `http`", ""),
+    ("listeners: {dns: {protocol: udp, address: 'unix:/x'}}", "listeners.dns.address", "write an IP address", ""),
+    (UDP % "retries: -1", "listeners.dns.datagram.retries", "", "dns web"),
+    (UDP % "half_closed_timeout: 1s", "listeners.dns.datagram.half_closed_timeout", "", "dns web"),
+    (UDP % "allow: [lan, 10.0.0.1]", "listeners.dns.datagram.allow[0]", "write one such as 10.0.0.0/8", "dns web"),
     (TCP % "frward: web", "listeners.db.stream.frward", "did you mean `forward`?", "db web"),
     (TCP % "retries: -1", "listeners.db.stream.retries", "", "db web"),
     (TCP % "idle_timeout: 5", "listeners.db.stream.idle_timeout", "", "db web"),
@@ -347,6 +356,24 @@ def test_a_stream_comes_from_its_listener_unless_it_says_otherwise() -> None:
     assert config.listeners["db"].stream is not None
     assert config.listeners["db"].stream.route.origin == config.listeners["db"].origin
     assert config.listeners["db"].stream.options == StreamOptions(retries=0)
+
+
+def test_datagrams_and_connections_may_share_a_port() -> None:
+    config, problems = load(
+        "upstreams: {dns: []}\n"
+        "listeners:\n"
+        "  dns: {port: 53, protocol: udp, datagram: {forward: dns, responses: 1, max_sessions: 9}}\n"
+        "  dns-tcp: {port: 53, protocol: tcp, stream: {forward: dns}}",
+        {},
+    )
+    assert problems == []
+    dns = config.listeners["dns"]
+    route = StreamRoute("dns", Forward((WeightedUpstream("dns"),)), dns.origin)
+    assert dns.datagram == Datagram(route, DatagramOptions(responses=1, max_sessions=9))
+    assert [(one.bind, one.transport, one.carries is not None) for one in config.listeners.values()] == [
+        ("*:53/udp", "udp", True),
+        ("*:53", "tcp", True),
+    ]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "[fd00::1]:65535", "[::ffff:10.0.0.1]:80", f"unix:/{'x' * 106}"])
