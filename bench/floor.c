@@ -1,11 +1,12 @@
 /* The floor: the least that a userspace proxy can do for a request.
  *
- *     floor PORT BACKEND_PORT [close]
+ *     floor PORT BACKEND_PORT [close|flows]
  *
  * One epoll, edge-triggered and armed once per socket; for each exchange recv, send, recv, send, and nothing else: no
  * parsing, no headers, no routes, no counters, no timeouts. A client connection takes a backend connection from the
  * pool, or makes one, and gives it back when it ends. With `close` it closes the client connection after each answer,
- * which stands for `Connection: close` (the answer must then fit into one recv).
+ * which stands for `Connection: close` (the answer must then fit into one recv). With `flows` each client has a backend
+ * connection of its own, which ends with it.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -33,7 +34,7 @@ struct side {
 
 static int poll_fd;
 static struct sockaddr_in backend;
-static int closing;
+static int closing, flows;
 static struct side *pool[POOL];
 static int pooled;
 static struct side *graveyard[EVENTS * 2];
@@ -82,7 +83,7 @@ static void end_client(struct side *client)
     struct side *side = client->peer;
     bury(client);
     side->peer = NULL;
-    if (client->asked || side->parked_len || client->parked_len || pooled == POOL)
+    if (flows || client->asked || side->parked_len || client->parked_len || pooled == POOL)
         bury(side);
     else
         pool[pooled++] = side;
@@ -187,7 +188,7 @@ static void accept_clients(int listener)
 int main(int argc, char **argv)
 {
     if (argc < 3) {
-        fprintf(stderr, "usage: floor PORT BACKEND_PORT [close]\n");
+        fprintf(stderr, "usage: floor PORT BACKEND_PORT [close|flows]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -196,6 +197,7 @@ int main(int argc, char **argv)
     backend = address;
     backend.sin_port = htons((uint16_t)atoi(argv[2]));
     closing = argc > 3 && !strcmp(argv[3], "close");
+    flows = argc > 3 && !strcmp(argv[3], "flows");
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096)) {

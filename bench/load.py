@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from bench.build import BENCH, BIN
 from bench.certificate import Certificate
@@ -224,12 +225,15 @@ def run_h2load(load: Streams, port: int, requests: int) -> float:
     return float(seconds[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[seconds[2]]
 
 
-class Client:
-    """A running client.c. `how`: plain, tls, full or resumed. `idle`: only while nobody else wants its CPU."""
+class LoadProgram:
+    """A running load generator of ours, which reports in JSON objects.
 
-    def __init__(self, mode: str, port: int, *arguments: object, how: str = "plain", idle: bool = False) -> None:
-        self._mode = mode
-        command: list[str | Path] = [BIN / "client", mode, str(port), *map(str, arguments), how]
+    With `opens` it reports first that its connections are open, and waits then. `idle`: it runs only while nobody else
+    wants its CPU.
+    """
+
+    def __init__(self, command: list[str | Path], *, opens: bool, idle: bool = False) -> None:
+        self._opens = opens
         self._process = start_on_load_cpu(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if idle:
             os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
@@ -248,7 +252,7 @@ class Client:
         return self._process.poll() is None
 
     def begin(self) -> None:
-        """`load` makes its requests from now on."""
+        """Let it go on with what comes after opening."""
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -258,11 +262,26 @@ class Client:
         assert self._process.stdin
         self._process.stdin.close()
 
-    def __enter__(self) -> Client:
-        if self._mode == "load":
-            self.read_line()  # its connections are open
+    def __enter__(self) -> Self:
+        if self._opens:
+            self.read_line()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class Client(LoadProgram):
+    """client.c. `how`: plain, tls, full or resumed."""
+
+    def __init__(self, mode: str, port: int, *arguments: object, how: str = "plain", idle: bool = False) -> None:
+        super().__init__([BIN / "client", mode, str(port), *map(str, arguments), how], opens=mode == "load", idle=idle)
+
+
+class StreamClient(LoadProgram):
+    """stream_client.c. `mode`: exchange, connect, down, up or idle."""
+
+    def __init__(self, mode: str, port: int, connections: int, *seconds: float) -> None:
+        command: list[str | Path] = [BIN / "stream_client", mode, str(port), str(connections), *map(str, seconds)]
+        super().__init__(command, opens=True)

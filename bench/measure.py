@@ -12,12 +12,13 @@ from statistics import median
 from typing import NamedTuple, TypeVar
 
 from bench.certificate import make_certificate
-from bench.contenders import ADDED_HEADERS, ClosingFloor, Contender, Floor
+from bench.contenders import ADDED_HEADERS, ClosingFloor, Contender, Floor, Proxy
 from bench.export import Cluster, certificate_names
 from bench.load import BODY_BYTES, GRPC_BYTES, Client, LoadFailed, Reply, call
 from bench.machine import cpu_seconds
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Proxy)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Settings:
                 self.fail(kind.name, failure)
         return rows
 
-    def take_turns(self, contenders: Iterable[Contender], take: Callable[[Contender], T]) -> dict[str, list[T]]:
+    def take_turns(self, contenders: Iterable[P], take: Callable[[P], T]) -> dict[str, list[T]]:
         """What each contender gave in each round, by name, after one turn to warm up.
 
         One that fails costs only its own."""
@@ -170,7 +171,7 @@ class Cost(NamedTuple):
 
 
 @contextmanager
-def cpu_cost(contender: Contender, settings: Settings) -> Iterator[Callable[[float], Cost]]:
+def cpu_cost(contender: Proxy, settings: Settings) -> Iterator[Callable[[float], Cost]]:
     """What it yields turns the number of requests made since into their cost."""
     pids = contender.pid, settings.backend_pid
     before = [cpu_seconds(pid) for pid in pids]
@@ -217,25 +218,38 @@ def secure(cluster: Cluster, directory: Path) -> Cluster:
 @contextmanager
 def running(contender: Contender) -> Iterator[Contender]:
     """Started, and checked to do its work."""
-    try:
-        contender.start()
-        check_work(contender)
+    with started(contender, check_work):
         yield contender
-    finally:
-        contender.stop()
 
 
 @contextmanager
 def running_all(kinds: list[type[Contender]], cluster: Cluster, settings: Settings) -> Iterator[list[Contender]]:
     """All that can at once. Waiting ones cost nothing; so they can take turns quickly."""
+    with all_started([kind(cluster, settings.directory) for kind in kinds], check_work, settings) as contenders:
+        yield contenders
+
+
+@contextmanager
+def started(proxy: P, check: Callable[[P], None]) -> Iterator[P]:
+    try:
+        proxy.start()
+        check(proxy)
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+@contextmanager
+def all_started(proxies: Iterable[P], check: Callable[[P], None], settings: Settings) -> Iterator[list[P]]:
+    """Those of them that start and do their work."""
     with ExitStack() as stack:
-        started = []
-        for kind in kinds:
+        found = []
+        for proxy in proxies:
             try:
-                started.append(stack.enter_context(running(kind(cluster, settings.directory))))
+                found.append(stack.enter_context(started(proxy, check)))
             except (LoadFailed, RuntimeError) as failure:
-                settings.fail(kind.name, failure)
-        yield started
+                settings.fail(proxy.name, failure)
+        yield found
 
 
 def check_work(contender: Contender) -> None:

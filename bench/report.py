@@ -19,6 +19,7 @@ TITLES = {
     "lb-single-file": "**lb**, single file",
     "nginx": "nginx",
     "haproxy": "HAProxy",
+    "haproxy-splice": "HAProxy, splicing",
     "nghttpx": "nghttpx",
     "envoy": "Envoy",
 }
@@ -158,7 +159,7 @@ _PAGE = """\
 # Benchmarks
 
 Written by `python -m bench --write-docs` from the last run of `make bench`. Run it yourself: every configuration is in
-`bench/contenders.py`, every figure in `bench/figures/`.
+`bench/contenders.py` and `bench/carriers.py`, every figure in `bench/figures/`.
 
 ![CPU time per request](benchmarks.png)
 

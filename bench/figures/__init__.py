@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.figures.carried import BULK, BULK_ONE, CONNECT, TCP, TCP_IDLE
 from bench.figures.changes import ENDPOINT, INGRESS, SWAPS, TAIL
 from bench.figures.cost import BODY_1M, BODY_16K, KEEPALIVE, NEW_CONNECTION, ROUTES, TLS_BODY_1M
 from bench.figures.http2 import GRPC, HTTP2
@@ -11,5 +12,6 @@ from bench.figures.tls import HANDSHAKE, RESUMED, STORM, TLS_KEEPALIVE
 FIGURES = (
     *(KEEPALIVE, BODY_16K, BODY_1M, NEW_CONNECTION, ROUTES),
     *(TLS_KEEPALIVE, TLS_BODY_1M, HANDSHAKE, RESUMED, STORM, HTTP2, GRPC),
+    *(TCP, BULK, BULK_ONE, CONNECT, TCP_IDLE),
     *(SCALE, INGRESS, ENDPOINT, TAIL, IDLE, TLS_IDLE, SWAPS),
 )
