@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,9 @@ log = structlog.stdlib.get_logger(__name__)
 BACKLOG = 65_535
 # Whoever may write to a Unix listener may send requests; a proxy in front of lb usually shares its group.
 UNIX_MODE = 0o660
+
+
+_ALL = ("", "0.0.0.0", "::")  # noqa: S104 (compares, does not bind)
 
 
 class Acceptor(Protocol):
@@ -82,7 +85,7 @@ class Listeners:
         for name, bind in wanted.items():
             if name not in self.opened and bind.transport == "tcp":
                 try:
-                    self._open(listeners[name], bind, ours_before=bind in freed)
+                    self._open(listeners[name], bind, share=self._is_beside_ours(bind, freed))
                 except OSError as error:
                     problems.append(_problem(listeners[name], bind, error))
         for problem in problems:
@@ -113,12 +116,19 @@ class Listeners:
         for name in list(self.opened):
             self._close(name)
 
-    def _open(self, listener: Listener, bind: Bind, *, ours_before: bool) -> None:
+    def _is_beside_ours(self, bind: Bind, freed: Collection[Bind]) -> bool:
+        """Whether lb has the port already, and may: what it is about to close, or all addresses while this is one of
+        them, or the other way around. The kernel hands connections to the socket that says most, so both serve."""
+        others = [one.wanted for one in self.opened.values() if one.wanted != bind]
+        meeting = (one for one in (*others, *freed) if (one.port, one.transport) == (bind.port, bind.transport))
+        return any(one == bind or one.address in _ALL or bind.address in _ALL for one in meeting)
+
+    def _open(self, listener: Listener, bind: Bind, *, share: bool) -> None:
         name = listener.name
         with ExitStack() as close_ours:  # the engine has its own duplicates
             activated = self._find_activated(name, bind)
             # The engine takes a moment to close a socket, which must not look like somebody else's.
-            sockets = [activated] if activated else open_sockets(bind, self._threads, share=ours_before)
+            sockets = [activated] if activated else open_sockets(bind, self._threads, share=share)
             if activated is None:
                 for opened in sockets:
                     close_ours.callback(opened.close)

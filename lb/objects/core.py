@@ -33,6 +33,7 @@ class ServiceSpec(
     gc=False,
     rename={
         "cluster_ip": "clusterIP",
+        "ip_families": "ipFamilies",
         "external_name": "externalName",
         "external_traffic_policy": "externalTrafficPolicy",
         "publish_not_ready_addresses": "publishNotReadyAddresses",
@@ -49,6 +50,8 @@ class ServiceSpec(
     ports: tuple[ServicePort, ...] = ()
     selector: dict[str, str] | None = None
     cluster_ip: str = ""
+    ip_families: tuple[str, ...] | None = None
+    """The primary one first."""
     external_name: str = ""
     external_traffic_policy: str = "Cluster"
     publish_not_ready_addresses: bool = False

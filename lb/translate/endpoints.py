@@ -30,9 +30,9 @@ def find_backings(view: View, stored: Stored, port: ServicePort, problems: Probl
     """Every address behind a Service port, each once.
 
     Addresses are of one family: a pod with an IPv4 and an IPv6 address is one server, and would get twice its share.
-    That is the family of the clusterIP (the Service's primary one), or IPv4 where that says nothing, and the other one
-    when the first has nobody who can serve. A terminating endpoint that still serves is `draining`: it gets requests
-    while nobody is ready, as with kube-proxy. What is no IP address is left out, with a problem (LB4008).
+    That is the Service's primary family, and its other one, if it has two, when the first has nobody who can serve. A
+    terminating endpoint that still serves is `draining`: it gets requests while nobody is ready, as with kube-proxy.
+    What is no IP address is left out, with a problem (LB4008).
     """
     service = cast(Service, stored.object)
     namespace, name = service.metadata.namespace, service.metadata.name
@@ -40,15 +40,32 @@ def find_backings(view: View, stored: Stored, port: ServicePort, problems: Probl
     if not slices:
         endpoints = view.get("Endpoints", namespace, name)
         return _merge(_from_endpoints(endpoints, service, port, problems)) if endpoints is not None else []
-    problems.extend(_unusable_slice(one) for one in slices if _family(one) not in _FAMILIES)
-    families = ("IPv6", "IPv4") if ":" in service.spec.cluster_ip else ("IPv4", "IPv6")
-    first, second = (
+    problems.extend(_unusable_slice(one) for one in slices if _family(one) not in FAMILIES)
+    by_family = [
         _merge(
             backing for one in slices if _family(one) == family for backing in _from_slice(one, service, port, problems)
         )
-        for family in families
-    )
-    return first if _can_serve(first) or not _can_serve(second) else second
+        for family in families_of(service)
+    ]
+    return next((backings for backings in by_family if _can_serve(backings)), by_family[0])
+
+
+def families_of(service: Service) -> tuple[str, ...]:
+    """The address families that a Service is for, the primary one first.
+
+    The API server fills in `ipFamilies`, by `ipFamilyPolicy` and what the cluster has; whoever writes a Service by hand
+    and says nothing is served by either family, first by that of the clusterIP. (Kubernetes: dual-stack Services.)
+    """
+    said = tuple(family for family in service.spec.ip_families or () if family in FAMILIES)
+    if said:
+        return said
+    return ("IPv6", "IPv4") if ":" in service.spec.cluster_ip else FAMILIES
+
+
+def knows_endpoints(view: View, service: Service) -> bool:
+    """Whether the input says anything of the addresses behind a Service, be it that there are none."""
+    namespace, name = service.metadata.namespace, service.metadata.name
+    return bool(view.slices_of(namespace, name)) or view.get("Endpoints", namespace, name) is not None
 
 
 def slice_app_protocols(view: View, service: Service, port: ServicePort) -> list[str]:
@@ -74,7 +91,8 @@ def _family(stored: Stored) -> str:
     return cast(EndpointSlice, stored.object).address_type
 
 
-_FAMILIES = ("IPv4", "IPv6")
+FAMILIES = ("IPv4", "IPv6")
+"""`addressType` of the slices whose addresses can be connected to."""
 
 _PREFERENCE: dict[Readiness, int] = {"ready": 0, "draining": 1, "unready": 2}
 
@@ -131,7 +149,7 @@ def _slice_port(one: EndpointSlice, port: ServicePort) -> int | None:
 
 
 def _find_slice_port(one: EndpointSlice, port: ServicePort) -> SlicePort | None:
-    ports = [candidate for candidate in one.ports or () if (candidate.protocol or "TCP") == "TCP"]
+    ports = [candidate for candidate in one.ports or () if (candidate.protocol or "TCP") == port.protocol]
     named = next((candidate for candidate in ports if (candidate.name or "") == port.name), None)
     return ports[0] if named is None and not port.name and len(ports) == 1 else named
 
@@ -175,7 +193,7 @@ def _from_endpoints(stored: Stored, service: Service, port: ServicePort, problem
 
 
 def _subset_port(subset: EndpointSubset, port: ServicePort) -> int | None:
-    ports = [candidate for candidate in subset.ports if candidate.protocol == "TCP"]
+    ports = [candidate for candidate in subset.ports if candidate.protocol == port.protocol]
     named = next((candidate.port for candidate in ports if candidate.name == port.name), None)
     if named is None and not port.name and len(ports) == 1:
         return ports[0].port

@@ -8,13 +8,14 @@ ranges; ingress-nginx docs/user-guide/exposing-tcp-udp-services.md and `controll
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import msgspec
 
-from lb.model.address import is_network
+from lb.model.address import is_ip_address, is_network
 from lb.model.listener import Listener
 from lb.model.route import Forward, WeightedUpstream
 from lb.model.stream import Stream, StreamOptions, StreamRoute
@@ -93,7 +94,7 @@ class _ServiceClaim:
         return StreamClaim(
             age_of(metadata),
             tuple(listeners),
-            tuple(Reference(metadata.namespace, metadata.name, port.port) for _, port in ports),
+            tuple(Reference(metadata.namespace, metadata.name, port.port, requests=False) for _, port in ports),
             tuple(self._problems),
         )
 
@@ -198,7 +199,12 @@ def _read_entry(
     namespace, service, port = found["namespace"], found["service"], found["port"]
     named = ServiceBackendPort(number=int(port)) if port.isdigit() else ServiceBackendPort(name=port)
     table = directory.table(namespace, service)
-    reference = resolve_reference(table, namespace, service, named)
+    from_clients, to_endpoints = _flags(found)
+    reference = msgspec.structs.replace(
+        resolve_reference(table, namespace, service, named),
+        header="v1" if to_endpoints else "none",
+        requests=False,
+    )
     if reference.mistake:
         what, fix = f"Service {namespace}/{service} does not exist", "check namespace and name"
         if reference.mistake == "LB4002":
@@ -207,13 +213,13 @@ def _read_entry(
         problems.add(reference.mistake, stored.origin, what, why=why, fix=fix, field=field)
     name = f"{stored.object.metadata.namespace}/{stored.object.metadata.name}:{key}"
     stream = options.stream
-    if _flags(found)[0]:
+    if from_clients:
         stream = msgspec.structs.replace(stream, proxy_protocol=EVERYBODY)
     return _tcp_listener(name, int(key), "", reference.upstream, stored, field, stream), reference
 
 
 def _flags(found: re.Match[str]) -> tuple[bool, bool]:
-    """Whether connections begin with a PROXY header, from clients and to endpoints."""
+    """Whether connections begin with a PROXY header, from clients and to endpoints (nginx sends version 1)."""
     flags = found["proxy"].upper().split(":")
     return flags[1:2] == ["PROXY"], flags[2:3] == ["PROXY"]
 
@@ -224,11 +230,6 @@ def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tupl
         return f"key {key!r} is no port", "write a port from 1 to 65535 as the key"
     if found is None:
         return f"{value!r} is not like NAMESPACE/SERVICE:PORT", "write one such as shop/db:5432"
-    if _flags(found)[1]:
-        return (
-            f"{value!r} asks for the PROXY protocol towards the endpoints",
-            "set the annotation lb/proxy-protocol on the Service instead",
-        )
     return None
 
 
@@ -244,11 +245,17 @@ def settle(
 ) -> tuple[dict[str, Listener], tuple[Problem, ...]]:
     """The listeners of all claims that are to be had beside those that are `taken`, and what is said of the others."""
     won: dict[str, Listener] = {}
+    held: dict[tuple[object, ...], Listener] = {}
+    for one in taken.values():
+        held |= dict.fromkeys(_places(one), one)
+    names = dict(taken)
     problems = Problems()
     for listener in _oldest_first(claims):
-        rival = next((one for one in (*taken.values(), *won.values()) if _meet(one, listener)), None)
+        places = _places(listener)
+        rival = names.get(listener.name) or next((held[place] for place in places if place in held), None)
         if rival is None:
-            won[listener.name] = listener
+            won[listener.name] = names[listener.name] = listener
+            held |= dict.fromkeys(places, listener)
         else:
             problems.extend((_place_taken(listener, rival),))
     return won, tuple(problems)
@@ -260,16 +267,19 @@ def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[Listener]:
         yield from claim.listeners
 
 
-_ALL = ("", "0.0.0.0", "::")  # noqa: S104  # compares, does not bind
+_ALL = ("0.0.0.0", "::")  # noqa: S104  # compares, does not bind
 
 
-def _meet(one: Listener, other: Listener) -> bool:
-    """Whether both cannot be opened: the same name, or one place. Who listens on all addresses leaves none free."""
-    if one.name == other.name:
-        return True
-    if one.port != other.port or one.address.startswith("unix:"):
-        return False
-    return one.address == other.address or one.address in _ALL or other.address in _ALL
+def _places(listener: Listener) -> list[tuple[object, ...]]:
+    """What nobody else can have beside it: its address and port.
+
+    All addresses are a place of their own: who listens on one of them gets its connections, and who listens on all gets
+    the others (the kernel takes the most specific socket; inet_hashtables.c, compute_score).
+    """
+    if listener.address and not is_ip_address(listener.address):
+        return []
+    addresses = (str(ipaddress.ip_address(listener.address)),) if listener.address else _ALL
+    return [(address, listener.port) for address in addresses]
 
 
 def _place_taken(loser: Listener, winner: Listener) -> Problem:

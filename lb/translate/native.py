@@ -26,7 +26,7 @@ from lb.translate.precedence import shadow_problem
 from lb.translate.services import Reference, missing_port, resolved_endpoints
 from lb.translate.shadow import shadowed_routes
 
-_SERVICE_UPSTREAM = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[0-9]{1,5})")
+_SERVICE_UPSTREAM = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[0-9]{1,5})(?P<udp>/udp)?")
 
 _DEFAULT_PORT = 80
 """Of a native upstream with `resolve` whose endpoints say no port."""
@@ -165,7 +165,16 @@ def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...
         if found is None:
             dangling[name] = route
             continue
-        reference = _refer(directory, found["namespace"], found["service"], int(found["port"]))
+        reference = _refer(
+            directory,
+            Reference(
+                found["namespace"],
+                found["service"],
+                int(found["port"]),
+                transport="UDP" if found["udp"] else "TCP",
+                requests=isinstance(route, Route),
+            ),
+        )
         references[reference] = None
         if reference.mistake:
             merge.problems.extend((_bad_reference(directory, reference, route),))
@@ -193,12 +202,17 @@ def _stream_forwards(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, S
                 yield upstream.name, listener.carries
 
 
-def _refer(directory: Directory, namespace: str, service: str, port: int) -> Reference:
-    table = directory.table(namespace, service)
+def _refer(directory: Directory, reference: Reference) -> Reference:
+    """The reference with what is wrong with it."""
+    table = directory.table(reference.namespace, reference.service)
     if not table.exists:
-        return Reference(namespace, service, port, "LB4001")
-    known = any(one.port == port and one.protocol == "TCP" for one in table.ports)
-    return Reference(namespace, service, port, "" if known or (table.external and not table.ports) else "LB4002")
+        return msgspec.structs.replace(reference, mistake="LB4001")
+    known = any(one.port == reference.port and one.protocol == reference.transport for one in table.ports)
+    return (
+        reference
+        if known or (table.external and not table.ports)
+        else msgspec.structs.replace(reference, mistake="LB4002")
+    )
 
 
 def _bad_reference(directory: Directory, reference: Reference, route: Route | StreamRoute) -> Problem:

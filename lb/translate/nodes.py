@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
+import msgspec
+
 from lb.model.address import is_ip_address
+from lb.model.health import HealthCheck
 from lb.model.upstream import Endpoint
 from lb.objects.core import Node
 from lb.objects.view import Stored, View
@@ -30,7 +33,8 @@ class NodeTarget(NamedTuple):
     """A node that can take requests."""
 
     name: str
-    address: str
+    addresses: dict[str, str]
+    """Family -> address."""
     ready: bool
     origin: Origin
 
@@ -51,44 +55,59 @@ def find_node_targets(view: View, options: Options) -> NodeTargets:
         node = cast(Node, nodes[key].object)
         if not _may_be_target(node, options):
             continue
-        address = _address(nodes[key], options, problems)
-        if address:
-            targets.append(NodeTarget(node.metadata.name, address, _is_ready(node), nodes[key].origin))
+        addresses = _addresses(nodes[key], options, problems)
+        if addresses:
+            targets.append(NodeTarget(node.metadata.name, addresses, _is_ready(node), nodes[key].origin))
     return NodeTargets(tuple(targets), tuple(problems))
 
 
-def _address(stored: Stored, options: Options, problems: list[Problem]) -> str:
-    """The first usable address of the wanted type; empty when there is none."""
+def _addresses(stored: Stored, options: Options, problems: list[Problem]) -> dict[str, str]:
+    """The first usable address of each family that is of the wanted type."""
+    addresses: dict[str, str] = {}
     for index, one in enumerate(cast(Node, stored.object).status.addresses):
-        if one.type == options.node_address and one.address:
-            if is_ip_address(one.address):
-                return one.address
+        if one.type != options.node_address or not one.address:
+            continue
+        if is_ip_address(one.address):
+            addresses.setdefault("IPv6" if ":" in one.address else "IPv4", one.address)
+        else:
             problems.append(bad_address(stored, one.address, f"status.addresses[{index}].address"))
-    return ""
+    return addresses
 
 
 def node_endpoints(
-    targets: Sequence[NodeTarget], node_port: int, local: Iterable[Backing] | None
+    targets: Iterable[NodeTarget], node_port: int, families: Sequence[str], local: Iterable[Backing] | None
 ) -> tuple[Endpoint, ...]:
-    """One endpoint for each node.
+    """One endpoint for each node that has an address of one of the Service's families, the first of them if it can.
 
-    `local` are the Service's own endpoints when its externalTrafficPolicy is Local: nodes without any of them drop the
-    traffic, so they are left out, and nodes where all of them are terminating are draining.
+    kube-proxy takes connections to a node port in the families of its Service only, and hands them to endpoints of the
+    same one. `local` are the Service's own endpoints when its externalTrafficPolicy is Local: nodes without any of them
+    drop the traffic, so they are left out, and nodes where all of them are terminating are draining.
     """
-    if local is None:
-        return tuple(_endpoint(target, node_port, draining=not target.ready) for target in targets)
-    backings = list(local)
+    backings = list(local or ())
     ready = {backing.node for backing in backings if backing.readiness == "ready"}
     draining = {backing.node for backing in backings if backing.readiness == "draining"}
-    return tuple(
-        _endpoint(target, node_port, draining=not target.ready or target.name not in ready)
-        for target in targets
-        if target.name in ready or target.name in draining
-    )
+    endpoints = []
+    for target in targets:
+        address = next((target.addresses[family] for family in families if family in target.addresses), "")
+        if address and (local is None or target.name in ready or target.name in draining):
+            drains = not target.ready or (local is not None and target.name not in ready)
+            endpoints.append(
+                Endpoint(address, node_port, draining=drains, target=f"node/{target.name}", origin=target.origin)
+            )
+    return tuple(endpoints)
 
 
-def _endpoint(target: NodeTarget, node_port: int, *, draining: bool) -> Endpoint:
-    return Endpoint(target.address, node_port, draining=draining, target=f"node/{target.name}", origin=target.origin)
+def ask_kube_proxy(port: int, default: HealthCheck) -> HealthCheck:
+    """The check of a Service's healthCheckNodePort, with the times of the operator's default.
+
+    kube-proxy answers 200 there while the node has ready endpoints of the Service, and else 503 (kubernetes
+    `pkg/proxy/healthcheck/service_health.go`), over plain HTTP whatever the Service speaks. It answers on any path;
+    /healthz is what cloud providers ask for (cloud-provider `service/helpers`, GetServiceHealthCheckPathPort).
+    """
+    return msgspec.structs.replace(
+        default, type="http", port=port, path="/healthz", method="GET", host="", headers=(), statuses=(200,), body="",
+        tls="off",
+    )  # fmt: skip
 
 
 def _may_be_target(node: Node, options: Options) -> bool:

@@ -1,7 +1,9 @@
 """Services as upstreams: one for each port that something refers to, named `namespace/name:port`.
 
 The port in the name is the Service's port *number*, also where it was referred to by name: every port has a number, and
-both kinds of reference must give the same upstream. What cannot be resolved keeps the port as it was written.
+both kinds of reference must give the same upstream. What cannot be resolved keeps the port as it was written. A UDP
+port's upstream ends in `/udp`, because TCP may have the same number, and one that somebody wants to begin with a PROXY
+header whatever the Service says ends in ` proxy v1`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 
@@ -22,9 +24,16 @@ from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, field_of, read_annotations, report_health_mistake, report_health_unused
 from lb.translate.backend_tls import BackendTls, read_backend_tls
-from lb.translate.endpoints import Backing, find_backings, slice_app_protocols, usable
+from lb.translate.endpoints import (
+    Backing,
+    families_of,
+    find_backings,
+    knows_endpoints,
+    slice_app_protocols,
+    usable,
+)
 from lb.translate.material import Material
-from lb.translate.nodes import NodeTargets, node_endpoints
+from lb.translate.nodes import NodeTargets, ask_kube_proxy, node_endpoints
 from lb.translate.options import Options
 from lb.translate.protocols import read_app_protocol
 
@@ -39,6 +48,10 @@ class PortTable(msgspec.Struct, frozen=True):
     ports: tuple[ServicePort, ...] = ()
 
 
+Transport = Literal["TCP", "UDP"]
+"""Those `protocol`s of a Service port that lb carries."""
+
+
 class Reference(msgspec.Struct, frozen=True, gc=False):
     """A Service port that something refers to."""
 
@@ -48,17 +61,43 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     """The Service port's number; as it was written when there is no such port."""
     mistake: str = ""
     """Problem code when it cannot be resolved."""
+    transport: Transport = "TCP"
+    header: ProxyProtocol = "none"
+    """The PROXY header that connections are to begin with, over what the Service says."""
+    requests: bool = True
+    """Whether HTTP is spoken to it, or bytes are carried as they come."""
+
+    @property
+    def use(self) -> PortUse:
+        return PortUse(self.port, self.transport, self.header)
 
     @property
     def upstream(self) -> str:
-        return f"{self.namespace}/{self.service}:{self.port}"
+        return self.use.upstream(self.namespace, self.service)
+
+
+class PortUse(NamedTuple):
+    """A Service port as one upstream has it."""
+
+    port: int | str
+    transport: Transport = "TCP"
+    header: ProxyProtocol = "none"
+
+    def upstream(self, namespace: str, service: str) -> str:
+        """Its name."""
+        name = f"{namespace}/{service}:{self.port}"
+        if self.transport == "UDP":
+            return f"{name}/udp"
+        return name if self.header == "none" else f"{name} proxy {self.header}"
 
 
 class Wanted(msgspec.Struct, frozen=True):
     """What the objects that refer to a Service want of it."""
 
-    ports: tuple[int | str, ...] = ()
+    uses: tuple[PortUse, ...] = ()
     """Sorted by text."""
+    requests: frozenset[PortUse] = frozenset()
+    """Those of them to which HTTP is spoken."""
     balances: dict[int | str, Balance] = {}
     """Port -> what the oldest Ingress with `lb/balance` says."""
     problems: tuple[Problem, ...] = ()
@@ -84,7 +123,9 @@ def read_port_table(stored: Stored | None) -> PortTable:
     return PortTable(True, spec.type == "ExternalName", spec.ports)
 
 
-def resolve_reference(table: PortTable, namespace: str, service: str, port: ServiceBackendPort) -> Reference:
+def resolve_reference(
+    table: PortTable, namespace: str, service: str, port: ServiceBackendPort, transport: Transport = "TCP"
+) -> Reference:
     """Which port of the Service is meant.
 
     Besides name and number of a Service port, a targetPort is taken where nothing else fits, as in ingress-nginx
@@ -92,22 +133,22 @@ def resolve_reference(table: PortTable, namespace: str, service: str, port: Serv
     """
     written: int | str = port.name or port.number
     if not table.exists:
-        return Reference(namespace, service, written, "LB4001")
-    found = find_port(table.ports, written)
+        return Reference(namespace, service, written, "LB4001", transport)
+    found = find_port(table.ports, written, transport)
     if found is not None:
-        return Reference(namespace, service, found.port)
+        return Reference(namespace, service, found.port, "", transport)
     if table.external and not table.ports and isinstance(written, int):
-        return Reference(namespace, service, written)
-    return Reference(namespace, service, written, "LB4002")
+        return Reference(namespace, service, written, "", transport)
+    return Reference(namespace, service, written, "LB4002", transport)
 
 
-def find_port(ports: Sequence[ServicePort], written: int | str) -> ServicePort | None:
-    """The TCP port with this number or name, or else with this targetPort."""
-    tcp = [port for port in ports if port.protocol == "TCP"]
-    for port in tcp:
+def find_port(ports: Sequence[ServicePort], written: int | str, transport: Transport = "TCP") -> ServicePort | None:
+    """The port with this number or name, or else with this targetPort."""
+    candidates = [port for port in ports if port.protocol == transport]
+    for port in candidates:
         if port.port == written or (port.name and port.name == written):
             return port
-    return next((port for port in tcp if port.target_port == written), None)
+    return next((port for port in candidates if port.target_port == written), None)
 
 
 def translate_service(
@@ -124,20 +165,17 @@ def translate_service(
     table = read_port_table(stored)
     if stored is None:
         why = f"Service {namespace}/{name} does not exist"
-        missing = (Upstream(f"{namespace}/{name}:{port}", unavailable=why) for port in wanted.ports)
+        missing = (Upstream(use.upstream(namespace, name), unavailable=why) for use in wanted.uses)
         return ServicePart(table, wanted, tuple(missing), wanted.problems)
     return _ServiceTranslation(view, options, nodes, material, stored, table, wanted).translate()
 
 
 def missing_port(reference: Reference, table: PortTable) -> tuple[str, str]:
     """(what is wrong, how to fix it) with a reference to a port that does not exist."""
-    known = ", ".join(f"{port.port} ({port.name})" if port.name else str(port.port) for port in _tcp(table))
-    what = f"Service {reference.namespace}/{reference.service} has no TCP port {reference.port}"
-    return what, f"its ports are: {known}" if known else "it has no TCP ports"
-
-
-def _tcp(table: PortTable) -> list[ServicePort]:
-    return [port for port in table.ports if port.protocol == "TCP"]
+    ports = [port for port in table.ports if port.protocol == reference.transport]
+    known = ", ".join(f"{port.port} ({port.name})" if port.name else str(port.port) for port in ports)
+    what = f"Service {reference.namespace}/{reference.service} has no {reference.transport} port {reference.port}"
+    return what, f"its ports are: {known}" if known else f"it has no {reference.transport} ports"
 
 
 class _ServiceTranslation:
@@ -165,37 +203,38 @@ class _ServiceTranslation:
         self._targets = self._values.targets or options.targets
         mistake = self._values.mistakes.get("tls", "")
         self._tls = read_backend_tls(stored, self._values.tls, mistake, material, self._problems)
+        self._uses_nodes = self._targets == "nodeports" and not table.external
         self._health_check = self._read_health_check()
         self._resolve = ""
         self._name = f"{self._service.metadata.namespace}/{self._service.metadata.name}"
 
     def translate(self) -> ServicePart:
-        upstreams = tuple(self._translate_port(port) for port in self._wanted.ports)
-        uses_nodes = self._targets == "nodeports" and not self._table.external
+        upstreams = tuple(self._translate_port(use) for use in self._wanted.uses)
         return ServicePart(
-            self._table, self._wanted, upstreams, tuple(self._problems), uses_nodes, self._resolve, self._tls
+            self._table, self._wanted, upstreams, tuple(self._problems), self._uses_nodes, self._resolve, self._tls
         )
 
-    def _translate_port(self, wanted: int | str) -> Upstream:
-        port = find_port(self._table.ports, wanted) if isinstance(wanted, int) else None
+    def _translate_port(self, use: PortUse) -> Upstream:
+        wanted = use.port
+        port = find_port(self._table.ports, wanted, use.transport) if isinstance(wanted, int) else None
         resolve = ""
         if self._table.external:
-            endpoints, why, resolve = self._external_endpoints(wanted, port)
+            endpoints, why, resolve = self._external_endpoints(use, port)
         elif port is None:
             # The Problem is said where the reference stands.
-            endpoints, why = (), f"Service {self._name} has no TCP port {wanted}"
-        elif self._targets == "nodeports":
+            endpoints, why = (), f"Service {self._name} has no {use.transport} port {wanted}"
+        elif self._uses_nodes:
             endpoints, why = self._node_endpoints(port)
         else:
             endpoints, why = self._pod_endpoints(port)
         if self._tls.why:
             endpoints, why = (), self._tls.why
-        proxy_protocol: ProxyProtocol = self._values.proxy_protocol or "none"
+        header: ProxyProtocol = use.header if use.header != "none" else self._values.proxy_protocol or "none"
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
         return Upstream(
-            f"{self._name}:{wanted}",
+            use.upstream(self._service.metadata.namespace, self._service.metadata.name),
             self._values.balance or self._wanted.balances.get(wanted) or self._options.balance,
             endpoints,
             "client-ip" if self._service.spec.session_affinity == "ClientIP" else "none",
@@ -204,9 +243,10 @@ class _ServiceTranslation:
             resolve,
             self._stored.origin,
             self._tls.tls,
-            protocol=self._spoken(self._protocol(port), proxy_protocol),
+            # Bytes that are carried speak for themselves, whatever the appProtocol is.
+            protocol=self._spoken(self._protocol(port), header) if use in self._wanted.requests else "http1",
             health_check=self._health_check,
-            proxy_protocol=proxy_protocol,
+            proxy_protocol=header,
         )
 
     def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
@@ -238,9 +278,13 @@ class _ServiceTranslation:
         return annotated or said.protocol
 
     def _read_health_check(self) -> HealthCheck:
-        """What the annotations say over the operator's default; no check when that cannot be used."""
+        """What the annotations say over the operator's default, or over what kube-proxy is asked; no check when that
+        cannot be used."""
         said = self._values.health
-        check = msgspec.structs.replace(self._options.health_check, **said) if said else self._options.health_check
+        check = self._options.health_check
+        if self._asks_kube_proxy and "type" not in said:
+            check = ask_kube_proxy(self._service.spec.health_check_node_port, check)
+        check = msgspec.structs.replace(check, **said) if said else check
         if "health" in self._values.mistakes:
             return HealthCheck()
         if check.type != "off":
@@ -253,6 +297,13 @@ class _ServiceTranslation:
             if field != "type" and (check.type == "off" or not is_used(field, check)):
                 report_health_unused(self._stored, field, check.type, self._problems)
         return check if check.type != "off" else HealthCheck()
+
+    @property
+    def _asks_kube_proxy(self) -> bool:
+        """Whether a port of the nodes says which of them have endpoints of the Service."""
+        spec = self._service.spec
+        is_local = spec.type == "LoadBalancer" and spec.external_traffic_policy == "Local"
+        return self._uses_nodes and is_local and 0 < spec.health_check_node_port < 65_536
 
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         backings = find_backings(self._view, self._stored, port, self._problems)
@@ -290,29 +341,39 @@ class _ServiceTranslation:
             )
             return (), what
         local = None
-        if self._service.spec.external_traffic_policy == "Local":
+        if self._service.spec.external_traffic_policy == "Local" and not self._only_kube_proxy_knows:
             local = find_backings(self._view, self._stored, port, self._problems)
             self._check_readiness(local)
             if not usable(local):
                 return (), self._nobody_ready
-        endpoints = node_endpoints(self._nodes.targets, port.node_port, local)
+        families = families_of(self._service)
+        endpoints = node_endpoints(self._nodes.targets, port.node_port, families, local)
         what = f"no node can serve as target for Service {self._name}"
         if not endpoints:
+            family = f" of family {families[0]}" if len(families) == 1 else ""
             self._add(
                 "LB4007",
                 what,
                 "requests are answered 503",
-                f"the input needs Nodes with an {self._options.node_address} that are neither excluded nor unselected"
+                f"the input needs Nodes with an {self._options.node_address}{family} that are neither excluded nor "
+                "unselected"
                 + (", and have endpoints of the Service (externalTrafficPolicy: Local)" if local is not None else ""),
             )
         return endpoints, what
 
-    def _external_endpoints(self, wanted: int | str, port: ServicePort | None) -> tuple[tuple[Endpoint, ...], str, str]:
+    @property
+    def _only_kube_proxy_knows(self) -> bool:
+        """Whether the nodes' own word is all there is: an input without EndpointSlices says nothing of the Service's
+        endpoints, and all nodes are asked, as by a cloud's load balancer."""
+        asked = self._asks_kube_proxy and self._health_check.port == self._service.spec.health_check_node_port
+        return asked and self._health_check.type != "off" and not knows_endpoints(self._view, self._service)
+
+    def _external_endpoints(self, use: PortUse, port: ServicePort | None) -> tuple[tuple[Endpoint, ...], str, str]:
         """(endpoints, why there are none, the name to resolve)."""
-        number = self._external_port(wanted, port)
+        number = self._external_port(use.port, port)
         name = self._service.spec.external_name
         if number is None:
-            return (), f"Service {self._name} has no TCP port {wanted}", ""
+            return (), f"Service {self._name} has no {use.transport} port {use.port}", ""
         mistake = _external_name_mistake(name)
         if mistake:
             what = f"externalName {name!r} of Service {self._name} {mistake}"

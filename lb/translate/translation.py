@@ -19,7 +19,7 @@ made: the next one copies the dictionaries that it changes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import TypeVar, cast
@@ -451,7 +451,7 @@ class _Build:
             else:
                 wanted = before.wanted
             part: ServicePart | None = None
-            if wanted.ports:
+            if wanted.uses:
                 part = translate_service(self._view, self._options, self._nodes, self._material, *name, wanted)
             if part == before:
                 continue
@@ -482,15 +482,16 @@ class _Build:
         service: _Name,
         users: Iterable[_Name],
         ingresses: Mapping[_Name, IngressPart],
-        others: Iterable[Reference],
+        others: Sequence[Reference],
     ) -> Wanted:
-        ports = {reference.port for reference in others}
+        uses = {reference.use for reference in others}
+        requests = {reference.use for reference in others if reference.requests}
         asked: list[tuple[Age, int | str, Balance]] = []
         for user in users:
             part = ingresses[user]
             for reference in part.references:
                 if reference.service == service[1] and reference.namespace == service[0]:
-                    ports.add(reference.port)
+                    requests.add(reference.use)
                     if part.balance is not None:
                         asked.append((part.age, reference.port, part.balance))
         balances: dict[int | str, Balance] = {}
@@ -498,7 +499,8 @@ class _Build:
         for age, port, balance in sorted(asked, key=lambda one: one[0]) if asked else ():
             if balances.setdefault(port, balance) != balance:
                 problems.extend((self._contradiction(service, port, balances[port], age),))
-        return Wanted(tuple(sorted(ports, key=str)), balances, tuple(problems))
+        ordered = sorted(uses | requests, key=lambda use: (str(use.port), use.transport, use.header))
+        return Wanted(tuple(ordered), frozenset(requests), balances, tuple(problems))
 
     def _contradiction(self, service: _Name, port: int | str, balance: Balance, loser: Age) -> Problem:
         stored = self._view.get("Ingress", loser.namespace, loser.name)

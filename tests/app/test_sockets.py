@@ -97,6 +97,40 @@ def test_a_taken_port_is_a_problem_that_says_who_has_it_and_the_others_serve(eng
     assert not listeners.problems
 
 
+@pytest.mark.parametrize("first", ["", "127.0.0.2"])
+def test_all_addresses_and_one_of_them(engine: Accepting, first: str) -> None:
+    """Whoever comes first; the one address gets its own connections."""
+    port = free_port()
+    every, one = Listener("every", port), Listener("one", port, "127.0.0.2")
+    listeners = Listeners(engine, 2, {})
+    for name in ("every", "one") if first == "" else ("one", "every"):
+        listeners.sync({"every": every, "one": one} if listeners.opened else {name: {"every": every, "one": one}[name]})
+    assert listeners.problems == ()
+    for address, name in (("127.0.0.1", "every"), ("127.0.0.2", "one")) * 5:
+        with socket.create_connection((address, port), 20) as client:
+            accepted = next(taken for taken in map(accept, engine.open[name]) if taken is not None)
+            assert accepted.getpeername()[1] == client.getsockname()[1]
+            accepted.close()
+
+
+def test_all_addresses_become_one(engine: Accepting) -> None:
+    port = free_port()
+    listeners = Listeners(engine, 1, {})
+    listeners.sync(names(web=Listener("web", port)))
+    slow_to_close = [socket.socket(fileno=os.dup(one.fileno())) for one in engine.open["web"]]
+    listeners.sync(names(web=Listener("web", port, "127.0.0.2")))
+    assert listeners.problems == ()
+    for one in slow_to_close:
+        one.close()
+
+
+def accept(listening: socket.socket) -> socket.socket | None:
+    try:
+        return listening.accept()[0]
+    except BlockingIOError:
+        return None
+
+
 def test_an_address_that_is_not_here_is_told(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {})
     listeners.sync(names(web=Listener("web", free_port(), "192.0.2.1")))
