@@ -112,7 +112,7 @@ class Defaults(Section, frozen=True):
     """What objects get that say nothing themselves."""
 
     balance: Balance = "round-robin"
-    """How an endpoint is chosen: `round-robin` or `least-connections`."""
+    """How an endpoint is chosen: `round-robin`, `least-connections`, `random-two` or `maglev`."""
     http: HttpOptions = HttpOptions()
     stream: StreamOptions = StreamOptions()
     route: RouteOptions = RouteOptions()

@@ -1,5 +1,6 @@
 """The algorithms of balance.pxd."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport (
     lb_add_int,
@@ -8,8 +9,10 @@ from lb._fastpath.c.sys cimport (
     lb_load_ptr,
     lb_peek_i64,
     lb_peek_int,
+    lb_hash,
     lb_put_i64,
     lb_put_int,
+    lb_random,
     lb_store_ptr,
     log,
 )
@@ -24,7 +27,21 @@ from lb._fastpath.endpoint cimport (
     endpoint,
     upstream_live,
 )
-from lb._fastpath.table cimport CHECKED_NOT, CHECKED_REFUSE
+from lb._fastpath.table cimport (
+    BALANCE_LEAST_CONNECTIONS,
+    BALANCE_MAGLEV,
+    BALANCE_RANDOM_TWO,
+    CHECKED_NOT,
+    CHECKED_REFUSE,
+    HASH_FLOW,
+    HASH_SOURCE,
+)
+
+cdef enum:
+    # A choice of two looks at so many that may not serve, a table of hashes likewise, before all endpoints are walked:
+    # of those in rotation half may be out, and one walk in 250 choices is made.
+    DRAWS = 8
+    LOOKUPS = 32
 
 cdef extern from *:
     """
@@ -37,9 +54,10 @@ cdef extern from *:
 
 cdef struct willing:
     # Who comes into question.
-    uint64_t tried  # endpoints that this exchange has tried before (only the first 64 are remembered)
+    uint64_t tried  # endpoints that this exchange has tried before, and those that share their bits (tried_bit)
     int worst_health
     bint ejected  # those as well
+    bint with_place  # only those that no limit keeps from serving at once
 
 
 cdef bint is_in_service(upstream_view* up, uint32_t i) noexcept nogil:
@@ -51,9 +69,15 @@ cdef bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* who) noe
     cdef endpoint* ep = up.endpoints[i]
     if not is_in_service(up, i) or lb_peek_int(&ep.health) > who.worst_health:
         return False
-    if i < 64 and (who.tried >> i) & 1:
+    if who.tried & tried_bit(i):
         return False
     return who.ejected or lb_peek_i64(&ep.ejected_until_ms) <= r.now_ms
+
+
+cdef inline bint is_full(upstream_view* up, uint32_t i) noexcept nogil:
+    return up.max_connections_per_endpoint > 0 and (
+        lb_peek_int(&up.endpoints[i].active) >= up.max_connections_per_endpoint
+    )
 
 
 cdef bint reserve(upstream_view* up, uint32_t i) noexcept nogil:
@@ -118,32 +142,112 @@ cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
         # A sibling took the last place in between: look again.
 
 
+cdef int pick_of_two(reactor* r, upstream_view* up, willing* who) noexcept nogil:
+    """Power of two choices (Mitzenmacher 1996): of two drawn by weight the one with less under way by weight, and the
+    first when both have as much, so that shares are exactly the weights' while there is little to do. (HAProxy's
+    `random(2)` and nginx's `random two least_conn` choose so.)
+    """
+    cdef uint32_t i, best = up.count
+    cdef int _
+    if up.lots == NULL:
+        return PICK_NONE
+    for _ in range(DRAWS):
+        i = draw_lot(r, up)
+        if not may_serve(r, up, i, who):
+            continue
+        if best == up.count:
+            best = i
+            continue
+        if active_of(up, i) * up.weights[best] < active_of(up, best) * up.weights[i]:
+            best = i
+        break
+    if best != up.count and reserve(up, best):
+        return <int>best
+    return pick_least(r, up, who)
+
+
+cdef inline int64_t active_of(upstream_view* up, uint32_t i) noexcept nogil:
+    return lb_peek_int(&up.endpoints[i].active)
+
+
+cdef inline uint32_t draw_lot(reactor* r, upstream_view* up) noexcept nogil:
+    """An endpoint at random by weight. Scaling 32 random bits to `count` favours nobody by more than count / 2^32."""
+    cdef uint64_t draw = lb_random(r.random)
+    cdef uint32_t column = <uint32_t>(((draw >> 32) * up.count) >> 32)
+    # The lowest bits of xoroshiro128+ are its weak ones, and those above are used up.
+    if lb_random(r.random) >> 32 < up.lots[column].share:
+        return column
+    return up.lots[column].other
+
+
+cdef inline uint64_t mix(uint64_t h) noexcept nogil:
+    h *= MIX_A
+    h = (h ^ (h >> 32)) * MIX_B
+    return h ^ (h >> 32)
+
+
+cdef int pick_by_lookup(reactor* r, upstream_view* up, willing* who, uint64_t hash) noexcept nogil:
+    """Maglev: the slot of the hash, and while its endpoint may not serve or is full, that of the hash hashed again.
+    So who loses an endpoint goes to any of the others, by their weights, and comes back when it does; nobody else
+    moves.
+    """
+    cdef uint32_t step, i
+    cdef int result = PICK_NONE, last
+    if up.maglev_size == 0:
+        return PICK_NONE
+    for step in range(LOOKUPS):
+        i = up.maglev[((mix(hash + step * MIX_A) >> 32) * up.maglev_size) >> 32]
+        if not may_serve(r, up, i, who):
+            continue
+        if reserve(up, i):
+            return <int>i
+        result = PICK_FULL
+    # Next to nobody serves.
+    who.with_place = True
+    last = pick_by_client(r, up, who, hash)
+    who.with_place = False
+    return result if last == PICK_NONE else last
+
+
 cdef int pick_by_client(reactor* r, upstream_view* up, willing* who,
         uint64_t client) noexcept nogil:
     """Weighted rendezvous hashing: a client moves only when its own endpoint goes, and nothing has to be remembered."""
-    cdef uint32_t i, best = up.count
-    cdef uint64_t h
-    cdef double score, best_score = 0
-    for i in range(up.count):
-        if not may_serve(r, up, i, who):
-            continue
-        h = (client ^ up.endpoints[i].hash) * MIX_A
-        h = (h ^ (h >> 32)) * MIX_B
-        h ^= h >> 32
-        score = -<double>up.weights[i] / log((<double>(h >> 11) + 0.5) / 9007199254740992.0)
-        if best == up.count or score > best_score:
-            best = i
-            best_score = score
-    if best == up.count:
-        return PICK_NONE
-    return <int>best if reserve(up, best) else PICK_FULL
+    cdef uint32_t i, best
+    cdef double score, best_score
+    cdef bint full
+    while True:
+        best = up.count
+        best_score = 0
+        full = False
+        for i in range(up.count):
+            if not may_serve(r, up, i, who):
+                continue
+            if who.with_place and is_full(up, i):
+                full = True
+                continue
+            score = mix(client ^ up.endpoints[i].hash) >> 11
+            score = -<double>up.weights[i] / log((score + 0.5) / 9007199254740992.0)
+            if best == up.count or score > best_score:
+                best = i
+                best_score = score
+        if best == up.count:
+            return PICK_FULL if full else PICK_NONE
+        if reserve(up, best):
+            return <int>best
+        if not who.with_place:
+            return PICK_FULL
+        # A sibling took the last place in between: look again.
 
 
 cdef int pick(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
     if up.client_affinity:
         return pick_by_client(r, up, who, client)
-    if up.least_connections:
+    if up.balance == BALANCE_LEAST_CONNECTIONS:
         return pick_least(r, up, who)
+    if up.balance == BALANCE_RANDOM_TWO:
+        return pick_of_two(r, up, who)
+    if up.balance == BALANCE_MAGLEV:
+        return pick_by_lookup(r, up, who, client)
     return pick_in_turn(r, up, who)
 
 
@@ -195,6 +299,7 @@ cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t cl
     who.tried = tried
     who.worst_health = HEALTH_OK
     who.ejected = False
+    who.with_place = False
     result = pick(r, up, &who, client)
     if result == PICK_NONE:
         result = pick_worse(r, up, &who, client)
@@ -203,6 +308,28 @@ cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t cl
     else:
         lb_add_u64(&up.endpoints[result].requests, 1)
     return result
+
+
+cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, uint16_t client_port,
+        const unsigned char* destination, uint16_t destination_port, uint8_t protocol) noexcept nogil:
+    """What a flow's endpoint is chosen by, for balance_pick; 0 when the upstream chooses by nothing. Addresses of 16
+    bytes, IPv4 as ::ffff:a.b.c.d; the destination is read only when hashes_destination says so. `protocol`: IPPROTO_…
+    """
+    cdef unsigned char key[37]
+    if not up.client_affinity and up.balance != BALANCE_MAGLEV:
+        return 0
+    if up.client_affinity or up.hash_key == HASH_SOURCE:
+        return lb_hash(<const char*>client, 16)
+    memcpy(key, client, 16)
+    key[16] = <unsigned char>(client_port >> 8)
+    key[17] = <unsigned char>client_port
+    if up.hash_key != HASH_FLOW:
+        return lb_hash(<const char*>key, 18)
+    memcpy(key + 18, destination, 16)
+    key[34] = <unsigned char>(destination_port >> 8)
+    key[35] = <unsigned char>destination_port
+    key[36] = protocol
+    return lb_hash(<const char*>key, 37)
 
 
 cdef void endpoint_connect_failed(endpoint* ep, reactor* r) noexcept nogil:

@@ -13,7 +13,7 @@ import time
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.accept cimport run_close_listener, run_listen, run_stop_accepting
@@ -108,15 +108,16 @@ from lb._fastpath.reactor cimport (
     reactor_wake,
     shared,
 )
+from lb._fastpath.shares cimport build_maglev
 from lb._fastpath.table cimport (
     ACTION_FORWARD,
     ACTION_RESPOND,
+    BALANCE_MAGLEV,
     NO_ROUTE,
     arena,
     arena_take,
     arena_text,
     build_paths,
-    build_sequence,
     find_host,
     find_route,
     host_entry,
@@ -135,6 +136,8 @@ from lb._fastpath.table cimport (
     text,
     text_at,
     tls_view,
+    upstream_forget,
+    upstream_lay_out,
     upstream_view,
     vhost,
 )
@@ -155,7 +158,6 @@ LOG_FIELDS = (
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
 cdef enum:
-    MAX_SEQUENCE = 8192
     MAX_LISTENERS = STATS_CHUNK
     MAX_IDS = STATS_CHUNK * STATS_CHUNKS
     MAX_RETRIES = 250
@@ -235,6 +237,7 @@ cdef class Upstream:
     cdef upstream_live* p
     cdef readonly str name
     cdef readonly dict endpoints
+    cdef MaglevTable maglev  # the one made last
 
     def __cinit__(self, str name, uint32_t id, int reactors):
         cdef bytes raw = name.encode("utf-8", "replace")
@@ -262,6 +265,33 @@ cdef class Upstream:
 
 # ---------------------------------------------------------------------------------------------------- parts of a table
 
+cdef class MaglevTable:
+    """The Maglev table of these endpoints with these weights."""
+
+    cdef uint32_t* slots
+    cdef uint32_t size
+    cdef readonly tuple endpoints
+    cdef readonly tuple weights
+
+    cdef build(self, UpstreamView view):
+        cdef uint64_t* hashes = <uint64_t*>malloc(view.p.count * sizeof(uint64_t))
+        cdef uint32_t i
+        if hashes == NULL:
+            raise MemoryError
+        self.endpoints = view.endpoints
+        self.weights = view.weights
+        with nogil:
+            for i in range(view.p.count):
+                hashes[i] = view.p.endpoints[i].hash
+            self.slots = build_maglev(hashes, view.p.weights, view.p.count, &self.size)
+            free(hashes)
+        if self.slots == NULL and self.size > 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.slots)
+
+
 cdef class UpstreamView:
     """An upstream as a table sees it."""
 
@@ -273,12 +303,14 @@ cdef class UpstreamView:
     cdef readonly tuple policy
     cdef readonly int protocol
     cdef readonly ClientTls tls
+    cdef MaglevTable maglev
 
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
             int protocol=0, ClientTls tls=None):
-        """`policy`: least connections, client affinity, connect timeout, idle timeout, requests per connection,
+        """`policy`: BALANCE_… of table.pxd, client affinity, connect timeout, idle timeout, requests per connection,
         connections, connections per endpoint, queue, queue timeout, streams per connection, health checks (CHECKED_… of
-        table.pxd), PROXY header (0 none, or its version). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
+        table.pxd), PROXY header (0 none, or its version), hash key (HASH_…). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by
+        ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -298,30 +330,41 @@ cdef class UpstreamView:
         if tls is not None:
             self.p.tls = tls.p
             self.p.wire |= tls.p.id << 2
-        (self.p.least_connections, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
+        (self.p.balance, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
          self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked,
-         self.p.proxy_protocol) = policy
+         self.p.proxy_protocol, self.p.hash_key) = policy
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
         self.p.weights = <int*>calloc(count, sizeof(int))
-        self.p.sequence = <uint32_t*>malloc(MAX_SEQUENCE * sizeof(uint32_t))
-        if self.p.endpoints == NULL or self.p.weights == NULL or self.p.sequence == NULL:
+        if self.p.endpoints == NULL or self.p.weights == NULL:
             raise MemoryError
         for i in range(count):
             ep = endpoints[i]
             self.p.endpoints[i] = ep.p
             self.p.weights[i] = weights[i]
-        self.p.sequence_size = build_sequence(self.p.weights, count, self.p.sequence, MAX_SEQUENCE)
-        self.p.sequence = <uint32_t*>realloc(self.p.sequence, (self.p.sequence_size + 1) * sizeof(uint32_t))
+        if self.p.balance == BALANCE_MAGLEV and not self.p.client_affinity:
+            self.look_up_in_table()
+            return
+        self.live.maglev = None
+        if not upstream_lay_out(self.p):
+            raise MemoryError
+
+    cdef look_up_in_table(self):
+        """With the table that was made last, if it is of the same endpoints and weights."""
+        cdef MaglevTable made = self.live.maglev
+        if made is None or made.endpoints != self.endpoints or made.weights != self.weights:
+            made = MaglevTable()
+            made.build(self)
+            self.live.maglev = made
+        self.maglev = made
+        self.p.maglev = made.slots
+        self.p.maglev_size = made.size
 
     def __dealloc__(self):
         if self.p != NULL:
-            free(self.p.endpoints)
-            free(self.p.weights)
-            free(self.p.sequence)
-            free(self.p)
+            upstream_forget(self.p)
 
 
 # Programs of up to 4 KiB lie side by side on huge pages, by size in steps of a cache line. Only the control plane

@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from lb._fastpath.access cimport log_exchange, log_handshake
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
-from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release
+from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
     LB_R_BAD_HEADER,
@@ -424,8 +424,7 @@ cdef void start_on(exchange* x, int i) noexcept nogil:
         return
     x.ep = x.up.endpoints[i]
     x.flags |= X_RESERVED
-    if i < 64:
-        x.tried |= <uint64_t>1 << i
+    x.tried |= tried_bit(<uint32_t>i)
     attempt(x)
 
 

@@ -1,5 +1,6 @@
 """Flows (stream.pxd)."""
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.access cimport log_flow
@@ -8,8 +9,12 @@ from lb._fastpath.balance cimport (
     PICK_UNHEALTHY,
     balance_pick,
     balance_release,
+    flow_hash,
+    hashes_destination,
+    tried_bit,
 )
 from lb._fastpath.c.sys cimport (
+    IPPROTO_TCP,
     LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
     LB_R_CONNECT_FAILED,
@@ -29,10 +34,12 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_RESET,
     SOL_SOCKET,
     SO_ERROR,
+    getsockname,
     getsockopt,
-    lb_hash,
     lb_peek_int,
     lb_put_int,
+    sockaddr,
+    sockaddr_storage,
     socklen_t,
     ssize_t,
 )
@@ -74,6 +81,7 @@ from lb._fastpath.transport cimport (
     conn_write_pipe,
     connect_calls,
     leg,
+    note_address,
 )
 from lb._fastpath.upstream cimport announce_client, connect_timed_out, upstream_connect, upstream_end
 
@@ -110,6 +118,7 @@ cdef void open_flow(io* client) noexcept nogil:
         return
     f.live = f.up.live
     f.upstream_stats = <upstream_traffic*>stats_block(&r.upstream_stats, f.live.id, sizeof(upstream_traffic))
+    f.client_hash = hash_of(f)
     dispatch(f)
 
 
@@ -134,7 +143,6 @@ cdef flow* flow_new(conn* d, const stream_view* view) noexcept nogil:
     f.idle_timeout_ms = view.idle_timeout_ms
     f.half_closed_timeout_ms = view.half_closed_timeout_ms
     f.drain_timeout_ms = view.drain_timeout_ms
-    f.client_hash = lb_hash(<const char*>d.peer, 16)
     d.leg.c = d
     d.leg.exchange = f
     d.base.ready = waiting_ready
@@ -149,6 +157,18 @@ cdef upstream_view* choose_upstream(flow* f, const stream_view* view) noexcept n
     if chosen == NULL or chosen.slot >= f.t.upstream_count:
         return NULL
     return f.t.upstreams[chosen.slot]
+
+
+cdef uint64_t hash_of(flow* f) noexcept nogil:
+    """What its endpoint is chosen by. The socket is asked where it was connected to only if that counts."""
+    cdef sockaddr_storage address
+    cdef socklen_t size = sizeof(address)
+    cdef unsigned char destination[16]
+    cdef uint16_t port = 0
+    memset(destination, 0, 16)
+    if hashes_destination(f.up) and getsockname(f.d.base.fd, <sockaddr*>&address, &size) == 0:
+        note_address(&address, destination, &port)
+    return flow_hash(f.up, f.d.peer, f.d.peer_port, destination, port, <uint8_t>IPPROTO_TCP)
 
 
 cdef void waiting_ready(io* source) noexcept nogil:
@@ -172,8 +192,7 @@ cdef void dispatch(flow* f) noexcept nogil:
         return
     f.ep = f.up.endpoints[i]
     f.flags |= FLOW_RESERVED
-    if i < 64:
-        f.tried |= <uint64_t>1 << i
+    f.tried |= tried_bit(<uint32_t>i)
     attempt(f)
 
 

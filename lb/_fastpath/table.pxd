@@ -11,6 +11,7 @@ from libc.string cimport memcmp, memcpy
 from lb._fastpath.c.sys cimport lb_hash, lb_random
 from lb._fastpath.endpoint cimport MAX_REACTORS, endpoint, upstream_live
 from lb._fastpath.message cimport head
+from lb._fastpath.shares cimport lot
 
 cdef enum:
     NO_ROUTE = 0xffffffff
@@ -29,6 +30,17 @@ cdef enum:  # upstream_view.protocol
     PROTOCOL_HTTP1 = 0
     PROTOCOL_HTTP2
     PROTOCOL_BY_ALPN
+
+cdef enum:  # upstream_view.balance
+    BALANCE_ROUND_ROBIN = 0
+    BALANCE_LEAST_CONNECTIONS
+    BALANCE_RANDOM_TWO
+    BALANCE_MAGLEV
+
+cdef enum:  # upstream_view.hash_key
+    HASH_SOURCE = 0  # the client's address
+    HASH_SOURCE_PORT  # ... and its port
+    HASH_FLOW  # ... and where it connects to, and the protocol
 
 cdef enum:  # upstream_view.checked
     CHECKED_NOT = 0
@@ -168,10 +180,15 @@ cdef struct upstream_view:
     endpoint** endpoints
     int* weights
     uint32_t count
+    uint8_t balance
+    uint8_t hash_key
+    bint client_affinity
+    # what the algorithm reads; only its own is there
     uint32_t* sequence  # Smooth weighted round-robin, one period of indexes.
     uint32_t sequence_size
-    bint least_connections
-    bint client_affinity
+    lot* lots  # random-two: `count` of them; NULL: nobody has weight
+    const uint32_t* maglev  # belongs to a MaglevTable (engine.pyx): many views share it
+    uint32_t maglev_size
     uint8_t protocol
     uint8_t proxy_protocol  # which header its connections begin with (proxy_protocol.pxd)
     void* tls  # tls_context (tls.pxd); NULL: plain
@@ -217,9 +234,10 @@ cdef struct arena:
 cdef uint32_t arena_take(arena* a, size_t size) noexcept nogil
 cdef text arena_text(arena* a, const char* data, size_t size) noexcept nogil
 cdef uint32_t build_paths(arena* a, pattern* patterns, uint32_t low, uint32_t high, uint32_t depth) noexcept nogil
+cdef bint upstream_lay_out(upstream_view* up) noexcept nogil
+cdef void upstream_forget(upstream_view* up) noexcept nogil
 cdef void index_put(host_index* index, vhost* host) noexcept nogil
 cdef void index_remove(host_index* index, const vhost* host) noexcept nogil
-cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* result, uint32_t capacity) noexcept nogil
 
 # Reading (reactors)
 cdef vhost* find_host(const host_index* index, const char* name, size_t size) noexcept nogil

@@ -1,10 +1,14 @@
 """Building and reading the compiled table (table.pxd)."""
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from lb._fastpath.c.sys cimport lb_equal_nocase, lb_hash, lb_prefetch
 from lb._fastpath.message cimport field, head
+from lb._fastpath.shares cimport build_lots, build_sequence
+
+cdef enum:
+    MAX_SEQUENCE = 8192
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -170,67 +174,28 @@ cdef void index_remove(host_index* index, const vhost* host) noexcept nogil:
         hole = slot
 
 
-cdef uint32_t build_sequence(const int* weights, uint32_t count, uint32_t* result, uint32_t capacity) noexcept nogil:
-    """One period of smooth weighted round-robin (nginx's algorithm): weights 5, 1, 1 give a a b a c a a. Its size.
+cdef bint upstream_lay_out(upstream_view* up) noexcept nogil:
+    """Make what its algorithm reads, of the endpoints and weights that are there. False: no memory."""
+    if up.balance == BALANCE_RANDOM_TWO:
+        up.lots = <lot*>malloc(up.count * sizeof(lot))
+        if up.lots != NULL and not build_lots(up.weights, up.count, up.lots):
+            free(up.lots)
+            up.lots = NULL
+    elif up.balance == BALANCE_ROUND_ROBIN:
+        up.sequence = <uint32_t*>malloc(MAX_SEQUENCE * sizeof(uint32_t))
+        if up.sequence == NULL:
+            return False
+        up.sequence_size = build_sequence(up.weights, up.count, up.sequence, MAX_SEQUENCE)
+        up.sequence = <uint32_t*>realloc(up.sequence, (up.sequence_size + 1) * sizeof(uint32_t))
+    return True
 
-    Weights whose sum exceeds `capacity` are scaled down to it, each at least 1.
-    """
-    cdef uint64_t total = 0, common = 0, a, b
-    cdef uint32_t i, best, period, made = 0
-    cdef int64_t* current
-    cdef int64_t* scaled
-    for i in range(count):
-        if weights[i] > 0:
-            total += <uint64_t>weights[i]
-            a = <uint64_t>weights[i]
-            b = common
-            while b:
-                a, b = b, a % b
-            common = a
-    if total == 0:
-        return 0
-    current = <int64_t*>malloc(2 * count * sizeof(int64_t))
-    if current == NULL:
-        return 0
-    scaled = current + count
-    period = 0
-    for i in range(count):
-        current[i] = 0
-        scaled[i] = 0
-        if weights[i] > 0:
-            scaled[i] = weights[i] // <int64_t>common
-            if total // common > capacity:
-                scaled[i] = <int64_t>(<uint64_t>weights[i] * (capacity // 2) // total)
-                if scaled[i] == 0:
-                    scaled[i] = 1
-            period += <uint32_t>scaled[i]
-    if period > capacity:
-        period = capacity
-    if period == count:  # all weights equal: plain turns, without the search
-        for i in range(count):
-            if scaled[i] != 1:
-                break
-        else:
-            for i in range(count):
-                result[i] = i
-            free(current)
-            return period
-    total = 0
-    for i in range(count):
-        total += <uint64_t>scaled[i]
-    while made < period:
-        best = count
-        for i in range(count):
-            if scaled[i] == 0:
-                continue
-            current[i] += scaled[i]
-            if best == count or current[i] > current[best]:
-                best = i
-        current[best] -= <int64_t>total
-        result[made] = best
-        made += 1
-    free(current)
-    return period
+
+cdef void upstream_forget(upstream_view* up) noexcept nogil:
+    free(up.endpoints)
+    free(up.weights)
+    free(up.sequence)
+    free(up.lots)
+    free(up)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -2,12 +2,22 @@
 
 The daemon never imports this. Functions take and return plain Python values and own no rules of their own.
 """
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from lb._fastpath.c.sys cimport lb_reason_names, ssize_t
+from lb._fastpath.balance cimport (
+    balance_pick,
+    balance_release,
+    endpoint_connect_failed,
+    endpoint_connected,
+    flow_hash,
+    tried_bit,
+)
+from lb._fastpath.c.sys cimport lb_hash, lb_line_alloc, lb_reason_names, ssize_t
 from lb._fastpath.client_hello cimport HELLO_BAD, HELLO_MOST, HELLO_OK, client_hello, hello_read
+from lb._fastpath.clock cimport monotonic_ns
+from lb._fastpath.endpoint cimport CURSOR_WORDS, endpoint, upstream_live
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
@@ -19,8 +29,15 @@ from lb._fastpath.http1_parse cimport (
     normalize_target as c_normalize_target,
 )
 from lb._fastpath.message cimport head
-from lb._fastpath.reactor cimport io, io_first_in_line, io_stand_in_line, reactor
-from lb._fastpath.table cimport build_sequence, listener_view
+from lb._fastpath.reactor cimport io, io_first_in_line, io_stand_in_line, reactor, shared
+from lb._fastpath.shares cimport build_maglev, build_sequence
+from lb._fastpath.table cimport (
+    BALANCE_MAGLEV,
+    listener_view,
+    upstream_forget,
+    upstream_lay_out,
+    upstream_view,
+)
 from lb._fastpath.transport cimport chunk_state
 
 
@@ -209,3 +226,181 @@ def read_client_hello(bytes data):
         return hello.name[:hello.name_size], tuple(protocols)
     finally:
         free(copy)
+
+
+def maglev_table(keys, weights, uint32_t size=0):
+    """The slots of a Maglev table; `size`: a prime, 0 for the one that is used for so many."""
+    cdef uint32_t count = <uint32_t>len(keys), i
+    cdef uint64_t* hashes = <uint64_t*>malloc(count * sizeof(uint64_t) + 1)
+    cdef int* given = <int*>malloc(count * sizeof(int) + 1)
+    cdef uint32_t* slots = NULL
+    cdef bytes key
+    if hashes == NULL or given == NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            key = keys[i].encode()
+            hashes[i] = lb_hash(key, len(key))
+            given[i] = weights[i]
+        slots = build_maglev(hashes, given, count, &size)
+        return [slots[i] for i in range(size)] if slots != NULL else []
+    finally:
+        free(hashes)
+        free(given)
+        free(slots)
+
+
+cdef class Balancer:
+    """One upstream by itself, with reactors that have no thread and a clock that stands still until it is set."""
+
+    cdef shared s
+    cdef reactor* reactors
+    cdef upstream_live live
+    cdef upstream_view* view
+    cdef uint32_t* maglev
+    cdef dict endpoints  # key -> address of its live state, which survives every swap
+    cdef readonly list keys
+
+    def __cinit__(self, int reactors=1, uint64_t seed=1):
+        cdef int i
+        self.endpoints = {}
+        self.keys = []
+        self.s.reactor_count = reactors
+        self.s.secret = seed
+        self.reactors = <reactor*>lb_line_alloc(reactors * sizeof(reactor))
+        self.live.cursors = <uint32_t*>lb_line_alloc(reactors * CURSOR_WORDS * sizeof(uint32_t))
+        if self.reactors == NULL or self.live.cursors == NULL:
+            raise MemoryError
+        for i in range(reactors):
+            self.reactors[i].s = &self.s
+            self.reactors[i].index = i
+            self.reactors[i].random[0] = seed * 0x9e3779b97f4a7c15 + <uint64_t>i
+            self.reactors[i].random[1] = seed
+            self.reactors[i].now_ms = 1_000_000
+
+    def __dealloc__(self):
+        self.forget_view()
+        for address in self.endpoints.values():
+            free(<void*><size_t>address)
+        free(self.live.cursors)
+        free(self.reactors)
+
+    cdef forget_view(self):
+        if self.view != NULL:
+            upstream_forget(self.view)
+        free(self.maglev)
+        self.view = NULL
+        self.maglev = NULL
+
+    cdef endpoint* at(self, str key) except NULL:
+        return <endpoint*><size_t>self.endpoints[key]
+
+    def swap(self, endpoints, int balance=0, *, int hash_key=0, bint affinity=False, int max_connections=0,
+            int max_connections_per_endpoint=0, int checked=0):
+        """Another view: (key, weight) of each endpoint, and BALANCE_…, HASH_… and CHECKED_… of table.pxd."""
+        cdef endpoint* ep
+        cdef bytes raw
+        cdef uint64_t* hashes
+        cdef uint32_t i
+        self.forget_view()
+        self.keys = [key for key, _ in endpoints]
+        self.view = <upstream_view*>calloc(1, sizeof(upstream_view))
+        if self.view == NULL:
+            raise MemoryError
+        self.view.live = &self.live
+        self.view.count = <uint32_t>len(self.keys)
+        self.view.balance = <unsigned char>balance
+        self.view.hash_key = <unsigned char>hash_key
+        self.view.client_affinity = affinity
+        self.view.max_connections = max_connections
+        self.view.max_connections_per_endpoint = max_connections_per_endpoint
+        self.view.checked = checked
+        self.view.endpoints = <endpoint**>calloc(self.view.count + 1, sizeof(endpoint*))
+        self.view.weights = <int*>calloc(self.view.count + 1, sizeof(int))
+        hashes = <uint64_t*>malloc(self.view.count * sizeof(uint64_t) + 1)
+        if self.view.endpoints == NULL or self.view.weights == NULL or hashes == NULL:
+            raise MemoryError
+        for i, (key, weight) in enumerate(endpoints):
+            if key not in self.endpoints:
+                ep = <endpoint*>lb_line_alloc(sizeof(endpoint))
+                if ep == NULL:
+                    raise MemoryError
+                raw = key.encode()
+                ep.hash = lb_hash(raw, len(raw))
+                self.endpoints[key] = <size_t>ep
+            self.view.endpoints[i] = self.at(key)
+            self.view.weights[i] = weight
+            hashes[i] = self.view.endpoints[i].hash
+        if balance == BALANCE_MAGLEV and not affinity:
+            self.maglev = build_maglev(hashes, self.view.weights, self.view.count, &self.view.maglev_size)
+            self.view.maglev = self.maglev
+        elif self.view.count and not upstream_lay_out(self.view):
+            raise MemoryError
+        free(hashes)
+
+    def pick(self, uint64_t hash=0, tried=(), int by=0):
+        """The key of the endpoint that is chosen, with a place reserved on it, or one of PICK_…. `tried`: keys."""
+        cdef uint64_t bits = 0
+        for key in tried:
+            bits |= tried_bit(<uint32_t>self.keys.index(key))
+        i = balance_pick(&self.reactors[by], self.view, bits, hash)
+        return self.keys[i] if i >= 0 else i
+
+    def release(self, str key):
+        balance_release(&self.live, self.at(key))
+
+    def count(self, int picks, uint64_t first_hash=0):
+        """{key: how often it is chosen} of so many choices, each released at once, by hashes of numbers."""
+        cdef uint32_t i
+        cdef int number, chosen
+        cdef uint64_t n
+        counts = [0] * (self.view.count + 1)
+        for number in range(picks):
+            n = first_hash + <uint64_t>number
+            chosen = balance_pick(&self.reactors[number % self.s.reactor_count], self.view, 0,
+                    lb_hash(<const char*>&n, sizeof(n)))
+            counts[chosen] += 1
+            if chosen >= 0:
+                balance_release(&self.live, self.view.endpoints[chosen])
+        return {key: counts[i] for i, key in enumerate(self.keys) if counts[i]}
+
+    def nanoseconds(self, int picks):
+        """What a choice takes, its release included."""
+        cdef int _, chosen
+        cdef uint64_t hash = 1
+        cdef int64_t started = monotonic_ns()
+        with nogil:
+            for _ in range(picks):
+                hash = lb_hash(<const char*>&hash, sizeof(hash))
+                chosen = balance_pick(&self.reactors[0], self.view, 0, hash)
+                balance_release(&self.live, self.view.endpoints[chosen])
+        return (monotonic_ns() - started) / picks
+
+    def flow_hash(self, bytes client, int client_port, bytes destination, int destination_port, int protocol):
+        """Addresses of 16 bytes."""
+        return flow_hash(self.view, client, client_port, destination, destination_port, protocol)
+
+    def set(self, str key, *, health=None, admin=None, active=None):
+        """HEALTH_… and ADMIN_… of endpoint.pxd, and how many exchanges are under way."""
+        cdef endpoint* ep = self.at(key)
+        if health is not None:
+            ep.health = health
+        if admin is not None:
+            ep.admin = admin
+        if active is not None:
+            ep.active = active
+
+    def connect(self, str key, bint succeeds):
+        """What a connection to an endpoint has come to."""
+        if succeeds:
+            endpoint_connected(self.at(key))
+        else:
+            endpoint_connect_failed(self.at(key), &self.reactors[0])
+
+    def active(self):
+        return {key: self.at(key).active for key in self.keys}
+
+    def pass_time(self, int64_t milliseconds):
+        cdef int i
+        for i in range(self.s.reactor_count):
+            self.reactors[i].now_ms += milliseconds

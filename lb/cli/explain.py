@@ -283,6 +283,7 @@ def _route_row(step: RouteStep) -> Text:
 def _upstream_rows(upstream: UpstreamStep) -> Iterator[Text]:
     share = "" if upstream.share == 1 else f" gets {upstream.share:.0%}"
     policy = f", {upstream.balance}" if upstream.balance else ""
+    policy += f" by {upstream.hash_key}" if upstream.balance == "maglev" and upstream.affinity == "none" else ""
     affinity = f", affinity {upstream.affinity}" if upstream.affinity != "none" else ""
     protocol = {"http1": "", "http2": ", HTTP/2"}.get(upstream.protocol, ", HTTP/2 or HTTP/1 by ALPN")
     verdict: Verdict = "won" if upstream.serves and upstream.share else "lost" if upstream.share else "not-reached"
@@ -301,7 +302,8 @@ def _endpoint_row(endpoint: EndpointStep) -> Text:
     row = Text("    ")
     row.append(f"{endpoint.key} ")
     row.append(endpoint.state, style)
-    details = [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
+    details = ["chosen"] if endpoint.chosen else []
+    details += [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []
     details += [endpoint.target] if endpoint.target else []
     details += [endpoint.health] if endpoint.health else []

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
 PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
+BALANCES = {"round-robin": 0, "least-connections": 1, "random-two": 2, "maglev": 3}
+HASH_KEYS = {"source": 0, "source-port": 1, "flow": 2}
 PROXY_PROTOCOLS = {"none": 0, "v1": 1, "v2": 2}
 
 
@@ -265,7 +267,7 @@ def _checked(check: HealthCheck) -> int:
 def _policy(upstream: Upstream) -> tuple[int, ...]:
     options: UpstreamOptions = upstream.options
     return (
-        int(upstream.balance == "least-connections"),
+        BALANCES[upstream.balance],
         int(upstream.affinity == "client-ip"),
         _int32(options.connect_timeout_ms),
         _int32(options.idle_timeout_ms or _NEVER_MS),
@@ -277,6 +279,7 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         _int32(options.max_streams_per_connection),
         _checked(upstream.health_check),
         PROXY_PROTOCOLS[upstream.proxy_protocol],
+        HASH_KEYS[options.hash_key],
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from lb.model.address import is_ip_address as is_address
+from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.datagram import DatagramOptions
 from lb.model.explain_tls import (
@@ -213,6 +214,8 @@ class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
     source: Source = Source()
     tls_error: str = ""
     """Why its last TLS handshake failed; only with live states."""
+    chosen: bool = False
+    """It is the one that serves the client who is asked about, wherever nothing else is known to happen."""
 
 
 class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -222,6 +225,8 @@ class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
     share: float
     """Of the route's requests, 0 to 1."""
     balance: str = ""
+    hash_key: str = ""
+    """What of the client the endpoint is chosen by (UpstreamOptions.hash_key); empty when it is not."""
     affinity: str = "none"
     endpoints: tuple[EndpointStep, ...] = ()
     reason: str = ""
@@ -382,6 +387,7 @@ class _Explainer:
         self._notes: list[str] = []
         self._carried = False
         self._lost = "requests are answered 503"
+        self._chooser = ""  # the client's address as endpoints are chosen by it, when it is known
 
     def explain(self, name: str | None) -> Explanation:
         try:
@@ -435,6 +441,9 @@ class _Explainer:
             self._notes.append(f"only clients in {networks} are let in: say whose {what} it is with --from")
         elif networks and not _is_in(self._ask.client, options.allow):
             raise _End("source-refused", f"{self._ask.client} is not in {networks}")
+        proxies = options.proxy_protocol if isinstance(options, StreamOptions) else ()
+        if not _is_in(self._ask.client, proxies):  # whose headers would say who the client is
+            self._chooser = self._ask.client
         return self._follow(route.forward)
 
     def _choose_listener(self, name: str | None) -> Listener:
@@ -630,6 +639,9 @@ class _Explainer:
             lost = self._lost
             self._notes.append(f"{step.share:.0%} of the {lost} ({step.reason}): {step.why}")
         endpoints = [one for step in steps if step.share for one in step.endpoints]
+        chosen = [one.key for one in endpoints if one.chosen]
+        if len(chosen) == 1 == sum(1 for step in steps if step.share):
+            return None, "ok", f"{chosen[0]} answers {self._chooser}"
         if any(one.state == "ready" for one in endpoints):
             return None, "ok", "one of the ready endpoints answers"
         if _all_fail(endpoints):
@@ -651,8 +663,13 @@ class _Explainer:
         refused = self._refused.get(f"upstream {name}")
         if refused is not None:
             self._notes.append(f"{refused.what}: {refused.why}")
+        hash_key = self._hash_key(upstream)
         if upstream.affinity == "client-ip":
             self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
+        elif hash_key == "source" and not self._ask.client:
+            self._notes.append(f"{name} chooses by the client's address: --from tells which endpoint")
+        if hash_key == "source" and self._chooser:
+            endpoints = _choose(upstream, endpoints, self._chooser)
         reason, why = _why_unavailable(upstream, endpoints)
         if not reason and _all_fail(endpoints):
             self._notes.append(f"all endpoints of {name} fail their health checks, so they serve all the same")
@@ -660,6 +677,7 @@ class _Explainer:
             name,
             share,
             upstream.balance,
+            hash_key,
             upstream.affinity,
             endpoints,
             reason,
@@ -669,6 +687,13 @@ class _Explainer:
             protocol=upstream.protocol,
         )
 
+    def _hash_key(self, upstream: Upstream) -> str:
+        if upstream.affinity == "client-ip":
+            return "source"
+        if upstream.balance != "maglev":
+            return ""
+        return upstream.options.hash_key if self._carried else "source"
+
     def _source(self, origin: Origin, field: str = "") -> Source:
         placed = self._place(origin)
         name = placed.object if placed.kind else ""
@@ -677,7 +702,11 @@ class _Explainer:
     def _note_client(self, listener: Listener) -> None:
         if not self._ask.client:
             return
-        verb = "believed and extended" if self._is_trusted(listener) else "replaced"
+        trusted = self._is_trusted(listener)
+        told = trusted and any(name.lower() == "x-forwarded-for" for name, _ in self._ask.headers)
+        if not told and not _is_in(self._ask.client, listener.http.proxy_protocol):
+            self._chooser = self._ask.client
+        verb = "believed and extended" if trusted else "replaced"
         self._notes.append(f"X-Forwarded-* headers from {ip_address(self._ask.client)} are {verb}")
 
 
@@ -692,7 +721,7 @@ def _port_text(listener: Listener) -> str:
 
 
 def _is_in(client: str, networks: Sequence[str]) -> bool:
-    return any(ip_address(client) in ip_network(one, strict=False) for one in networks)
+    return client != "" and any(ip_address(client) in ip_network(one, strict=False) for one in networks)
 
 
 def describe_match(match: Match) -> str:
@@ -758,6 +787,25 @@ def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: 
     return EndpointStep(endpoint.key, state, weight, endpoint.target, active, health, source, tls_error)
 
 
+def _choose(upstream: Upstream, steps: Sequence[EndpointStep], client: str) -> tuple[EndpointStep, ...]:
+    """With the one marked that the client's address leads to; none while nobody is ready: then it is a makeshift."""
+    resting = ("draining", "zero-weight")  # out of the table, unless nobody else is in it
+    anybody = any(one.weight and one.state not in resting for one in steps)
+    shares = [Share(one.key, 0 if anybody and one.state in resting else one.weight) for one in steps]
+    h = hash_client(client)
+
+    def serves(index: int) -> bool:
+        return steps[index].state == "ready"
+
+    if upstream.affinity == "client-ip":
+        chosen = choose_by_rendezvous(shares, h, serves)
+    else:
+        chosen = choose_by_maglev(shares, maglev_table(shares), h, serves)
+    return tuple(
+        msgspec.structs.replace(one, chosen=True) if index == chosen else one for index, one in enumerate(steps)
+    )
+
+
 def _why_unavailable(upstream: Upstream, endpoints: Sequence[EndpointStep]) -> tuple[str, str]:
     """(reason, why) of an upstream that cannot serve.
 
@@ -817,6 +865,8 @@ def _carried_options(listener: Listener, options: StreamOptions | DatagramOption
 def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
     for field in option_fields(UpstreamOptions):
         if field.attribute == "max_streams_per_connection" and upstream.protocol == "http1":
+            continue
+        if field.attribute == "hash_key" and (upstream.balance != "maglev" or upstream.affinity != "none"):
             continue
         value = getattr(upstream.options, field.attribute)
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"

@@ -69,6 +69,7 @@ from lb.model.stream import Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import (
+    Balance,
     Endpoint,
     Protocol,
     ProxyProtocol,
@@ -468,9 +469,7 @@ class _Reader:
             )
         return Upstream(
             name,
-            self._choice(
-                f"{path}.balance", content.get("balance", "round-robin"), ("round-robin", "least-connections")
-            ),
+            self._choice(f"{path}.balance", content.get("balance", "round-robin"), get_args(Balance)),
             tuple(endpoint for endpoint in endpoints if endpoint is not None),
             self._choice(f"{path}.affinity", content.get("affinity", "none"), ("none", "client-ip")),
             self._read_options(path, content, UpstreamOptions()),

@@ -10,7 +10,8 @@ from lb.model.health import HealthCheck
 from lb.model.tls import UpstreamTls
 from lb.problems import Origin
 
-Balance = Literal["round-robin", "least-connections"]
+Balance = Literal["round-robin", "least-connections", "random-two", "maglev"]
+HashKey = Literal["source", "source-port", "flow"]
 Protocol = Literal["http1", "http2", "auto"]
 ProxyProtocol = Literal["none", "v1", "v2"]
 
@@ -49,7 +50,7 @@ def split_key(key: str) -> tuple[str, int]:
 
 
 class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Connection policy. Times in milliseconds; 0 means no limit, unless the field says otherwise."""
+    """Policy of choosing and connecting. Times in milliseconds; 0 means no limit, unless the field says otherwise."""
 
     connect_timeout_ms: int = 5_000
     """How long connecting to an endpoint may take; then another one is tried."""
@@ -67,6 +68,9 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     """How many requests may wait when a limit is reached; the next one is answered 503. 0: nobody waits."""
     queue_timeout_ms: int = 10_000
     """How long a request may wait in the queue (503)."""
+    hash_key: HashKey = "source"
+    """What balance maglev chooses by: the client's address; or address and port; or flow: these, where it connects to,
+    and the protocol. Requests (HTTP) are chosen for by the client's address alone."""
 
 
 def spoken_with_header(protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:

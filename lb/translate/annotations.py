@@ -20,6 +20,7 @@ import msgspec
 from lb.model.address import is_ip_address
 from lb.model.health import CheckTls, CheckType, WhenAllFail, split_statuses
 from lb.model.units import parse_duration, parse_size
+from lb.model.upstream import Balance, HashKey
 from lb.objects.view import Stored
 from lb.problems import Problems
 from lb.translate.protocols import BACKEND_PROTOCOLS
@@ -234,9 +235,9 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         ("Ingress", "Service"),
         "balance",
         "",
-        _one_of("round-robin", "least-connections"),
-        "How an endpoint is chosen: `round-robin` or `least-connections`. On an Ingress it holds for all its backends; "
-        "the Service's own annotation wins, then the oldest Ingress.",
+        _one_of(*get_args(Balance)),
+        "How an endpoint is chosen: `round-robin`, `least-connections`, `random-two` or `maglev`. On an "
+        "Ingress it holds for all its backends; the Service's own annotation wins, then the oldest Ingress.",
     ),
     Annotation(
         "lb/backend-protocol",
@@ -392,6 +393,13 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     ),
     _upstream("max-queue", "max_queue", _count, "How many requests may wait when a limit is reached."),
     _upstream("queue-timeout", "queue_timeout_ms", _duration, "How long a request may wait in the queue."),
+    _upstream(
+        "hash-key",
+        "hash_key",
+        _one_of(*get_args(HashKey)),
+        "What `maglev` chooses by: `source`, the client's address; `source-port`, with its port; `flow`, these, where "
+        "it connects to, and the protocol. Requests go by the address alone.",
+    ),
     _health(
         "",
         "type",

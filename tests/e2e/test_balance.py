@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from lb.model.balance import Share, choose_by_maglev, hash_bytes, hash_client, maglev_table
 from tests.harness.backend import BackendConnection, RawBackend
 from tests.harness.client import get
 from tests.harness.native import Native, forward
+from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
+from tests.harness.tcp import TcpServer
 from tests.harness.waiting import DEADLINE, wait_until
 
 Named = dict[str, RawBackend]
@@ -60,6 +63,8 @@ def site(
     native.serve("least.test", a, b, c, balance="least-connections")
     native.serve("least-weighted.test", {"address": a.key, "weight": 2}, b, balance="least-connections")
     native.serve("sticky.test", a, b, c, affinity="client-ip")
+    native.serve("two.test", {"address": a.key, "weight": 3}, b, balance="random-two")
+    native.serve("hashed.test", a, {"address": b.key, "weight": 2}, c, balance="maglev")
     native.upstream("only-a", [a])
     native.upstream("only-b", [b])
     native.host("split.test", forward("split", ("only-a", 3), ("only-b", 1), ("even.test", 0)))
@@ -189,3 +194,72 @@ def test_a_client_whose_endpoint_goes_moves_and_the_others_stay(tmp_path: Path, 
         # kube-proxy keeps clients whose endpoint stays; so must we.
         moved = [source for source in sources if before[source] != b"c" and before[source] != after[source]]
         assert moved == []
+
+
+def test_random_two_obeys_weights(site: Serving) -> None:
+    seen = Counter(names(site, "two.test", 400))
+    # Chance stays within five standard deviations of 300.
+    assert 256 < seen["a"] < 344
+
+
+def hashed_to(shares: list[Share], h: int) -> str:
+    index = choose_by_maglev(shares, maglev_table(shares), h, lambda _: True)
+    assert index is not None
+    return shares[index].key
+
+
+def test_maglev_chooses_for_requests_by_the_clients_address(site: Serving, backends: Named) -> None:
+    a, b, c = backends.values()
+    shares = [Share(a.key, 1), Share(b.key, 2), Share(c.key, 1)]
+    seen = set()
+    for number in range(2, 32):
+        source = f"127.0.0.{number}"
+        wanted = backends_name(backends, hashed_to(shares, hash_client(source)))
+        with site.connect(source=source) as client:
+            assert {client.ask(get("hashed.test")).body.decode() for _ in range(2)} == {wanted}
+        seen.add(wanted)
+    assert seen == set(backends)
+
+
+def backends_name(backends: Named, key: str) -> str:
+    return next(name for name, backend in backends.items() if backend.key == key)
+
+
+@pytest.mark.parametrize("hash_key", ["source", "source-port", "flow"])
+def test_maglev_chooses_for_flows_by_their_key(tmp_path: Path, hash_key: str) -> None:
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, TcpServer] = {}
+        for _ in range(4):
+            server = TcpServer(lambda one: one.sendall(f"127.0.0.1:{one.getsockname()[1]}".encode()))
+            servers[stack.enter_context(server).key] = server
+        native = Native()
+        keys = list(servers)
+        native.upstream("hashed", keys[:3], balance="maglev", hash_key=hash_key)
+        native.carry("first", free_port(), "hashed")
+        native.carry("second", free_port(), "hashed")
+        site = stack.enter_context(serving(tmp_path, native))
+
+        def wanted(client: tuple[str, int], server: tuple[str, int], members: list[str]) -> str:
+            parts = [_packed(client[0]), client[1].to_bytes(2), _packed(server[0]), server[1].to_bytes(2), b"\x06"]
+            size = {"source": 1, "source-port": 2, "flow": 5}[hash_key]
+            return hashed_to([Share(key, 1) for key in members], hash_bytes(b"".join(parts[:size])))
+
+        def check(members: list[str]) -> None:
+            seen = set()
+            for number in range(20):
+                for listener in ("first", "second"):
+                    source = f"127.0.0.{2 + number % 7}"
+                    with site.connect(listener, source=source) as client:
+                        answer = client.socket.recv(100).decode()
+                        assert answer == wanted(client.socket.getsockname(), client.socket.getpeername(), members)
+                        seen.add(answer)
+            assert len(seen) >= 2
+
+        check(keys[:3])
+        native.upstream("hashed", keys, balance="maglev", hash_key=hash_key)
+        site.apply()
+        check(keys)
+
+
+def _packed(address: str) -> bytes:
+    return b"\0" * 10 + b"\xff\xff" + bytes(map(int, address.split(".")))

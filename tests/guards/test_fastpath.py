@@ -27,7 +27,7 @@ PYTHON_SURFACE = frozenset({"engine", "credentials", "testing"})
 LAYERS = (
     ("c", "reasons"),
     ("memory", "clock", "timers", "counters", "ring", "message", "ktls"),
-    ("endpoint",),
+    ("endpoint", "shares"),
     ("table",),
     ("reactor",),
     ("balance", "tls", "pipes"),

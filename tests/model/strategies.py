@@ -7,6 +7,8 @@ conditions.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ from lb.model.route import (
     WeightedUpstream,
 )
 from lb.model.stream import Stream, StreamOptions, StreamRoute
-from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, spoken_with_header
+from lb.model.upstream import Balance, Endpoint, HashKey, Upstream, UpstreamOptions, spoken_with_header
 from lb.problems import Origin
 
 LABELS = ["a", "b", "ab", "com", "example"]
@@ -108,7 +110,12 @@ route_options = st.just(RouteOptions()) | st.builds(
     retries=st.none() | st.integers(0, 3),
 )
 upstream_options = st.just(UpstreamOptions()) | st.builds(
-    UpstreamOptions, connect_timeout_ms=counts, max_connections=counts, max_queue=counts, queue_timeout_ms=counts
+    UpstreamOptions,
+    connect_timeout_ms=counts,
+    max_connections=counts,
+    max_queue=counts,
+    queue_timeout_ms=counts,
+    hash_key=st.sampled_from(get_args(HashKey)),
 )
 
 _times = st.sampled_from([100, 1_000, 5_000, 90_000])
@@ -157,7 +164,7 @@ endpoints = st.builds(
 _upstreams = st.builds(
     Upstream,
     name=st.just(""),
-    balance=st.sampled_from(["round-robin", "least-connections"]),
+    balance=st.sampled_from(get_args(Balance)),
     endpoints=st.lists(endpoints, max_size=3, unique_by=lambda endpoint: endpoint.key).map(tuple),
     affinity=st.sampled_from(["none", "client-ip"]),
     protocol=st.sampled_from(["http1", "http2", "auto"]),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.model import explain as explain_module
+from lb.model.balance import Share, choose_by_maglev, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain, make_ask
 from lb.model.health import HealthCheck, WhenAllFail
@@ -225,6 +226,54 @@ def test_trust_in_the_client_is_told(config: Config, client: str, verb: str) -> 
     assert told.notes == (
         f"X-Forwarded-* headers from {client} are {verb}",
         "web keeps a client on its endpoint while that can serve",
+    )
+
+
+HASHED = """
+apiVersion: lb/v1
+kind: Config
+listeners:
+  http: {port: 80, http: {trusted_proxies: [10.9.0.0/16]}}
+  game: {port: 4433, protocol: tcp, stream: {forward: game, proxy_protocol: [10.8.0.0/16]}}
+hosts: {default: {"*": [{path: /, forward: game}]}}
+upstreams:
+  game: {balance: maglev, hash_key: %s, endpoints: [10.0.1.1:80, 10.0.1.2:80, {address: 10.0.1.3:80, draining: true}]}
+"""
+
+
+@pytest.mark.parametrize("hash_key", ["source", "source-port"])
+def test_whom_a_hash_chooses(hash_key: str) -> None:
+    config, problems = from_content(yaml.safe_load(HASHED % hash_key), Origin(file="lb.yaml"))
+    assert problems == []
+
+    def chosen(ask: Ask, states: object = None) -> tuple[str, str]:
+        told = explain(config, ask, states)  # type: ignore[arg-type]
+        assert told.reason == "ok"
+        return " ".join(one.key for one in told.upstreams[0].endpoints if one.chosen), told.why
+
+    endpoints = [Share("10.0.1.1:80", 1), Share("10.0.1.2:80", 1)]
+    for number in range(1, 20):
+        client = f"10.1.0.{number}"
+        index = choose_by_maglev(endpoints, maglev_table(endpoints), hash_client(client), lambda _: True)
+        wanted = endpoints[index or 0].key
+        assert chosen(Ask("x", "/", client=client)) == (wanted, f"{wanted} answers {client}")
+        carried = chosen(Ask("x", "", 4433, "TCP", client=client, scheme="tcp"))
+        if hash_key == "source":
+            assert carried == (wanted, f"{wanted} answers {client}")
+        else:  # the port is not known
+            assert carried == ("", "one of the ready endpoints answers")
+        # Who stands in for one that fails is told, too; nobody is, when none is well.
+        fails = [{"key": one.key, "state": "unhealthy" if one.key == wanted else "ready"} for one in endpoints]
+        other = next(one.key for one in endpoints if one.key != wanted)
+        assert chosen(Ask("x", "/", client=client), {"game": fails})[0] == other
+    rest = [{"key": one.key, "state": "ejected"} for one in endpoints]
+    assert chosen(Ask("x", "/", client="10.1.0.1"), {"game": rest})[0] == ""
+    # A proxy may name another client.
+    assert chosen(Ask("x", "", 4433, "TCP", client="10.8.0.1", scheme="tcp"))[0] == ""
+    assert chosen(Ask("x", "/", headers=(("X-Forwarded-For", "10.1.0.1"),), client="10.9.0.1"))[0] == ""
+    assert chosen(Ask("x", "/", client="10.9.0.1"))[0] != ""
+    assert (
+        explain(config, Ask("x", "/")).notes[-1] == "game chooses by the client's address: --from tells which endpoint"
     )
 
 
