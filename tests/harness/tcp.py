@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.harness.payload import payload
 from tests.harness.waiting import DEADLINE
 
 Handler = Callable[[socket.socket], None]
@@ -113,6 +114,15 @@ def ends_by_reset(connected: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+def sending_fails(sender: socket.socket) -> bool:
+    """Whether the peer turns out to be gone, sooner or later."""
+    try:
+        while True:
+            sender.sendall(payload(65_536))
+    except (ConnectionResetError, BrokenPipeError):
+        return True
 
 
 def unread_bytes(connected: socket.socket) -> int:

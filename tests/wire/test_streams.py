@@ -12,13 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.harness.backend import BackendConnection, RawBackend
-from tests.harness.client import RawClient
 from tests.harness.native import Native
 from tests.harness.payload import MEGABYTE, payload
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
-from tests.harness.tcp import TcpServer, black_hole, echo, ends_by_reset, read_all, read_exactly, reset, unread_bytes
-from tests.harness.waiting import SANITIZED, wait_until
+from tests.harness.tcp import (
+    TcpServer,
+    black_hole,
+    ends_by_reset,
+    read_all,
+    read_exactly,
+    reset,
+    sending_fails,
+    unread_bytes,
+)
+from tests.harness.waiting import wait_until
 
 LARGE = 8 * MEGABYTE
 BUFFERED = 2 * 262_144 + MEGABYTE
@@ -82,7 +90,7 @@ def is_reset(site: Serving, listener: str, **options: object) -> bool:
     """Whether a client is let in by nobody. The reset may come before its connect has returned."""
     try:
         with site.connect(listener, **options) as client:
-            client.send(b"anybody?")
+            client.socket.sendall(b"anybody?")
             return ends_by_reset(client.socket)
     except ConnectionResetError:
         return True
@@ -286,15 +294,6 @@ def read_until_reset(reader: socket.socket, got: bytearray) -> bool:
     return False
 
 
-def sending_fails(sender: socket.socket) -> bool:
-    """Whether the peer turns out to be gone, sooner or later."""
-    try:
-        while True:
-            sender.sendall(payload(65_536))
-    except (ConnectionResetError, BrokenPipeError):
-        return True
-
-
 def fill(sender: socket.socket, limit: int = 1 << 30) -> int:
     """Send until the socket takes no more for as long as lb needs to pass on what it has; how much it was."""
     sent = idle = 0
@@ -448,22 +447,3 @@ def test_more_bulk_than_there_are_pipes(site: Serving, server: TcpServer) -> Non
             sender.join()
     wait_until(lambda: site.lb.metric("lb_connections_active") == 0, "all have ended")
     assert site.lb.metric("lb_descriptors_open") <= 2 * 16 * 2  # the pipes, which stay for the next
-
-
-def test_many_flows_at_once(tmp_path: Path) -> None:
-    count = 200 if SANITIZED else 1_000
-    native = Native()
-    with TcpServer(echo) as server:
-        native.upstream("echo", [server.key])
-        native.carry("plain", free_port(), "echo")
-        with serving(tmp_path, native) as site:
-            clients = [RawClient(site.address("plain")) for _ in range(count)]
-            for number, client in enumerate(clients):
-                client.send(b"%05d" % number)
-            for number, client in enumerate(clients):
-                assert read_exactly(client.socket, 5) == b"%05d" % number
-            assert site.lb.metric("lb_listener_connections_active", listener="plain") == count
-            for client in clients:
-                client.close()
-            site.lb.wait_log(count, listener="plain", reason="ok", bytes_in=5, bytes_out=5)
-            site.lb.assert_at_rest()
