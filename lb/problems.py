@@ -108,10 +108,10 @@ CODES: dict[str, Code] = {
     "LB4007": Code("warning", "no node can serve as target"),
     "LB4008": Code("error", "address is no IP address"),
     "LB4009": Code("warning", "appProtocol asks for TLS that is not set up"),
-    "LB4010": Code("warning", "port of a load balancer is not TCP"),
+    "LB4010": Code("warning", "port of a load balancer is neither TCP nor UDP"),
     "LB4011": Code("warning", "another object already listens on this address and port"),
     "LB4012": Code("error", "source range is no network"),
-    "LB4013": Code("error", "entry of tcp-services is not valid"),
+    "LB4013": Code("error", "entry of tcp-services or udp-services is not valid"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),

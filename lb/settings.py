@@ -20,6 +20,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from lb.model.datagram import DatagramOptions
 from lb.model.form import option_fields
 from lb.model.health import HealthCheck, mistakes, read_off
 from lb.model.listener import HttpOptions, Transport, write_bind
@@ -115,6 +116,7 @@ class Defaults(Section, frozen=True):
     """How an endpoint is chosen: `round-robin`, `least-connections`, `random-two` or `maglev`."""
     http: HttpOptions = HttpOptions()
     stream: StreamOptions = StreamOptions()
+    datagram: DatagramOptions = DatagramOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()
@@ -145,7 +147,9 @@ class Kubernetes(Section, frozen=True):
     load_balancers: bool = False
     """Serve every Service of type LoadBalancer that has no class. `lb/load-balancer` on a Service overrides it."""
     tcp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
-    """NAMESPACE/NAME of a ConfigMap that maps ports to Services, as ingress-nginx reads it."""
+    """NAMESPACE/NAME of a ConfigMap that maps TCP ports to Services, as ingress-nginx reads it."""
+    udp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    """The same for UDP ports."""
 
 
 class Certificates(Section, frozen=True):

@@ -31,6 +31,7 @@ class Flags(msgspec.Struct, frozen=True):
     node_address: Literal["InternalIP", "ExternalIP"] | None = None
     load_balancers: bool = False
     tcp_services: str = ""
+    udp_services: str = ""
 
     def apply(self, kubernetes: Kubernetes) -> Kubernetes:
         """`kubernetes` with what was given in place of what it says."""
@@ -97,6 +98,9 @@ _TRANSLATION = (
         default="",
         metavar="NAMESPACE/NAME",
         help="ConfigMap that maps TCP ports to Services, as ingress-nginx reads it.",
+    ),
+    click.option(
+        "--udp-services", default="", metavar="NAMESPACE/NAME", help="ConfigMap that maps UDP ports to Services."
     ),
 )
 
@@ -174,9 +178,11 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         hsts=kubernetes.hsts,
         load_balancers=kubernetes.load_balancers,
         tcp_services=kubernetes.tcp_services,
+        udp_services=kubernetes.udp_services,
         balance=defaults.balance,
         http=defaults.http,
         stream=defaults.stream,
+        datagram=defaults.datagram,
         route=defaults.route,
         upstream=defaults.upstream,
         health_check=defaults.health_check,

@@ -32,6 +32,7 @@ Part = Literal[
     "route",
     "upstream",
     "stream",
+    "datagram",
     "balance",
     "protocol",
     "targets",
@@ -62,8 +63,8 @@ class Annotation(NamedTuple):
     places: tuple[Place, ...]
     part: Part
     field: str
-    """Attribute of RouteOptions, UpstreamOptions, StreamOptions or HealthCheck, or what `clients` and `tls` call it;
-    empty when `part` is the value itself."""
+    """Attribute of RouteOptions, UpstreamOptions, StreamOptions, DatagramOptions or HealthCheck, or what `clients` and
+    `tls` call it; empty when `part` is the value itself."""
     parse: Callable[[str], object]
     """Raises ValueError with a text for people."""
     text: str
@@ -89,6 +90,7 @@ class Values(msgspec.Struct, frozen=True):
     protocol: Any = None
     health: Mapping[str, Any] = {}
     stream: Mapping[str, Any] = {}
+    datagram: Mapping[str, Any] = {}
 
 
 NOTHING = Values()
@@ -221,6 +223,10 @@ def _stream(name: str, field: str, text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Service",), "stream", field, _duration, text)
 
 
+def _datagram(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
+    return Annotation(f"{PREFIX}{name}", ("Service",), "datagram", field, parse, text)
+
+
 def _upstream(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Service",), "upstream", field, parse, text)
 
@@ -287,6 +293,19 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "tcp-drain-timeout",
         "drain_timeout_ms",
         "How long TCP connections go on when their endpoint is removed; `0`: until they end by themselves.",
+    ),
+    _datagram("udp-idle-timeout", "idle_timeout_ms", _duration, "How long a UDP session may be silent; `0`: no limit."),
+    _datagram(
+        "udp-responses",
+        "responses",
+        _count,
+        "After how many datagrams of the endpoint a UDP session ends, such as `1` for DNS; `0`: when it is silent.",
+    ),
+    _datagram(
+        "udp-drain-timeout",
+        "drain_timeout_ms",
+        _duration,
+        "How long UDP sessions stay with an endpoint that is removed.",
     ),
     _route("response-timeout", "response_timeout_ms", _duration, "From the end of the request to the response's head."),
     _route("idle-timeout", "idle_timeout_ms", _duration, "How long a body may stand still in either direction."),
@@ -512,6 +531,7 @@ def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values
         protocol=values["protocol"].get(""),
         health=values["health"],
         stream=values["stream"],
+        datagram=values["datagram"],
     )
 
 

@@ -1,4 +1,5 @@
-"""TCP listeners that the cluster's objects ask for: Services of type LoadBalancer, and ingress-nginx's tcp-services.
+"""TCP and UDP listeners that the cluster's objects ask for: Services of type LoadBalancer, and ingress-nginx's
+tcp-services and udp-services.
 
 Each object claims listeners; who gets a place that several claim is settled for all of them together: what serves
 already first (native files, Ingresses), then the older object.
@@ -11,15 +12,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from lb.model.address import is_ip_address, is_network
-from lb.model.listener import Listener
+from lb.model.datagram import Datagram, DatagramOptions
+from lb.model.listener import Listener, Transport
 from lb.model.route import Forward, WeightedUpstream
 from lb.model.stream import Stream, StreamOptions, StreamRoute
-from lb.objects.core import ConfigMap, Service, ServicePort
+from lb.objects.core import ConfigMap, Service
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
@@ -34,6 +36,9 @@ LOAD_BALANCER_CLASS = "lb/lb"
 
 SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 """The older way to say `spec.loadBalancerSourceRanges`, which wins over it."""
+
+_TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
+"""Those `protocol`s of a Service port that lb carries."""
 
 EVERYBODY = ("0.0.0.0/0", "::/0")
 
@@ -77,51 +82,49 @@ class _ServiceClaim:
         self._service = service
         self._name = f"{service.metadata.namespace}/{service.metadata.name}"
         self._problems = Problems()
-        self._stream = msgspec.structs.replace(options.stream, **values.stream)
+        self._carrying = Carrying(
+            msgspec.structs.replace(options.stream, **values.stream),
+            msgspec.structs.replace(options.datagram, **values.datagram),
+        )
         self._addresses: Sequence[str] = values.addresses or ()
 
     def make(self) -> StreamClaim:
         addresses = self._listen_on()
         allow = self._source_ranges()
-        ports = [(index, port) for index, port in enumerate(self._service.spec.ports) if self._is_tcp(index, port)]
-        listeners: Iterable[Listener] = ()
+        references = {f"spec.ports[{index}]": self._refer(index) for index in range(len(self._service.spec.ports))}
+        listeners: list[Listener] = []
         if allow is not None:
-            options = msgspec.structs.replace(self._stream, allow=allow) if allow else self._stream
-            listeners = (
-                self._listener(index, port, address, options) for index, port in ports for address in addresses
-            )
-        metadata = self._service.metadata
+            carrying = self._carrying.only_from(allow) if allow else self._carrying
+            listeners = [
+                carrying.listener(
+                    f"{one.upstream} {address}".rstrip(), int(one.port), address, one, self._stored, field
+                )
+                for field, one in references.items()
+                if one is not None
+                for address in addresses
+            ]
         return StreamClaim(
-            age_of(metadata),
+            age_of(self._service.metadata),
             tuple(listeners),
-            tuple(Reference(metadata.namespace, metadata.name, port.port, requests=False) for _, port in ports),
+            tuple(one for one in references.values() if one is not None),
             tuple(self._problems),
         )
 
-    def _listener(self, index: int, port: ServicePort, address: str, options: StreamOptions) -> Listener:
-        upstream = f"{self._name}:{port.port}"
-        return _tcp_listener(
-            f"{upstream} {address}".rstrip(),
-            port.port,
-            address,
-            upstream,
-            self._stored,
-            f"spec.ports[{index}]",
-            options,
-        )
-
-    def _is_tcp(self, index: int, port: ServicePort) -> bool:
-        if port.protocol == "TCP":
-            return True
+    def _refer(self, index: int) -> Reference | None:
+        """To a port of the Service itself, if lb can carry what comes there."""
+        port, metadata = self._service.spec.ports[index], self._service.metadata
+        transport = _TRANSPORTS.get(port.protocol)
+        if transport is not None:
+            return Reference(metadata.namespace, metadata.name, port.port, transport=transport, requests=False)
         self._problems.add(
             "LB4010",
             self._stored.origin,
             f"port {port.port} of Service {self._name} is {port.protocol}",
             why="nothing listens on it",
-            fix="lb carries TCP; reach this port on the nodes",
+            fix="lb carries TCP and UDP; reach this port on the nodes",
             field=f"spec.ports[{index}].protocol",
         )
-        return False
+        return None
 
     def _listen_on(self) -> Sequence[str]:
         """Addresses; the empty one stands for all."""
@@ -165,18 +168,40 @@ class _ServiceClaim:
         return None if ranges and not good else tuple(good)
 
 
-def claim_tcp_services(
-    name: tuple[str, str], stored: Stored | None, options: Options, directory: Directory
+class Carrying(NamedTuple):
+    """How listeners carry what comes."""
+
+    stream: StreamOptions
+    datagram: DatagramOptions
+
+    def only_from(self, allow: tuple[str, ...]) -> Carrying:
+        """For clients of these networks only."""
+        return Carrying(
+            msgspec.structs.replace(self.stream, allow=allow), msgspec.structs.replace(self.datagram, allow=allow)
+        )
+
+    def listener(
+        self, name: str, port: int, address: str, reference: Reference, stored: Stored, field: str
+    ) -> Listener:
+        route = StreamRoute(name, Forward((WeightedUpstream(reference.upstream),)), stored.origin, field)
+        if reference.transport == "udp":
+            datagram = Datagram(route, self.datagram)
+            return Listener(name, port, address, "udp", origin=stored.origin, datagram=datagram)
+        return Listener(name, port, address, "tcp", origin=stored.origin, stream=Stream(route, self.stream))
+
+
+def claim_stream_services(
+    name: tuple[str, str], stored: Stored | None, options: Options, directory: Directory, transport: Transport
 ) -> StreamClaim:
     """What the ConfigMap of this namespace and name wants. Its keys are ports, its values `NAMESPACE/SERVICE:PORT`."""
     problems = Problems()
     if stored is None:
         what = f"ConfigMap {'/'.join(name)} does not exist"
-        fix = "check --tcp-services, and that the input holds ConfigMaps"
+        fix = f"check --{transport}-services, and that the input holds ConfigMaps"
         problems.add("LB4013", Origin(), what, why="none of its ports is served", fix=fix)
         return StreamClaim(Age(True, "", *name), problems=tuple(problems))
     data = cast(ConfigMap, stored.object).data or {}
-    read = (_read_entry(stored, key, data[key], options, directory, problems) for key in sorted(data))
+    read = (_read_entry(stored, key, data[key], options, directory, transport, problems) for key in sorted(data))
     entries = [one for one in read if one is not None]
     return StreamClaim(
         age_of(stored.object.metadata),
@@ -187,7 +212,13 @@ def claim_tcp_services(
 
 
 def _read_entry(
-    stored: Stored, key: str, value: str, options: Options, directory: Directory, problems: Problems
+    stored: Stored,
+    key: str,
+    value: str,
+    options: Options,
+    directory: Directory,
+    transport: Transport,
+    problems: Problems,
 ) -> tuple[Listener, Reference] | None:
     field = f"data[{key}]"
     found = _ENTRY.fullmatch(value.strip())
@@ -200,8 +231,12 @@ def _read_entry(
     named = ServiceBackendPort(number=int(port)) if port.isdigit() else ServiceBackendPort(name=port)
     table = directory.table(namespace, service)
     from_clients, to_endpoints = _flags(found)
+    if transport == "udp" and (from_clients or to_endpoints):
+        from_clients = to_endpoints = False  # as in ingress-nginx, which says nothing
+        what, fix = f"{value!r} asks for the PROXY protocol, which is for TCP", f"write {namespace}/{service}:{port}"
+        problems.add("LB4013", stored.origin, what, why="datagrams are carried without it", fix=fix, field=field)
     reference = msgspec.structs.replace(
-        resolve_reference(table, namespace, service, named),
+        resolve_reference(table, namespace, service, named, transport),
         header="v1" if to_endpoints else "none",
         requests=False,
     )
@@ -209,13 +244,15 @@ def _read_entry(
         what, fix = f"Service {namespace}/{service} does not exist", "check namespace and name"
         if reference.mistake == "LB4002":
             what, fix = missing_port(reference, table)
-        why = f"connections to port {key} are reset"
+        why = f"connections to port {key} are reset" if transport == "tcp" else f"datagrams to port {key} are dropped"
         problems.add(reference.mistake, stored.origin, what, why=why, fix=fix, field=field)
     name = f"{stored.object.metadata.namespace}/{stored.object.metadata.name}:{key}"
     stream = options.stream
     if from_clients:
         stream = msgspec.structs.replace(stream, proxy_protocol=EVERYBODY)
-    return _tcp_listener(name, int(key), "", reference.upstream, stored, field, stream), reference
+    carrying = Carrying(stream, options.datagram)
+    name = name if transport == "tcp" else f"{name}/udp"
+    return carrying.listener(name, int(key), "", reference, stored, field), reference
 
 
 def _flags(found: re.Match[str]) -> tuple[bool, bool]:
@@ -231,13 +268,6 @@ def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tupl
     if found is None:
         return f"{value!r} is not like NAMESPACE/SERVICE:PORT", "write one such as shop/db:5432"
     return None
-
-
-def _tcp_listener(
-    name: str, port: int, address: str, upstream: str, stored: Stored, field: str, options: StreamOptions
-) -> Listener:
-    route = StreamRoute(name, Forward((WeightedUpstream(upstream),)), stored.origin, field)
-    return Listener(name, port, address, "tcp", origin=stored.origin, stream=Stream(route, options))
 
 
 def settle(
@@ -271,7 +301,7 @@ _ALL = ("0.0.0.0", "::")  # noqa: S104  # compares, does not bind
 
 
 def _places(listener: Listener) -> list[tuple[object, ...]]:
-    """What nobody else can have beside it: its address and port.
+    """What nobody else can have beside it: its address and port, of TCP or UDP.
 
     All addresses are a place of their own: who listens on one of them gets its connections, and who listens on all gets
     the others (the kernel takes the most specific socket; inet_hashtables.c, compute_score).
@@ -279,7 +309,7 @@ def _places(listener: Listener) -> list[tuple[object, ...]]:
     if listener.address and not is_ip_address(listener.address):
         return []
     addresses = (str(ipaddress.ip_address(listener.address)),) if listener.address else _ALL
-    return [(address, listener.port) for address in addresses]
+    return [(address, listener.port, listener.transport) for address in addresses]
 
 
 def _place_taken(loser: Listener, winner: Listener) -> Problem:
@@ -290,5 +320,5 @@ def _place_taken(loser: Listener, winner: Listener) -> Problem:
         f"listener {loser.name} on {loser.bind} meets listener {winner.name} on {winner.bind} ({whose})",
         why="native files and Ingresses go first, then the older object; this one does not listen there",
         fix="give one of them another port, or an address of its own (annotation lb/addresses)",
-        field=loser.stream.route.field if loser.stream is not None else "",
+        field=loser.carries.field if loser.carries is not None else "",
     )

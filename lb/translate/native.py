@@ -171,7 +171,7 @@ def _classify(merge: _Merge, directory: Directory) -> tuple[tuple[Reference, ...
                 found["namespace"],
                 found["service"],
                 int(found["port"]),
-                transport="UDP" if found["udp"] else "TCP",
+                transport="udp" if found["udp"] else "tcp",
                 requests=isinstance(route, Route),
             ),
         )
@@ -207,7 +207,7 @@ def _refer(directory: Directory, reference: Reference) -> Reference:
     table = directory.table(reference.namespace, reference.service)
     if not table.exists:
         return msgspec.structs.replace(reference, mistake="LB4001")
-    known = any(one.port == reference.port and one.protocol == reference.transport for one in table.ports)
+    known = any(one.port == reference.port and one.protocol == reference.transport.upper() for one in table.ports)
     return (
         reference
         if known or (table.external and not table.ports)

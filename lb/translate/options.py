@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from lb.model.datagram import DatagramOptions
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
@@ -41,10 +42,13 @@ class Options(msgspec.Struct, frozen=True):
     load_balancers: bool = False
     """Serve every Service of type LoadBalancer that has no class. `lb/load-balancer` on a Service overrides it."""
     tcp_services: str = ""
-    """NAMESPACE/NAME of a ConfigMap that maps ports to Services, as ingress-nginx reads it."""
+    """NAMESPACE/NAME of a ConfigMap that maps TCP ports to Services, as ingress-nginx reads it."""
+    udp_services: str = ""
+    """The same for UDP ports."""
     balance: Balance = "round-robin"
     http: HttpOptions = HttpOptions()
     stream: StreamOptions = StreamOptions()
+    datagram: DatagramOptions = DatagramOptions()
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from lb.model.address import is_ip_address
 from lb.model.health import HealthCheck, is_used, mistakes
+from lb.model.listener import Transport
 from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, spoken_with_header
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
@@ -48,10 +49,6 @@ class PortTable(msgspec.Struct, frozen=True):
     ports: tuple[ServicePort, ...] = ()
 
 
-Transport = Literal["TCP", "UDP"]
-"""Those `protocol`s of a Service port that lb carries."""
-
-
 class Reference(msgspec.Struct, frozen=True, gc=False):
     """A Service port that something refers to."""
 
@@ -61,7 +58,7 @@ class Reference(msgspec.Struct, frozen=True, gc=False):
     """The Service port's number; as it was written when there is no such port."""
     mistake: str = ""
     """Problem code when it cannot be resolved."""
-    transport: Transport = "TCP"
+    transport: Transport = "tcp"
     header: ProxyProtocol = "none"
     """The PROXY header that connections are to begin with, over what the Service says."""
     requests: bool = True
@@ -80,13 +77,13 @@ class PortUse(NamedTuple):
     """A Service port as one upstream has it."""
 
     port: int | str
-    transport: Transport = "TCP"
+    transport: Transport = "tcp"
     header: ProxyProtocol = "none"
 
     def upstream(self, namespace: str, service: str) -> str:
         """Its name."""
         name = f"{namespace}/{service}:{self.port}"
-        if self.transport == "UDP":
+        if self.transport == "udp":
             return f"{name}/udp"
         return name if self.header == "none" else f"{name} proxy {self.header}"
 
@@ -124,7 +121,7 @@ def read_port_table(stored: Stored | None) -> PortTable:
 
 
 def resolve_reference(
-    table: PortTable, namespace: str, service: str, port: ServiceBackendPort, transport: Transport = "TCP"
+    table: PortTable, namespace: str, service: str, port: ServiceBackendPort, transport: Transport = "tcp"
 ) -> Reference:
     """Which port of the Service is meant.
 
@@ -142,9 +139,9 @@ def resolve_reference(
     return Reference(namespace, service, written, "LB4002", transport)
 
 
-def find_port(ports: Sequence[ServicePort], written: int | str, transport: Transport = "TCP") -> ServicePort | None:
+def find_port(ports: Sequence[ServicePort], written: int | str, transport: Transport = "tcp") -> ServicePort | None:
     """The port with this number or name, or else with this targetPort."""
-    candidates = [port for port in ports if port.protocol == transport]
+    candidates = [port for port in ports if port.protocol == transport.upper()]
     for port in candidates:
         if port.port == written or (port.name and port.name == written):
             return port
@@ -172,10 +169,12 @@ def translate_service(
 
 def missing_port(reference: Reference, table: PortTable) -> tuple[str, str]:
     """(what is wrong, how to fix it) with a reference to a port that does not exist."""
-    ports = [port for port in table.ports if port.protocol == reference.transport]
+    ports = [port for port in table.ports if port.protocol == reference.transport.upper()]
     known = ", ".join(f"{port.port} ({port.name})" if port.name else str(port.port) for port in ports)
-    what = f"Service {reference.namespace}/{reference.service} has no {reference.transport} port {reference.port}"
-    return what, f"its ports are: {known}" if known else f"it has no {reference.transport} ports"
+    what = (
+        f"Service {reference.namespace}/{reference.service} has no {reference.transport.upper()} port {reference.port}"
+    )
+    return what, f"its ports are: {known}" if known else f"it has no {reference.transport.upper()} ports"
 
 
 class _ServiceTranslation:
@@ -222,7 +221,7 @@ class _ServiceTranslation:
             endpoints, why, resolve = self._external_endpoints(use, port)
         elif port is None:
             # The Problem is said where the reference stands.
-            endpoints, why = (), f"Service {self._name} has no {use.transport} port {wanted}"
+            endpoints, why = (), f"Service {self._name} has no {use.transport.upper()} port {wanted}"
         elif self._uses_nodes:
             endpoints, why = self._node_endpoints(port)
         else:
@@ -245,9 +244,23 @@ class _ServiceTranslation:
             self._tls.tls,
             # Bytes that are carried speak for themselves, whatever the appProtocol is.
             protocol=self._spoken(self._protocol(port), header) if use in self._wanted.requests else "http1",
-            health_check=self._health_check,
+            health_check=self._check_of(use),
             proxy_protocol=header,
         )
+
+    def _check_of(self, use: PortUse) -> HealthCheck:
+        """Checks are made over TCP: of a UDP port only with a port of their own."""
+        if use.transport == "tcp" or self._health_check.port:
+            return self._health_check
+        if self._values.health and all(one.transport == "udp" for one in self._wanted.uses):
+            self._add(
+                "LB5002",
+                "health checks are made over TCP, and the Service has UDP ports only",
+                "its endpoints are not checked",
+                "name a port that tells how they are, with lb/health-check-port",
+                field_of("health", "type"),
+            )
+        return HealthCheck()
 
     def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
         if protocol == "http2" and proxy_protocol != "none":
@@ -312,6 +325,14 @@ class _ServiceTranslation:
         return endpoints, self._nobody_ready
 
     @property
+    def _lost(self) -> str:
+        """What becomes of those who want a Service without endpoints."""
+        if self._wanted.requests:
+            return "requests are answered 503"
+        fates = {"tcp": "connections are reset", "udp": "datagrams are dropped"}
+        return ", ".join(fates[one] for one in sorted({use.transport for use in self._wanted.uses}))
+
+    @property
     def _nobody_ready(self) -> str:
         return f"Service {self._name} has no ready endpoint"
 
@@ -322,9 +343,9 @@ class _ServiceTranslation:
             why, fix = "its terminating endpoints get the requests", ""
         elif backings:
             count = "1 endpoint is" if len(backings) == 1 else f"{len(backings)} endpoints are"
-            why, fix = f"requests are answered 503; {count} not ready", "look at the pods' readiness"
+            why, fix = f"{self._lost}; {count} not ready", "look at the pods' readiness"
         else:
-            why = "requests are answered 503; the input has no EndpointSlice with an address for it"
+            why = f"{self._lost}; the input has no EndpointSlice with an address for it"
             fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
         self._add("LB4003", self._nobody_ready, why, fix)
 
@@ -336,7 +357,7 @@ class _ServiceTranslation:
             self._add(
                 "LB4006",
                 what,
-                "requests are answered 503: its targets are node ports",
+                f"{self._lost}: its targets are node ports",
                 "make the Service's type NodePort or LoadBalancer, or set the annotation lb/targets: endpoints",
             )
             return (), what
@@ -354,7 +375,7 @@ class _ServiceTranslation:
             self._add(
                 "LB4007",
                 what,
-                "requests are answered 503",
+                self._lost,
                 f"the input needs Nodes with an {self._options.node_address}{family} that are neither excluded nor "
                 "unselected"
                 + (", and have endpoints of the Service (externalTrafficPolicy: Local)" if local is not None else ""),
@@ -373,21 +394,19 @@ class _ServiceTranslation:
         number = self._external_port(use.port, port)
         name = self._service.spec.external_name
         if number is None:
-            return (), f"Service {self._name} has no {use.transport} port {use.port}", ""
+            return (), f"Service {self._name} has no {use.transport.upper()} port {use.port}", ""
         mistake = _external_name_mistake(name)
         if mistake:
             what = f"externalName {name!r} of Service {self._name} {mistake}"
             fix = "write a DNS name or an address"
-            self._add("LB4004", what, "requests are answered 503", fix, "spec.externalName")
+            self._add("LB4004", what, self._lost, fix, "spec.externalName")
             return (), what, ""
         if _parse_address(name) is not None:
             return (Endpoint(name, number, target=f"external/{name}", origin=self._stored.origin),), "", ""
         self._resolve = name
         endpoints, why = resolved_endpoints(self._view, name, number, self._stored.origin)
         if why.startswith("name "):
-            self._add(
-                "LB4005", why, "requests are answered 503", "check the name and the resolver", "spec.externalName"
-            )
+            self._add("LB4005", why, self._lost, "check the name and the resolver", "spec.externalName")
         return endpoints, why, name
 
     def _external_port(self, wanted: int | str, port: ServicePort | None) -> int | None:

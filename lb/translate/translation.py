@@ -7,7 +7,7 @@ The line, and what each step depends on:
     claims of a host             -> VirtualHost   order and conflicts
     Service, slices, Nodes, Resolutions, who refers to it -> ServicePart  its upstreams
     native files, port tables    -> NativePart    goes before all of the above
-    Services, tcp-services       -> StreamClaim   TCP listeners that they want
+    Services, tcp-/udp-services  -> StreamClaim   TCP and UDP listeners that they want
     all of them                  -> Config, problems
 
 Every step keeps its results, by key, in the Translation. A change makes the results stale that depend on it; a new
@@ -27,7 +27,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from lb.model.config import Config
-from lb.model.listener import Listener
+from lb.model.listener import Listener, Transport
 from lb.model.route import VirtualHost
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Balance, Upstream
@@ -38,7 +38,7 @@ from lb.problems import Origin, Problem, Problems
 from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
 from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
-from lb.translate.load_balancers import StreamClaim, claim_service, claim_tcp_services, settle
+from lb.translate.load_balancers import StreamClaim, claim_service, claim_stream_services, settle
 from lb.translate.material import Material, MaterialName, Parts
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
 from lb.translate.nodes import NodeTargets, find_node_targets
@@ -95,7 +95,7 @@ class _State(msgspec.Struct, frozen=True):
     tls_hosts: dict[str, TlsHost]
     certificates: dict[str, Certificate]
     streams: dict[_Name, StreamClaim]
-    """By Service, and by the ConfigMap of tcp-services under `configmap/NAMESPACE`."""
+    """By Service, and by the ConfigMaps of tcp-services and udp-services under `configmap/tcp/NAMESPACE`."""
     problems: Groups
 
 
@@ -217,17 +217,18 @@ class _Build:
         self._rewanted.update(services)
         return msgspec.structs.replace(native, config=_keep_equal_parts(native.config, old.config))
 
-    # -- TCP
+    # -- TCP and UDP
 
     def _translate_streams(self) -> dict[_Name, StreamClaim]:
-        """The TCP listeners that Services of type LoadBalancer, and tcp-services, want."""
+        """The listeners that Services of type LoadBalancer, tcp-services and udp-services want."""
         old = self._old.streams
         services = self._view.all("Service")
         updates = {
             name: claim_service(services[name], self._options) if name in services else None
             for name in (chain(services, _of_services(old)) if self._fresh else self._changed["Service"])
         }
-        updates |= self._translate_tcp_services()
+        updates |= {one: None for one in old if one[0].startswith(_CONFIG_MAP) and self._fresh}
+        updates |= self._translate_stream_services()
         changed = {name: claim for name, claim in updates.items() if claim != old.get(name)}
         for name, claim in changed.items():
             self._set_problems((_STREAM, *name), claim.problems if claim is not None else ())
@@ -235,15 +236,24 @@ class _Build:
                 self._rewanted.update(_services(one.references) if one is not None else {})
         return _patch(old, changed)
 
-    def _translate_tcp_services(self) -> dict[_Name, StreamClaim | None]:
-        namespace, _, name = self._options.tcp_services.partition("/")
-        claims: dict[_Name, StreamClaim | None] = {
-            one: None for one in self._old.streams if one[0].startswith(_CONFIG_MAP) and self._fresh
-        }
-        stored = self._view.get("ConfigMap", namespace, name) if name else None
-        if name and (self._is_stale("ConfigMap") or self._changed["Service"]):
-            key = (f"{_CONFIG_MAP}{namespace}", name)
-            claims[key] = claim_tcp_services((namespace, name), stored, self._options, self._directory)
+    def _translate_stream_services(self) -> dict[_Name, StreamClaim]:
+        """What the ConfigMaps of ports want, when something has changed."""
+        claims: dict[_Name, StreamClaim] = {}
+        if not (self._is_stale("ConfigMap") or self._changed["Service"]):
+            return claims
+        told = Problems()  # one ConfigMap may be named for both
+        named: tuple[tuple[Transport, str], ...] = (
+            ("tcp", self._options.tcp_services),
+            ("udp", self._options.udp_services),
+        )
+        for transport, full_name in named:
+            namespace, _, name = full_name.partition("/")
+            if name:
+                stored = self._view.get("ConfigMap", namespace, name)
+                claim = claim_stream_services((namespace, name), stored, self._options, self._directory, transport)
+                new = tuple(one for one in claim.problems if one not in set(told))
+                told.extend(new)
+                claims[f"{_CONFIG_MAP}{transport}/{namespace}", name] = msgspec.structs.replace(claim, problems=new)
         return claims
 
     # -- Ingresses and hosts
@@ -581,7 +591,11 @@ class _Build:
         own = {}
         for one in wanted:
             # Two listeners on one port would share its connections at random.
-            rivals = (other for other in listeners.values() if other.name == one.name or other.port == one.port)
+            rivals = (
+                other
+                for other in listeners.values()
+                if other.name == one.name or (other.port, other.transport) == (one.port, one.transport)
+            )
             rival = next(rivals, None)
             if rival is not None:
                 problems.extend((_no_listener(one, rival),))
@@ -653,7 +667,7 @@ class _Build:
 
 
 _CONFIG_MAP = "configmap/"
-"""Begins the namespace of what is no Service among the claims of TCP listeners; no namespace has a slash."""
+"""Begins the namespace of what is no Service among the claims of listeners; no namespace has a slash."""
 
 
 def _of_services(claims: Iterable[_Name]) -> Iterable[_Name]:

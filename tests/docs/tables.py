@@ -87,7 +87,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-_OPTIONS = tuple(f"defaults.{name}" for name in ("http", "stream", "route", "upstream", "health_check"))
+_OPTIONS = tuple(f"defaults.{name}" for name in ("http", "stream", "datagram", "route", "upstream", "health_check"))
 
 
 def _settings_rows(section: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:

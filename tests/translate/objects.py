@@ -136,6 +136,7 @@ SERVICE_PORTS = st.sampled_from(
         (ServicePort(80, "http", target_port=8080, node_port=30080),),
         (ServicePort(80, "http", target_port="web"), ServicePort(81, "other", node_port=30081)),
         (ServicePort(80, "http", "UDP"),),
+        (ServicePort(80, "http", node_port=30080), ServicePort(80, "http-udp", "UDP", node_port=30082)),
     ]
 )
 
@@ -165,6 +166,8 @@ SERVICE_OBJECTS = st.builds(
         cluster_ip=st.sampled_from(["", "None", "10.96.0.1", "fd00::1"]),
         external_name=st.sampled_from(["", "api.example.net", "localhost", "192.0.2.1"]),
         external_traffic_policy=st.sampled_from(["Cluster", "Local"]),
+        health_check_node_port=st.sampled_from([0, 31000]),
+        ip_families=st.sampled_from([None, ("IPv4",), ("IPv6", "IPv4")]),
         publish_not_ready_addresses=st.booleans(),
         session_affinity=st.sampled_from(["None", "ClientIP"]),
     ),
@@ -195,7 +198,17 @@ def _slices(draw: Any) -> EndpointSlice:
         ObjectMeta(draw(st.sampled_from(["s1", "s2", "s3"])), draw(NAMESPACES), labels=labels),
         family,
         draw(st.lists(endpoints, max_size=3).map(tuple)),
-        draw(st.sampled_from([(), (SlicePort("http", 8080),), (SlicePort("", 8081),), (SlicePort("other", None),)])),
+        draw(
+            st.sampled_from(
+                [
+                    (),
+                    (SlicePort("http", 8080),),
+                    (SlicePort("", 8081),),
+                    (SlicePort("other", None),),
+                    (SlicePort("", 8082, "UDP"),),
+                ]
+            )
+        ),
     )
 
 
@@ -213,7 +226,10 @@ ENDPOINTS = st.builds(
 NODE_OBJECTS = st.builds(
     lambda name, labels, address, ready: Node(
         ObjectMeta(name, labels=labels),
-        status=NodeStatus((NodeAddress("InternalIP", address),), (NodeCondition("Ready", ready),)),
+        status=NodeStatus(
+            (NodeAddress("InternalIP", address), NodeAddress("InternalIP", "fd00:1::1")),
+            (NodeCondition("Ready", ready),),
+        ),
     ),
     NODES,
     st.sampled_from([None, {"node.kubernetes.io/exclude-from-external-load-balancers": ""}]),
@@ -227,7 +243,7 @@ TCP_SERVICES = st.builds(
     TIMES,
     st.dictionaries(
         st.sampled_from(["80", "81", "9000", "none"]),
-        st.sampled_from(["a/one:80", "a/one:http", "b/two:81", "a/one:80:PROXY", "nonsense"]),
+        st.sampled_from(["a/one:80", "a/one:http", "b/two:81", "a/one:80:PROXY", "a/one:80::PROXY", "nonsense"]),
         max_size=3,
     ),
 )

@@ -24,6 +24,7 @@ OPTIONS = st.sampled_from(
         Options(balance="least-connections"),
         Options(load_balancers=True),
         Options(tcp_services="a/tcp"),
+        Options(tcp_services="a/tcp", udp_services="a/tcp", targets="nodeports", load_balancers=True),
     ]
 )
 
