@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.harness.backend import BackendConnection, RawBackend
 from tests.harness.cluster import (
+    KubeProxy,
     Object,
     is_refused,
     load_balancer,
@@ -79,35 +79,6 @@ def test_tcp_services_of_ingress_nginx(tmp_path: Path) -> None:
             cluster.write()
             wait_until(lambda: not is_refused(other), "the port has another Service")
             assert is_refused(port)
-
-
-class KubeProxy:
-    """The health check node port of one Service on one node: 200 while there are local endpoints, else 503."""
-
-    def __init__(self, address: str, port: int, endpoints: int = 1) -> None:
-        self.endpoints = endpoints
-        self._server = RawBackend(self._answer, address=address, port=port)
-
-    def _answer(self, connection: BackendConnection) -> None:
-        # kubernetes pkg/proxy/healthcheck/service_health.go, hcHandler.ServeHTTP
-        while connection.read() is not None:
-            status = b"200 OK" if self.endpoints else b"503 Service Unavailable"
-            body = b'{"service":{"namespace":"shop","name":"db"},"localEndpoints":%d}' % self.endpoints
-            connection.send(
-                b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"
-                b"X-Load-Balancing-Endpoint-Weight: %d\r\nContent-Length: %d\r\n\r\n%b"
-                % (status, self.endpoints, len(body), body)
-            )
-
-    def asked(self) -> set[tuple[bytes, bytes]]:
-        """Methods and targets of what came since the last call."""
-        return {(one.method, one.target) for one in self._server.requests()}
-
-    def __enter__(self) -> KubeProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.close()
 
 
 FAST = ("lb/health-check-interval", "200ms"), ("lb/health-check-fast-interval", "100ms")

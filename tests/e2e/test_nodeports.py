@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.harness.client import RawClient
+from tests.harness.cluster import KubeProxy
 from tests.harness.netns import NFT, Host, require_hosts
 from tests.harness.nodes import Cluster, Node, Pod, Service, standing_in
 from tests.harness.payload import MEGABYTE, digest_of, payload
@@ -114,6 +115,10 @@ def visits(host: Host, address: str, port: int, count: int) -> list[Visit]:
     return [visit(host, address, port) for _ in range(count)]
 
 
+def names_of(pods: list[Pod]) -> set[str]:
+    return {pod.name for pod in pods}
+
+
 def pods_of(found: list[Visit]) -> set[str]:
     return {one.pod for one in found}
 
@@ -128,10 +133,18 @@ def refused(host: Host, address: str, port: int) -> bool:
 _numbers = itertools.count()
 
 
+def answers(host: Host, address: str, port: int) -> bool:
+    """Whether a pod does. A socket that closes resets who is in its queue."""
+    with contextlib.suppress(ConnectionError):
+        return bool(visit(host, address, port))
+    return False
+
+
 def serve(cluster: Cluster, pods: list[Pod] | None = None, **fields: Any) -> Service:
-    """A Service that lb serves from now on, with a name and a node port of its own."""
+    """A Service that lb serves from now on, with a name and ports of its own: who comes in the moment where one takes
+    another's place is reset with the socket that closes."""
     number = next(_numbers)
-    port = fields.pop("port", 5_432)
+    port = fields.pop("port", 5_000 + number)
     made = Service(f"db-{number}", port, 30_000 + number, cluster.pods if pods is None else pods, **fields)
     cluster.services[made.name] = made
     cluster.apply()
@@ -145,7 +158,7 @@ def serve(cluster: Cluster, pods: list[Pod] | None = None, **fields: Any) -> Ser
 def test_connections_go_through_all_nodes_to_all_pods(cluster: Cluster) -> None:
     service = serve(cluster)
     found = visits(cluster.near, LB, service.port, 60)
-    assert pods_of(found) == {pod.name for pod in cluster.pods}
+    assert pods_of(found) == names_of(cluster.pods)
     assert LB_SEEN_FROM_NODES not in {one.seen for one in found}, "a node puts its own address there"
     records = cluster.lb.wait_log(60, upstream=service.upstream, reason="ok")
     shares = Counter(record["endpoint"] for record in records)
@@ -160,13 +173,51 @@ def test_local_policy_asks_nodes_with_pods_only(cluster: Cluster) -> None:
     first, second, third = cluster.nodes
     service = serve(cluster, pods=first.pods + second.pods, spec={"externalTrafficPolicy": "Local"})
     found = visits(cluster.near, LB, service.port, 30)
-    assert pods_of(found) == {pod.name for pod in first.pods + second.pods}
+    assert pods_of(found) == names_of(first.pods + second.pods)
     assert {one.seen for one in found} == {LB_SEEN_FROM_NODES}, "nobody stands between lb and the pod"
     for pods in (third.pods, [first.pods[0], third.pods[1]]):
         service.pods = pods
         cluster.apply()
-        assert pods_of(visits(cluster.near, LB, service.port, 12)) == {pod.name for pod in pods}
+        assert pods_of(visits(cluster.near, LB, service.port, 12)) == names_of(pods)
     assert {record["attempts"] for record in cluster.lb.wait_log(54, upstream=service.upstream)} == {1}
+
+
+@needs_rules
+def test_a_node_says_itself_that_its_pods_are_gone(cluster: Cluster) -> None:
+    """The export is behind: it shows pods on a node that has none and drops what comes. Flows stay where they are."""
+    first, second, _ = cluster.nodes
+    service = serve(
+        cluster, first.pods + second.pods,
+        annotations={"lb/health-check-interval": "100ms", "lb/health-check-fast-interval": "100ms"},
+        spec={"externalTrafficPolicy": "Local", "healthCheckNodePort": 31_000},
+    )  # fmt: skip
+    key = f"{first.addresses[0]}:{service.node_port}"
+
+    def is_healthy(wanted: int) -> bool:
+        return cluster.lb.metric("lb_endpoint_healthy", upstream=service.upstream, endpoint=key) == wanted
+
+    with contextlib.ExitStack() as stack:
+        with first.host.entered():
+            first_says = stack.enter_context(KubeProxy(first.addresses[0], 31_000))
+        with second.host.entered():
+            stack.enter_context(KubeProxy(second.addresses[0], 31_000))
+        wait_until(lambda: is_healthy(1), "the node has been asked")
+        flows = [Flow(cluster.near, LB, service.port) for _ in range(4)]
+        assert pods_of([flow.visit for flow in flows]) & names_of(first.pods)
+        service.known_pods, service.pods = service.pods, second.pods
+        first_says.endpoints = 0
+        cluster.proxy()
+        wait_until(lambda: is_healthy(0), "the node has said so")
+        assert pods_of(visits(cluster.near, LB, service.port, 12)) == names_of(second.pods)
+        for flow in flows:
+            flow.exchange(payload(100_000))
+            flow.end()
+        service.pods = service.known_pods
+        first_says.endpoints = 2
+        cluster.proxy()
+        wait_until(lambda: is_healthy(1), "they are back")
+        assert pods_of(visits(cluster.near, LB, service.port, 24)) == names_of(service.pods)
+    assert {record["attempts"] for record in cluster.lb.wait_log(40, upstream=service.upstream)} == {1}
 
 
 @needs_rules
@@ -199,19 +250,41 @@ def test_client_affinity_looks_at_addresses(cluster: Cluster) -> None:
 @needs_rules
 @pytest.mark.parametrize(("wanted", "other"), [(OTHER_LB, LB), (OTHER_LB6, LB6)])
 def test_a_load_balancer_ip_is_one_of_several(cluster: Cluster, wanted: str, other: str) -> None:
-    service = serve(cluster, port=5_434, spec={"loadBalancerIP": wanted})
+    service = serve(cluster, spec={"loadBalancerIP": wanted})
     assert visit(cluster.near, wanted, service.port)
     assert refused(cluster.near, other, service.port)
 
 
 @needs_rules
+def test_a_load_balancer_moves_between_addresses(cluster: Cluster) -> None:
+    """Who is connected stays, wherever it goes."""
+    service = serve(cluster)
+    flow = Flow(cluster.near, LB, service.port)
+    for here, elsewhere in (({OTHER_LB}, {LB, LB6}), ({LB, LB6}, {OTHER_LB}), ({LB, OTHER_LB6}, {OTHER_LB, LB6})):
+        service.annotations["lb/addresses"] = ",".join(sorted(here))
+        cluster.apply()
+        for address in here:
+            wait_until(
+                lambda where=address: answers(cluster.near, where, service.port), "it is served in its new place"
+            )
+        for address in elsewhere:
+            wait_until(lambda where=address: refused(cluster.near, where, service.port), "the old place is closed")
+    del service.annotations["lb/addresses"]
+    cluster.apply()
+    for address in (LB, LB6, OTHER_LB, OTHER_LB6):
+        wait_until(lambda where=address: answers(cluster.near, where, service.port), "it is served everywhere")
+    flow.exchange(payload(1_000))
+    flow.end()
+
+
+@needs_rules
 def test_services_share_a_port_on_addresses_of_their_own(cluster: Cluster) -> None:
     first, second, _ = cluster.nodes
-    one = serve(cluster, first.pods, port=5_433, annotations={"lb/addresses": f"{LB}, {LB6}"})
-    other = serve(cluster, second.pods, port=5_433, annotations={"lb/addresses": f"{OTHER_LB}, {OTHER_LB6}"})
+    one = serve(cluster, first.pods, port=443, annotations={"lb/addresses": f"{LB}, {LB6}"})
+    other = serve(cluster, second.pods, port=443, annotations={"lb/addresses": f"{OTHER_LB}, {OTHER_LB6}"})
     assert one.port == other.port
     for address, node in ((LB, first), (LB6, first), (OTHER_LB, second), (OTHER_LB6, second)):
-        assert pods_of(visits(cluster.near, address, one.port, 4)) <= {pod.name for pod in node.pods}
+        assert pods_of(visits(cluster.near, address, one.port, 4)) <= names_of(node.pods)
 
 
 @needs_rules
@@ -387,4 +460,4 @@ def test_node_ports_that_are_servers(cluster: Cluster) -> None:
     with contextlib.ExitStack() as stack:
         for node in cluster.nodes:
             stack.enter_context(standing_in(service, node))
-        assert pods_of(visits(cluster.near, LB, service.port, 18)) == {pod.name for pod in cluster.pods}
+        assert pods_of(visits(cluster.near, LB, service.port, 18)) == names_of(cluster.pods)

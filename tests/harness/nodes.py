@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.harness.cluster import Object
+from tests.harness.cluster import node as node_object
 from tests.harness.netns import NFT, Host, bridge, link
 from tests.harness.process import LbProcess
 from tests.harness.tcp import TcpServer
-
-Object = dict[str, Any]
 
 NAMESPACE = "shop"
 PODS_PER_NODE = 2
@@ -69,13 +69,6 @@ class Node:
         link(self.host, "pods", with_prefix(both(self.network, 1)), self.inside, "eth0", with_prefix(addresses))
         self.inside.ip(*(f"route add default via {address}" for address in both(self.network, 1)))
 
-    def object(self, addresses: Sequence[str]) -> Object:
-        return {
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name},
-            "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses],
-                       "conditions": [{"type": "Ready", "status": "True"}]},
-        }  # fmt: skip
-
     def close(self) -> None:
         self.host.close()
         self.inside.close()
@@ -95,6 +88,8 @@ class Service:
     annotations: dict[str, str] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
     """What else stands in its spec."""
+    known_pods: list[Pod] | None = None
+    """What the export says of its pods; `pods` when it is not behind."""
     stand_in: bool = NFT is None
     """Node ports are servers, and no rules."""
 
@@ -124,7 +119,7 @@ class Service:
             "ports": [{"name": "main", "port": self.target_port, "protocol": self.protocol}],
             "endpoints": [{"addresses": [pod.addresses[index]], "nodeName": pod.node.name,
                            "conditions": {"ready": True}, "targetRef": {"kind": "Pod", "name": pod.name}}
-                          for pod in self.pods],
+                          for pod in (self.pods if self.known_pods is None else self.known_pods)],
         }  # fmt: skip
 
     def rules(self, node: Node) -> tuple[list[str], list[str]]:
@@ -208,7 +203,7 @@ class Cluster:
                 node.host.nft(_TABLE.format(to_pods="\n".join(to_pods), without="\n".join(without)))
 
     def write(self) -> None:
-        objects = [node.object(node.addresses[self.families]) for node in self.serving_nodes]
+        objects = [node_object(one.name, *one.addresses[self.families]) for one in self.serving_nodes]
         objects += [one for service in self.services.values() for one in service.objects()]
         half = self.directory / ".export.json.new"
         half.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
