@@ -1,5 +1,5 @@
 """Accepting (accept.pxd)."""
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
@@ -14,7 +14,11 @@ from lb._fastpath.c.sys cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLLIN,
+    LB_R_BAD_CLIENT_HELLO,
     LB_R_BAD_PROXY_HEADER,
+    LB_R_CLIENT_CLOSED,
+    LB_R_CLIENT_RESET,
+    LB_R_NO_APPLICATION_PROTOCOL,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
@@ -25,6 +29,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_TLS_TIMEOUT,
     LB_R_TOO_MANY_CONNECTIONS,
     LB_R_TOO_MANY_FROM_CLIENT,
+    LB_R_UNRECOGNIZED_NAME,
     SO_LINGER,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -52,10 +57,21 @@ from lb._fastpath.c.sys cimport (
     socklen_t,
     ssize_t,
 )
+from lb._fastpath.client_hello cimport (
+    HELLO_MORE,
+    HELLO_MOST,
+    HELLO_OK,
+    client_hello,
+    hello_note,
+    hello_offers,
+    hello_read,
+    hello_texts,
+)
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_gone, server_open
 from lb._fastpath.http2_server cimport http2_server_open
+from lb._fastpath.memory cimport slab_alloc, slab_free
 from lb._fastpath.proxy_protocol cimport PROXY_BAD, PROXY_MORE, PROXY_MOST, proxy_client, proxy_read
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
@@ -72,10 +88,22 @@ from lb._fastpath.reactor cimport (
     io_bury,
     io_enqueue,
     io_watch,
+    table_pin_one,
+    table_unpin_one,
 )
-from lb._fastpath.table cimport in_networks, listener_view, table
+from lb._fastpath.table cimport (
+    MAX_HOST,
+    find_host,
+    in_networks,
+    listener_view,
+    name_route,
+    stream_view,
+    table,
+    text_at,
+    vhost,
+)
 from lb._fastpath.timers cimport timer, timer_cancel, timer_rest, timer_set
-from lb._fastpath.tls cimport TLS_AGAIN, TLS_FAILED, tls_free, tls_new_server, tls_resumed
+from lb._fastpath.tls cimport TLS_AGAIN, TLS_FAILED, tls_carry, tls_free, tls_new_server, tls_resumed
 from lb._fastpath.transport cimport (
     TURN_BYTES,
     batch_flush,
@@ -159,6 +187,12 @@ cdef void client_gone(conn* c) noexcept nogil:
     cdef listener_traffic* stats = stats_of(r, c.slot)
     if c.counted:
         forget_client(r, c)
+    if c.carried_by != NULL:
+        table_unpin_one(r, c.carried_by)
+        c.carried_by = NULL
+    if c.hello != NULL:
+        slab_free(&r.hello_slab, c.hello)
+        c.hello = NULL
     lb_add_int(&r.s.connections, -1)
     bump(&r.counts.connections_closed)
     if stats != NULL:
@@ -200,7 +234,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     cdef bint proxied
     cdef int open_now = lb_add_int(&r.s.connections, 1)
     if view != NULL:
-        l.carries = view.stream != NULL
+        l.carries = view.carries
     elif l.carries:  # a change has removed it, and with it where its clients went
         lb_add_int(&r.s.connections, -1)
         turn_away(l, fd, LB_R_NO_UPSTREAM)
@@ -241,25 +275,32 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         begin_proxied(c, view)
     else:
         r.serving = t
-        greet(c, view, l.carries)
+        greet(c, view)
     if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
         relieve(r)
 
 
-cdef void greet(conn* c, listener_view* view, bint carried) noexcept nogil:
+cdef void greet(conn* c, listener_view* view) noexcept nogil:
     """Begin with a client whose address is known: carry its bytes, or speak with it by TLS, or by HTTP at once."""
-    if carried:
+    if view != NULL and view.stream != NULL:
         if io_watch(&c.base):
-            c.base.r.s.open_flow(&c.base)
+            carry(c, view.stream)
         else:
             server_close(c, LB_R_NO_DESCRIPTORS)
         return
-    if view != NULL and view.tls != NULL:
+    if view != NULL and view.names != NULL:
+        begin_hello(c, view)
+    elif view != NULL and view.tls != NULL:
         begin_tls(c, view)
     else:
         server_open(c)
     if not io_watch(&c.base):
         server_close(c, LB_R_NO_DESCRIPTORS)
+
+
+cdef void carry(conn* c, const stream_view* route) noexcept nogil:
+    c.carried = route
+    c.base.r.s.open_flow(&c.base)
 
 
 # ------------------------------------------------------------------------------------------------------ PROXY protocol
@@ -315,7 +356,9 @@ cdef void proceed(conn* c, listener_view* view) noexcept nogil:
         server_close(c, LB_R_TOO_MANY_FROM_CLIENT)
         return
     if view.stream != NULL:
-        c.base.r.s.open_flow(&c.base)
+        carry(c, view.stream)
+    elif view.names != NULL:
+        begin_hello(c, view)
     elif view.tls != NULL:
         begin_tls(c, view)
     else:
@@ -392,6 +435,130 @@ cdef void resume(timer* t) noexcept nogil:
     if not watch(l):
         timer_set(&l.base.r.timers, &l.pause, l.base.r.now_ms + PAUSE_MS)
         l.stopped = True
+
+
+# -------------------------------------------------------------------------------------------------------- server names
+
+cdef void begin_hello(conn* c, listener_view* view) noexcept nogil:
+    """Whom the client wants is looked at before anybody answers it: it may be for an endpoint to do so."""
+    c.base.ready = hello_ready
+    c.timer.fire = handshake_timeout
+    timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
+
+
+cdef void hello_ready(io* source) noexcept nogil:
+    """Look at the client's first message without taking it. Each piece that comes is an edge of its own, so what is not
+    whole yet is looked at again when there is more, and not before.
+    """
+    cdef conn* c = <conn*>source
+    cdef reactor* r = source.r
+    cdef table* t = current_table(r)
+    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef const name_route* route = NULL
+    cdef bint known = False
+    cdef client_hello hello
+    cdef ssize_t n
+    cdef int result = HELLO_MORE
+    if not source.flags & IO_READABLE:
+        return
+    if view == NULL:
+        server_close(c, LB_R_NO_UPSTREAM)
+        return
+    n = recv(source.fd, r.scratch_in, HELLO_MOST, MSG_PEEK | MSG_DONTWAIT)
+    if n > 0:
+        result = hello_read(<uint8_t*>r.scratch_in, <size_t>n, &hello)
+    if result == HELLO_MORE and n != 0 and not source.flags & (IO_HALF_CLOSED | IO_BROKEN):
+        source.flags &= ~<uint32_t>IO_READABLE
+        return
+    if result == HELLO_OK and view.names != NULL:
+        route = choose_route(view, &hello, &known)
+    if route != NULL:
+        follow(c, t, view, route, &hello)
+    elif not view.carries:
+        # For a host of HTTP; and of what is no such message, OpenSSL says what is wrong with it.
+        timer_rest(&c.timer)
+        if view.tls != NULL:
+            begin_tls(c, view)
+        else:
+            server_open(c)
+        io_enqueue(source)
+    elif n <= 0:
+        server_close(c, LB_R_CLIENT_CLOSED if n == 0 else LB_R_CLIENT_RESET)
+    elif result == HELLO_OK:
+        note_hello(c, &hello)
+        refuse_hello(c, view, LB_R_NO_APPLICATION_PROTOCOL if known else LB_R_UNRECOGNIZED_NAME)
+    else:
+        refuse_hello(c, view, LB_R_PLAIN_HTTP if begins_like_http(r.scratch_in, n) else LB_R_BAD_CLIENT_HELLO)
+
+
+cdef const name_route* choose_route(const listener_view* view, const client_hello* hello, bint* known) noexcept nogil:
+    """Where the connection goes; NULL when no name is for it, or a host of HTTP is more specific, or none of the name's
+    routes takes what the client offers (`known`). lb/model/match.py, match_name, is its oracle.
+    """
+    cdef const vhost* entry = find_host(view.names, hello.name, hello.name_size)
+    cdef const vhost* host
+    cdef const name_route* route
+    if entry == NULL:
+        return NULL
+    if not view.carries:
+        host = find_host(view.hosts, hello.name, hello.name_size)
+        if host != NULL and specificity(host) > specificity(entry):
+            return NULL
+    known[0] = True
+    route = <const name_route*>entry.payload
+    while route.alpn_size and hello_offers(hello, route.alpn, route.alpn_size) == NULL:
+        if route.last:
+            return NULL
+        route += 1
+    return route
+
+
+cdef uint32_t specificity(const vhost* host) noexcept nogil:
+    """Exact names come before wildcards, longer ones before shorter ones."""
+    return host.hostname.size + (0 if text_at(host, host.hostname)[0] == c"*" else MAX_HOST)
+
+
+cdef void note_hello(conn* c, const client_hello* hello) noexcept nogil:
+    """For the log, which does without when there is no memory."""
+    if c.hello == NULL:
+        c.hello = <hello_texts*>slab_alloc(&c.base.r.hello_slab)
+    if c.hello != NULL:
+        hello_note(hello, c.hello)
+
+
+cdef void follow(conn* c, table* t, listener_view* view, const name_route* route,
+        const client_hello* hello) noexcept nogil:
+    """The bytes of this client are carried: as they are, or when lb has shaken hands with it. Until that is done the
+    table stays that says where they go.
+    """
+    cdef reactor* r = c.base.r
+    note_hello(c, hello)
+    if route.terminates:
+        c.carried = route.stream
+        c.carried_by = t
+        table_pin_one(r, t)
+        c.tls = tls_new_server(r, view.tls)
+        tls_carry(c.tls, route.alpn, route.alpn_size)
+        c.base.ready = handshake_ready
+    else:
+        bump(&r.counts.tls_passed)
+        timer_rest(&c.timer)
+        r.serving = t
+        carry(c, route.stream)
+    io_enqueue(&c.base)
+
+
+cdef void refuse_hello(conn* c, listener_view* view, int reason) noexcept nogil:
+    """Nobody is there for this client: say so as TLS does. Who speaks no TLS would not understand it."""
+    cdef const char* alert = b"\x15\x03\x03\x00\x02\x02\x32"  # fatal: decode_error (RFC 8446 6.2)
+    if reason == LB_R_UNRECOGNIZED_NAME:
+        alert = b"\x15\x03\x03\x00\x02\x02\x70"
+    elif reason == LB_R_NO_APPLICATION_PROTOCOL:
+        alert = b"\x15\x03\x03\x00\x02\x02\x78"
+    if reason != LB_R_PLAIN_HTTP:
+        conn_write(c, alert, 7)
+        batch_flush(c.base.r)
+    refuse_handshake(c, view, reason)
 
 
 # ----------------------------------------------------------------------------------------------------------------- TLS
@@ -472,7 +639,7 @@ cdef void lingering_ready(io* source) noexcept nogil:
 cdef void handshake_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
-    cdef table* t = current_table(r)
+    cdef table* t = c.carried_by if c.carried_by != NULL else current_table(r)
     cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
     cdef int result
     if c.tls == NULL:
@@ -500,7 +667,9 @@ cdef void handshake_ready(io* source) noexcept nogil:
     if tls_resumed(c.tls):
         bump(&r.counts.tls_resumed)
     timer_rest(&c.timer)
-    if c.tls.h2:
+    if c.carried != NULL:
+        carry(c, c.carried)
+    elif c.tls.h2:
         http2_server_open(c)
     else:
         server_open(c)
@@ -509,9 +678,13 @@ cdef void handshake_ready(io* source) noexcept nogil:
 
 
 cdef bint spoke_http(const conn* c) noexcept nogil:
-    """Whether what was received last begins like a request: TLS never begins with a letter."""
-    cdef const char* p = c.base.r.tls_in
-    return c.tls.in_end - p >= 2 and c"A" <= p[0] <= c"Z" and c"A" <= p[1] <= c"Z"
+    """Whether what was received last begins like a request."""
+    return begins_like_http(c.base.r.tls_in, c.tls.in_end - c.base.r.tls_in)
+
+
+cdef bint begins_like_http(const char* p, ssize_t size) noexcept nogil:
+    """TLS never begins with a letter."""
+    return size >= 2 and c"A" <= p[0] <= c"Z" and c"A" <= p[1] <= c"Z"
 
 
 cdef void answer_plain_http(conn* c) noexcept nogil:

@@ -48,6 +48,7 @@ cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_CLIENT_SAN
     LOG_GRPC_STATUS
     LOG_TLS_ERROR
+    LOG_ALPN
     LOG_FIELD_COUNT
 
 cdef enum:  # ways of escaping

@@ -37,6 +37,7 @@ from lb._fastpath.ring cimport (
     TEXT_CLIENT_VERIFY,
     TEXT_SERVER_NAME,
     TEXT_TLS_CIPHER,
+    TEXT_ALPN,
     TEXT_TLS_ERROR,
     TEXT_TLS_VERSION,
     TEXT_COUNT,
@@ -171,6 +172,9 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     if f.ep != NULL:
         at[TEXT_ENDPOINT] = f.ep.key
         sizes[TEXT_ENDPOINT] = f.ep.key_size
+    note_hello(f.d, at, sizes)
+    if f.d.tls != NULL:
+        note_tls(f.d.tls, at, sizes)
     record = begin_record(f.r, at, sizes)
     if record == NULL:
         return
@@ -207,6 +211,7 @@ cdef void log_handshake(io* client, int reason) noexcept nogil:
         sizes[TEXT_CLIENT] = <uint32_t>put_address(address, c.peer)
     at[TEXT_LISTENER] = c.listener_name
     sizes[TEXT_LISTENER] = c.listener_name_size
+    note_hello(c, at, sizes)
     if c.tls != NULL:
         at[TEXT_SERVER_NAME] = c.tls.sni
         sizes[TEXT_SERVER_NAME] = c.tls.sni_size
@@ -231,6 +236,14 @@ cdef void log_handshake(io* client, int reason) noexcept nogil:
     record.version = 0
     record.grpc_status = -1
     ring_commit(&r.log, record.size)
+
+
+cdef void note_hello(const conn* c, const char** at, uint32_t* sizes) noexcept nogil:
+    if c.hello != NULL:
+        at[TEXT_SERVER_NAME] = c.hello.name
+        sizes[TEXT_SERVER_NAME] = c.hello.name_size
+        at[TEXT_ALPN] = c.hello.protocols
+        sizes[TEXT_ALPN] = c.hello.protocols_size
 
 
 cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogil:
@@ -418,6 +431,8 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_CLIENT_SAN
     if field == LOG_TLS_ERROR:
         return TEXT_TLS_ERROR
+    if field == LOG_ALPN:
+        return TEXT_ALPN
     return -1
 
 

@@ -69,6 +69,7 @@ cdef struct counters:
     uint64_t tls_failed
     uint64_t tls_deferred
     uint64_t tls_by_kernel
+    uint64_t tls_passed
     uint64_t turns
     uint64_t events
 

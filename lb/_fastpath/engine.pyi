@@ -4,7 +4,7 @@ Under the GIL, one call at a time: `compile_host` and the `make_` and `change_` 
 build, all others from the event loop. What both touch (live endpoints) is guarded by the pipeline's lock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from lb._fastpath.credentials import ClientTls, TlsHost
@@ -20,7 +20,7 @@ LOG_FIELDS: tuple[str, ...]
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
 route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation,
 tls_version, tls_cipher, server_name, client_subject, client_verify, client_serial,
-client_fingerprint, client_san, grpc_status, tls_error."""
+client_fingerprint, client_san, grpc_status, tls_error, alpn."""
 
 class Traffic(TypedDict):
     """Counters since start, summed over threads."""
@@ -117,6 +117,9 @@ ms; retries; status of the redirect to https; whether gRPC-Web is bridged)."""
 StreamSpec = tuple[str, Sequence[tuple[str, int]], tuple[int, int, int, int], tuple[tuple[bytes, int], ...]]
 """What a listener does that only carries bytes: name of its route; (upstream, weight); idle, half-closed and drain
 timeout in ms, retries; networks whose clients are let in, as `trusted`."""
+NameSpec = tuple[StreamSpec, bool, bytes]
+"""Where the connections of a server name go: as above; whether lb terminates TLS; the ALPN protocols of which the
+client must offer one, each behind its length."""
 Condition = tuple[bytes, bytes | None]
 
 class Table:
@@ -139,6 +142,10 @@ class Table:
         query: bytes | None = None,
     ) -> tuple[str | None, str | None]:
         """(hostname of the virtual host, name of the route) that serve the request. `path` must be normalised."""
+
+    def match_name(self, listener: str, server_name: bytes, offered: bytes = b"") -> str | None:
+        """Name of the route that a TLS connection goes to; None: it is for the hosts of HTTP, or for nobody.
+        `offered`: ALPN protocols, each behind its length."""
 
 class Engine:
     """N reactor threads and what they share."""
@@ -174,10 +181,13 @@ class Engine:
         http2: bool = True,
         carried: StreamSpec | None = None,
         proxies: tuple[tuple[bytes, int], ...] = (),
+        names: Mapping[str, Sequence[NameSpec]] | None = None,
+        carries: bool = False,
     ) -> ListenerView:
         """`options` in the order of lb/compile/table.py; `trusted` and `proxies` (whose connections begin with a PROXY
         header) as (16-byte address, leading bits); `https_port`: where the same hosts are served by TLS; `hsts`: value
-        of Strict-Transport-Security."""
+        of Strict-Transport-Security; `names`: server names whose connections are carried; `carries`: there is no HTTP.
+        """
     def make_tls_index(self, hosts: dict[str, TlsHost]) -> TlsIndex:
         """Over {server name: TlsHost}; `*.example.com` covers one label, `*` stands for all other names."""
     def set_ticket_keys(self, keys: Sequence[bytes]) -> None:

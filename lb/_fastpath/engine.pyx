@@ -16,7 +16,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from lb._fastpath.accept cimport run_close_listener, run_listen, run_stop_accepting
+from lb._fastpath.accept cimport choose_route, run_close_listener, run_listen, run_stop_accepting
 from lb._fastpath.access cimport (
     ESCAPE_CLF,
     ESCAPE_JSON,
@@ -62,6 +62,7 @@ from lb._fastpath.c.sys cimport (
     sockaddr_in6,
     sockaddr_un,
 )
+from lb._fastpath.client_hello cimport client_hello, hello_texts
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.credentials cimport ClientTls, TlsHost
 from lb._fastpath.counters cimport (
@@ -125,6 +126,7 @@ from lb._fastpath.table cimport (
     index_put,
     index_remove,
     listener_view,
+    name_route,
     network,
     pattern,
     predicate,
@@ -153,7 +155,7 @@ LOG_FIELDS = (
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
     "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation", "tls_version",
     "tls_cipher", "server_name", "client_subject", "client_verify", "client_serial",
-    "client_fingerprint", "client_san", "grpc_status", "tls_error",
+    "client_fingerprint", "client_san", "grpc_status", "tls_error", "alpn",
 )
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
@@ -512,6 +514,76 @@ cdef network* make_networks(tuple networks) except NULL:
     return made
 
 
+cdef class StreamView:
+    """Where connections go whose bytes are carried."""
+
+    cdef stream_view view
+    cdef bytes name
+
+    def __cinit__(self, bytes name, uint32_t route_id, list targets, tuple options, tuple allowed):
+        """`targets`: (slot of an upstream, weight). `name` outlives the table."""
+        cdef uint32_t i, sum = 0
+        cdef stream_view* s = &self.view
+        self.name = name
+        s.name = name
+        s.name_size = <uint32_t>len(name)
+        s.route_id = route_id
+        s.idle_timeout_ms, s.half_closed_timeout_ms, s.drain_timeout_ms, retries = options
+        s.retries = min(retries, MAX_RETRIES)
+        s.targets = <target*>calloc(len(targets) + 1, sizeof(target))
+        if s.targets == NULL:
+            raise MemoryError
+        s.target_count = <uint32_t>len(targets)
+        for i in range(s.target_count):
+            slot, weight = targets[i]
+            sum += <uint32_t>weight
+            s.targets[i].slot = slot
+            s.targets[i].until = sum
+        if allowed:
+            s.allowed = make_networks(allowed)
+            s.allowed_count = <uint32_t>len(allowed)
+
+    def __dealloc__(self):
+        free(self.view.targets)
+        free(self.view.allowed)
+
+
+cdef class NameIndex:
+    """Server names to where the connections of their clients go, for one listener."""
+
+    cdef readonly HostIndex index
+    cdef list parts
+    cdef name_route* routes
+
+    def __cinit__(self, HostIndex index not None, dict names not None):
+        """`names`: {name: [(StreamView, whether lb terminates TLS, ALPN protocols in wire form)]}; `index`: a program
+        without routes for each."""
+        cdef name_route* way
+        cdef StreamView part
+        cdef HostProgram program
+        cdef bytes alpn
+        self.index = index
+        self.parts = [one for ways in names.values() for one in ways]
+        self.routes = <name_route*>calloc(len(self.parts) + 1, sizeof(name_route))
+        if self.routes == NULL:
+            raise MemoryError
+        way = self.routes
+        for name, ways in names.items():
+            program = index.hosts[name]
+            program.p.payload = way
+            for part, terminates, alpn in ways:
+                way.stream = &part.view
+                part.view.passes = not terminates
+                way.terminates = terminates
+                way.alpn = <uint8_t*><char*>alpn
+                way.alpn_size = <uint32_t>len(alpn)
+                way += 1
+            (way - 1).last = True
+
+    def __dealloc__(self):
+        free(self.routes)
+
+
 cdef class ListenerView:
     """A listener as a table sees it."""
 
@@ -520,8 +592,8 @@ cdef class ListenerView:
     cdef readonly str name
     cdef readonly TlsIndex tls
     cdef readonly int https_port
-    cdef stream_view stream
-    cdef bytes route_name
+    cdef StreamView stream
+    cdef NameIndex names
 
     def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted, TlsIndex tls=None,
             int https_port=0, bytes hsts=b"", bint http2=True):
@@ -556,33 +628,7 @@ cdef class ListenerView:
             self.p.trusted = make_networks(trusted)
             self.p.trusted_count = <uint32_t>len(trusted)
 
-    cdef carry(self, bytes route_name, uint32_t route_id, list targets, tuple options, tuple allowed):
-        """Carry bytes instead of serving hosts. `targets`: (slot of an upstream, weight)."""
-        cdef uint32_t i, sum = 0
-        cdef stream_view* s = &self.stream
-        self.route_name = route_name
-        s.name = route_name
-        s.name_size = <uint32_t>len(route_name)
-        s.route_id = route_id
-        s.idle_timeout_ms, s.half_closed_timeout_ms, s.drain_timeout_ms, retries = options
-        s.retries = min(retries, MAX_RETRIES)
-        s.targets = <target*>calloc(len(targets) + 1, sizeof(target))
-        if s.targets == NULL:
-            raise MemoryError
-        s.target_count = <uint32_t>len(targets)
-        for i in range(s.target_count):
-            slot, weight = targets[i]
-            sum += <uint32_t>weight
-            s.targets[i].slot = slot
-            s.targets[i].until = sum
-        if allowed:
-            s.allowed = make_networks(allowed)
-            s.allowed_count = <uint32_t>len(allowed)
-        self.p.stream = s
-
     def __dealloc__(self):
-        free(self.stream.targets)
-        free(self.stream.allowed)
         if self.p != NULL:
             free(self.p.trusted)
             free(self.p.proxies)
@@ -681,6 +727,20 @@ cdef class Table:
             return hostname, None
         return hostname, text_at(chosen, route_at(chosen, rank).name)[:route_at(chosen, rank).name.size].decode()
 
+    def match_name(self, str listener, bytes server_name, bytes offered=b""):
+        """Name of the route that a TLS connection goes to; None: it is for the hosts of HTTP, or for nobody.
+        `offered`: ALPN protocols, each behind its length."""
+        cdef ListenerView view = self.listeners[listener]
+        cdef client_hello hello
+        cdef const name_route* found
+        cdef bint known = False
+        hello.name = server_name
+        hello.name_size = <uint32_t>len(server_name)
+        hello.protocols = <const uint8_t*><const char*>offered
+        hello.protocols_size = <uint32_t>len(offered)
+        found = choose_route(view.p, &hello, &known) if view.p.names != NULL else NULL
+        return found.stream.name[:found.stream.name_size].decode() if found != NULL else None
+
 
 # ------------------------------------------------------------------------------------------------------------ commands
 
@@ -745,6 +805,7 @@ cdef class Engine:
             slab_init(&self.s.reactors[i].exchange_slab, sizeof(exchange))
             slab_init(&self.s.reactors[i].stream_slab, sizeof(stream))
             slab_init(&self.s.reactors[i].flow_slab, sizeof(flow))
+            slab_init(&self.s.reactors[i].hello_slab, sizeof(hello_texts))
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []
@@ -951,20 +1012,33 @@ cdef class Engine:
         return HostIndex(hosts, before, changed, removed)
 
     def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted, TlsIndex tls=None,
-            int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None, tuple proxies=()):
+            int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None, tuple proxies=(), dict names=None,
+            bint carries=False):
         cdef ListenerView view = ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
+        view.p.carries = carries
         if proxies:
             view.p.proxies = make_networks(proxies)
             view.p.proxies_count = <uint32_t>len(proxies)
         if carried is not None:
-            name, shares, limits, allowed = carried
-            targets = [(self.live_upstream(upstream).p.id, weight) for upstream, weight in shares]
-            id = self._id(self.route_ids, name)
-            self.ensure_chunk(1, id)
-            # A flow goes on without its table, so the name it is logged by stays.
-            raw = self.stream_names.setdefault(name, name.encode("utf-8", "replace"))
-            view.carry(raw, id, targets, limits, allowed)
+            view.stream = self.make_stream(carried)
+            view.p.stream = &view.stream.view
+        if names:
+            programs = HostIndex({name: self.compile_host(name, False, []) for name in names})
+            view.names = NameIndex(programs, {
+                name: [(self.make_stream(spec), terminates, alpn) for spec, terminates, alpn in ways]
+                for name, ways in names.items()
+            })
+            view.p.names = programs.p
         return view
+
+    cdef StreamView make_stream(self, tuple spec):
+        name, shares, limits, allowed = spec
+        targets = [(self.live_upstream(upstream).p.id, weight) for upstream, weight in shares]
+        id = self._id(self.route_ids, name)
+        self.ensure_chunk(1, id)
+        # A flow goes on without its table, so the name it is logged by stays.
+        raw = self.stream_names.setdefault(name, name.encode("utf-8", "replace"))
+        return StreamView(raw, id, targets, limits, allowed)
 
     def make_tls_index(self, dict hosts not None):
         """A TlsIndex over {server name: TlsHost}. `*.example.com` covers one label (RFC 6125 6.4.3); `*` stands for all
@@ -1343,7 +1417,7 @@ cdef class Engine:
             "connections_opened", "connections_closed", "upstream_opened", "upstream_closed", "upstream_stolen",
             "exchanges_started", "exchanges_ended", "log_dropped", "accept_pauses", "idle_closed_by_pressure", "turns",
             "events", "tls_handshakes", "tls_resumed", "tls_failed", "tls_deferred",
-            "tls_by_kernel",
+            "tls_by_kernel", "tls_passed",
         ), 0)
         for i in range(self.s.reactor_count):
             c = &self.s.reactors[i].counts
@@ -1364,6 +1438,7 @@ cdef class Engine:
             sums["tls_failed"] += lb_peek_u64(&c.tls_failed)
             sums["tls_deferred"] += lb_peek_u64(&c.tls_deferred)
             sums["tls_by_kernel"] += lb_peek_u64(&c.tls_by_kernel)
+            sums["tls_passed"] += lb_peek_u64(&c.tls_passed)
         sums["connections"] = lb_peek_int(&self.s.connections)
         sums["descriptors"] = lb_peek_int(&self.s.descriptors)
         sums["buffer_bytes"] = self.buffer_bytes()

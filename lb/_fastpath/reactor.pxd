@@ -127,6 +127,7 @@ cdef struct reactor:
     slab exchange_slab
     slab stream_slab
     slab flow_slab
+    slab hello_slab  # hello_texts
     void* pipes_unused  # pipe* (pipes.pxd)
     int64_t pipes_after_ms  # when new ones may be asked for again
     int pipe_count  # with those in use

@@ -84,6 +84,7 @@ cdef void reactor_release(reactor* r) noexcept nogil:
     slab_release(&r.exchange_slab)
     slab_release(&r.stream_slab)
     slab_release(&r.flow_slab)
+    slab_release(&r.hello_slab)
     free(r.scratch_in)
     free(r.scratch_out)
     free(r.scratch_text)

@@ -24,7 +24,7 @@ cdef struct log_record:
     uint16_t attempts
     uint16_t version
     int grpc_status  # -1: none
-    uint32_t text_sizes[21]
+    uint32_t text_sizes[22]
 
 cdef enum:  # the texts, in order
     TEXT_CLIENT = 0
@@ -48,6 +48,7 @@ cdef enum:  # the texts, in order
     TEXT_CLIENT_FINGERPRINT
     TEXT_CLIENT_SAN
     TEXT_TLS_ERROR
+    TEXT_ALPN
     TEXT_COUNT  # as many as log_record.text_sizes has
 
 cdef struct ring:

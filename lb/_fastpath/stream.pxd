@@ -12,7 +12,7 @@ from lb._fastpath.counters cimport listener_traffic, traffic, upstream_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.table cimport table, upstream_view
-from lb._fastpath.transport cimport conn
+from lb._fastpath.transport cimport conn, connect_calls
 
 cdef enum:
     # So many reads in a row that fill the scratch page, and bytes are spliced; so many splices in a row of less than
@@ -36,6 +36,7 @@ cdef struct flow:
     reactor* r
     conn* d  # the client
     conn* u  # the endpoint; NULL: none yet
+    const connect_calls* told
     # what it was matched to; the table is pinned while `t` is set
     table* t
     upstream_view* up

@@ -64,6 +64,7 @@ from lb._fastpath.reactor cimport (
 )
 from lb._fastpath.table cimport draw_target, in_networks, stream_view, target
 from lb._fastpath.timers cimport timer, timer_set
+from lb._fastpath.tls cimport tls_offer_same
 from lb._fastpath.transport cimport (
     IO_FULL,
     RECEIVE_AGAIN,
@@ -86,12 +87,16 @@ from lb._fastpath.transport cimport (
 from lb._fastpath.upstream cimport announce_client, connect_timed_out, upstream_connect, upstream_end
 
 cdef connect_calls connecting
+cdef connect_calls passing
 
 
 cdef void stream_install(shared* s) noexcept nogil:
+    global passing
     connecting.opened = on_opened
     connecting.connected = on_connected
     connecting.connect_failed = on_connect_failed
+    passing = connecting
+    passing.passes = True
     s.open_flow = open_flow
     s.cut_flows = cut_flows
 
@@ -99,10 +104,12 @@ cdef void stream_install(shared* s) noexcept nogil:
 # --------------------------------------------------------------------------------------------------------------- begin
 
 cdef void open_flow(io* client) noexcept nogil:
-    """A client has been let in: find out where its bytes go, and connect. `serving` is the table that let it in."""
+    """A client has been let in: connect to where its bytes are carried. Its table is the one that it holds already, or
+    `serving`.
+    """
     cdef conn* d = <conn*>client
     cdef reactor* r = client.r
-    cdef const stream_view* view = r.serving.listeners[d.slot].stream
+    cdef const stream_view* view = d.carried
     cdef flow* f = flow_new(d, view)
     if f == NULL:
         bump(&r.counts.reasons[LB_R_NO_MEMORY])
@@ -129,8 +136,13 @@ cdef flow* flow_new(conn* d, const stream_view* view) noexcept nogil:
         return NULL
     f.r = r
     f.d = d
-    f.t = r.serving
-    table_pin_one(r, f.t)
+    f.t = d.carried_by
+    if f.t == NULL:
+        f.t = r.serving
+        table_pin_one(r, f.t)
+    d.carried_by = NULL
+    d.carried = NULL
+    f.told = &passing if view.passes else &connecting
     f.generation = f.t.generation
     f.started_ns = r.now_ns
     f.first_byte_ns = -1
@@ -172,7 +184,11 @@ cdef uint64_t hash_of(flow* f) noexcept nogil:
 
 
 cdef void waiting_ready(io* source) noexcept nogil:
-    """The client of a flow that is not connected yet. What it has sent stays in its socket; only a reset counts."""
+    """The client of a flow that is not connected yet. What it has sent stays in its socket; only a reset counts, and
+    that it takes what TLS has said.
+    """
+    if source.flags & IO_WRITABLE and (<conn*>source).out_bytes:
+        conn_drain(<conn*>source)
     if source.flags & IO_BROKEN:
         finish(<flow*>(<conn*>source).leg.exchange, LB_R_CLIENT_RESET)
 
@@ -207,7 +223,7 @@ cdef void attempt(flow* f) noexcept nogil:
         bump(&stats.connects)
         if f.attempts > 1:
             bump(&stats.retries)
-    f.u = upstream_connect(r, f.up, f.ep, f, &connecting, &reason)
+    f.u = upstream_connect(r, f.up, f.ep, f, f.told, &reason)
     if f.u == NULL:
         attempt_failed(f, reason)
         return
@@ -217,6 +233,8 @@ cdef void attempt(flow* f) noexcept nogil:
 
 cdef bint on_opened(void* flow_pointer, conn* u) noexcept nogil:
     cdef flow* f = <flow*>flow_pointer
+    if u.tls != NULL and f.d.tls != NULL:
+        tls_offer_same(u.tls, f.d.tls)
     return f.up.proxy_protocol == PROXY_NONE or announce_client(u, f.d, f.up.proxy_protocol)
 
 
@@ -271,6 +289,8 @@ cdef void on_connected(void* flow_pointer, leg* l) noexcept nogil:
     set_timer(f)
     if u.parked != NULL:  # an endpoint that speaks first, behind its TLS handshake
         carry_parked(f, u, d)
+    if d.parked != NULL:  # what a client has sent right behind its handshake
+        carry_parked(f, d, u)
     if u.base.flags & IO_READABLE:
         io_enqueue(&u.base)
     carry(f, d, u)

@@ -140,6 +140,15 @@ cdef struct stream_view:
     int retries
     network* allowed  # whose clients are let in
     uint32_t allowed_count  # 0: everybody's
+    bint passes  # clients speak TLS with endpoints: what an upstream says of TLS is none of theirs
+
+cdef struct name_route:
+    # One of the routes that a server name has; the payload of its vhost points to the first of them.
+    stream_view* stream
+    uint8_t* alpn  # only for clients that offer one of these, each behind its length
+    uint32_t alpn_size  # 0: for all
+    bint terminates
+    bint last
 
 cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
@@ -162,7 +171,9 @@ cdef struct listener_view:
     uint32_t trusted_count
     network* proxies  # whose connections begin with a PROXY header
     uint32_t proxies_count
-    stream_view* stream  # NULL: HTTP
+    stream_view* stream  # of all its connections
+    host_index* names  # by server name, those whose bytes are carried; NULL: nobody is asked before the handshake
+    bint carries  # it has no HTTP
     bint forwarded_header
     bint merge_slashes
     bint keep_escaped_slashes

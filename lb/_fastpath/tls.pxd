@@ -116,6 +116,9 @@ cdef struct tls:
     tls_context* context  # client side
     uint64_t context_id  # server side: of the context that the client's name got it
     client_facts* client
+    bint carried  # server side: nobody knows what is spoken in it
+    const uint8_t* alpn  # then: what may be agreed on; only valid during the handshake
+    uint32_t alpn_size
     uint8_t forward
     bint closed
     bint named  # client side: the endpoint's certificate has one of the wanted names
@@ -134,6 +137,8 @@ cdef bint tls_init() noexcept nogil
 cdef void tls_context_release(tls_context* context) noexcept nogil
 cdef tls* tls_new_server(reactor* r, const tls_view* view) noexcept nogil
 cdef tls* tls_new_client(reactor* r, tls_context* context, int offer) noexcept nogil
+cdef void tls_carry(tls* t, const uint8_t* alpn, uint32_t alpn_size) noexcept nogil
+cdef void tls_offer_same(tls* t, const tls* client) noexcept nogil
 cdef void tls_free(tls* t) noexcept nogil
 cdef bint tls_move(tls* t, reactor* r) noexcept nogil
 cdef void tls_release(reactor* r) noexcept nogil

@@ -384,6 +384,27 @@ cdef tls* tls_new_client(reactor* r, tls_context* context, int offer) noexcept n
     return t
 
 
+cdef void tls_carry(tls* t, const uint8_t* alpn, uint32_t alpn_size) noexcept nogil:
+    """What is spoken with this client is not HTTP, but one of these (ALPN, each behind its length) or nobody knows."""
+    if t == NULL:
+        return
+    t.carried = True
+    t.alpn = alpn
+    t.alpn_size = alpn_size
+
+
+cdef void tls_offer_same(tls* t, const tls* client) noexcept nogil:
+    """Offer an endpoint what has been agreed on with its client: the two will speak it."""
+    cdef const unsigned char* chosen = NULL
+    cdef unsigned char offer[256]
+    cdef unsigned int size = 0
+    SSL_get0_alpn_selected(client.ssl, &chosen, &size)
+    if size:
+        offer[0] = <unsigned char>size
+        memcpy(offer + 1, chosen, size)
+        SSL_set_alpn_protos(t.ssl, offer, size + 1)
+
+
 cdef void tls_free(tls* t) noexcept nogil:
     if t == NULL:
         return
@@ -583,8 +604,16 @@ cdef int on_alpn(SSL* ssl, const unsigned char** out, unsigned char* out_size, c
         unsigned int size, void* argument) noexcept nogil:
     """The best of ours that the client offers; none in common ends the handshake (RFC 7301 3.2)."""
     cdef tls_context* context = <tls_context*>argument
+    cdef tls* t = current(ssl)
     cdef unsigned int first = 0 if is_adequate(SSL_get_pending_cipher(ssl)) else <unsigned int>1 + context.alpn[0]
     cdef unsigned char* chosen = NULL
+    if t.carried and t.alpn_size == 0:
+        return SSL_TLSEXT_ERR_NOACK
+    if t.carried:
+        if SSL_select_next_proto(&chosen, out_size, t.alpn, t.alpn_size, offered, size) != 1:
+            return SSL_TLSEXT_ERR_ALERT_FATAL
+        out[0] = chosen
+        return SSL_TLSEXT_ERR_OK
     if SSL_select_next_proto(&chosen, out_size, context.alpn + first, context.alpn_size - first, offered, size) != 1:
         return SSL_TLSEXT_ERR_ALERT_FATAL
     out[0] = chosen

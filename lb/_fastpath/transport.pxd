@@ -8,12 +8,13 @@ So a connection at rest holds no buffer at all.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport sockaddr_storage, ssize_t
+from lb._fastpath.client_hello cimport hello_texts
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.memory cimport page
 from lb._fastpath.message cimport head
 from lb._fastpath.pipes cimport pipe
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
-from lb._fastpath.table cimport listener_view, tls_view
+from lb._fastpath.table cimport listener_view, stream_view, table, tls_view
 from lb._fastpath.timers cimport timer
 from lb._fastpath.tls cimport tls
 
@@ -115,6 +116,7 @@ cdef struct exchange_calls:
 cdef struct connect_calls:
     # What whom a connection is made for is told, by `leg.exchange`.
     bint (*opened)(void* exchange, conn* u) noexcept nogil  # before TLS and all else; False: it is of no use
+    bint passes  # TLS is spoken through the connection, and not by its upstream
     void (*became_stream)(void* exchange, leg* u) noexcept nogil  # ALPN has chosen HTTP/2; it is still connecting
     void (*connected)(void* exchange, leg* u) noexcept nogil
     void (*connect_failed)(void* exchange, int reason) noexcept nogil
@@ -146,6 +148,9 @@ cdef struct conn:
     unsigned char peer[16]  # client side: address, IPv4 as ::ffff:a.b.c.d
     char* listener_name
     uint32_t listener_name_size
+    const stream_view* carried  # client side: where its bytes go; NULL: they are HTTP
+    table* carried_by  # pinned, as long as that is known and no flow has begun; NULL: not pinned
+    hello_texts* hello  # client side: what its first TLS message said, where somebody has looked
     endpoint* ep  # upstream side
     uint64_t wire  # upstream side: how it was made; see upstream_view
     const connect_calls* told  # upstream side: how whom it was made for learns what came of it

@@ -542,7 +542,7 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
     c.base.ready = connect_ready
     lb_add_int(&ep.connections, 1)
     bump(&r.counts.upstream_opened)
-    if view.tls != NULL:
+    if view.tls != NULL and not told.passes:
         if told != &calls:
             offer = OFFER_NOTHING
         elif view.protocol == PROTOCOL_HTTP1:

@@ -136,7 +136,8 @@ async def explain(daemon: Daemon, arguments: Arguments) -> Explanation:
         raise Refused(HTTPStatus.BAD_REQUEST, "`url` is missing, such as ?url=http://shop.example.com/cart")
     lines = [value for name, value in arguments.lines if name == "header"]
     try:
-        return views.explain(daemon, query["url"], query["method"], lines, query["client"])
+        alpn = [value for name, value in arguments.lines if name == "alpn" and value]
+        return views.explain(daemon, query["url"], query["method"], lines, query["client"], alpn)
     except ValueError as error:
         raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
 
@@ -227,6 +228,7 @@ OPERATIONS = (
             Parameter("method", "GET", "Request method."),
             Parameter("header", "", "A request header, `Name: value`; may repeat."),
             Parameter("client", "", "IP address of the client."),
+            Parameter("alpn", "", "A protocol that the client offers by ALPN; may repeat."),
         ),
     ),
     Operation("POST", "/v1/reload", "Read all sources again, now", reload, Build),

@@ -20,7 +20,7 @@ from lb.admin.daemon import Daemon
 from lb.certs.pem import expiry_of, read_chain
 from lb.compile.tls import missing_groups
 from lb.model.config import Config
-from lb.model.explain import Explanation, all_fail, describe_forward, make_ask
+from lb.model.explain import Explanation, all_fail, describe_carried, make_ask
 from lb.model.explain import explain as explain_request
 from lb.model.health import describe_check
 from lb.model.listener import Listener
@@ -136,8 +136,8 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
                 name=name,
                 port=listener.port,
                 protocol=listener.protocol,
-                host_set=listener.host_set if listener.carries is None else "",
-                forward="" if listener.carries is None else describe_forward(listener.carries.forward),
+                host_set=listener.host_set if listener.has_hosts else "",
+                forward=describe_carried(listener),
                 open=opened is not None,
                 address=_address_of(daemon, listener),
                 activated=opened is not None and opened.activated,
@@ -299,12 +299,14 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
     )
 
 
-def explain(daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str) -> Explanation:
+def explain(
+    daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str, alpn: Sequence[str] = ()
+) -> Explanation:
     """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
     listeners = daemon.pipeline.config.listeners
     return explain_request(
         daemon.pipeline.config,
-        make_ask(url, method, lines, client),
+        make_ask(url, method, lines, client, alpn),
         _EndpointStates(daemon),
         published={name: _reached_at(daemon, one) for name, one in listeners.items()},
         closed=_closed(daemon),

@@ -34,6 +34,7 @@ from lb.model.explain import (
     Explanation,
     HostStep,
     ListenerStep,
+    NameStep,
     OptionStep,
     RouteStep,
     Source,
@@ -75,6 +76,7 @@ _LABEL_WIDTH = 10
 @click.option("-X", "--request", "method", default="GET", show_default=True, metavar="METHOD")
 @click.option("-H", "--header", "lines", multiple=True, metavar="'NAME: VALUE'", help="Header line. Repeatable.")
 @click.option("--from", "client", default="", metavar="IP", help="Address of the client.")
+@click.option("--alpn", multiple=True, metavar="PROTOCOL", help="What the client offers by ALPN. Repeatable.")
 @click.option("--live", "--admin-socket", "socket", metavar="SOCKET", help="Admin socket of the daemon to ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -86,11 +88,12 @@ def command(
     method: str,
     lines: tuple[str, ...],
     client: str,
+    alpn: tuple[str, ...],
     socket: str | None,
     as_json: bool,
 ) -> None:
     """Tell which rule serves a request for URL, and why not the others. URL tcp://ADDRESS:PORT is a TCP connection,
-    udp://ADDRESS:PORT a datagram.
+    udp://ADDRESS:PORT a datagram, tls://NAME:PORT a connection that begins with TLS.
 
     With PATHs the answer is worked out from them, without them the running daemon is asked, which also knows the state
     of its endpoints.
@@ -101,13 +104,13 @@ def command(
     if publish and not from_files:
         raise click.UsageError("--publish goes with PATHs: the running daemon knows what it has published")
     try:
-        ask = make_ask(url, method, lines, client)
+        ask = make_ask(url, method, lines, client, alpn)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if from_files:
         explanation = _explain_files(ask, paths, config_file, flags, publish)
     else:
-        explanation = _ask_daemon(url, method, lines, client, socket)
+        explanation = _ask_daemon(url, method, lines, client, alpn, socket)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(explanation), indent=2))
     else:
@@ -191,12 +194,15 @@ def _with_lines(told: Explanation) -> Explanation:
     )
 
 
-def _ask_daemon(url: str, method: str, lines: Sequence[str], client: str, socket: str | None) -> Explanation:
+def _ask_daemon(
+    url: str, method: str, lines: Sequence[str], client: str, alpn: Sequence[str], socket: str | None
+) -> Explanation:
     # The client of the admin API is needed here only; without it the offline verbs start faster.
     from lb.cli.ctl import Client
     from lb.settings import find_admin_socket
 
     query = [("url", url), ("method", method), ("client", client), *(("header", line) for line in lines)]
+    query += [("alpn", one) for one in alpn]
     given = urlencode([(name, value) for name, value in query if value])
     path = socket or os.environ.get("LB_ADMIN_SOCKET") or find_admin_socket()
     answer = Client(path, "json").get(f"/v1/explain?{given}")
@@ -208,6 +214,7 @@ def print_explanation(console: Console, told: Explanation) -> None:
     query = "" if told.query is None else f"?{told.query}"
     _print(console, "request", Text(f"{told.method} {told.host}{told.path}{query}"))
     _print_rows(console, "listener", [_listener_row(one) for one in told.listeners])
+    _print_rows(console, "name", [_name_row(one) for one in told.names])
     if told.tls is not None:
         _print_rows(console, "tls", list(_tls_rows(told.tls, time.time())))
     _print_rows(console, "host", [_host_row(one) for one in told.hosts])
@@ -232,6 +239,10 @@ def _listener_row(step: ListenerStep) -> Text:
     at = f", published at {step.published}" if step.published else ""
     closed = f"closed: {step.closed}" if step.closed else ""
     return _step(step.verdict, f"{step.name} {step.bind}{at}, {served}", step.source, closed)
+
+
+def _name_row(step: NameStep) -> Text:
+    return _step(step.verdict, step.entry, why=step.why)
 
 
 def _tls_rows(step: TlsStep, now: float) -> Iterator[Text]:

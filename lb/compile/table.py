@@ -20,12 +20,12 @@ from lb.model.config import Config
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
-from lb.model.stream import Stream
+from lb.model.stream import NameRoute, StreamOptions, StreamRoute
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Problem
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import RouteSpec, StreamSpec
+    from lb._fastpath.engine import NameSpec, RouteSpec, StreamSpec
 
 PATH_KINDS = {"exact": 0, "prefix": 1, "string-prefix": 2}
 PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
@@ -111,7 +111,7 @@ class Compiler:
         made = self._listeners.get(listener.name)
         before = self._config.listeners.get(listener.name)
         tls = None
-        if listener.protocol == "https":
+        if listener.terminates:
             old = made.tls.hosts if made is not None and made.tls is not None else {}
             hosts = self._tls.of_listener(listener, before, old)
             tls = made.tls if made is not None and made.tls is not None and made.tls.hosts == hosts else None
@@ -125,7 +125,10 @@ class Compiler:
         ):
             return made
         trusted = tuple(_network(text) for text in listener.http.trusted_proxies)
-        proxies = listener.http.proxy_protocol if listener.stream is None else listener.stream.options.proxy_protocol
+        stream = listener.stream
+        proxies = (
+            listener.http.proxy_protocol if stream is None or listener.has_hosts else stream.options.proxy_protocol
+        )
         return self._engine.make_listener(
             listener.name,
             index or self._engine.make_index({}),
@@ -135,26 +138,33 @@ class Compiler:
             tls,
             https_port,
             listener.tls.hsts.encode() if listener.tls is not None else b"",
-            carried=None if listener.stream is None else _stream_spec(listener.stream),
+            carried=_stream_spec(stream.route, stream.options) if stream is not None and stream.route else None,
             proxies=tuple(_network(text) for text in proxies),
+            names={}
+            if stream is None
+            else {
+                name: [_name_spec(route, stream.options) for route in routes] for name, routes in stream.names.items()
+            },
+            carries=not listener.has_hosts,
         )
 
 
 def _limits(listener: Listener) -> HttpOptions:
     """What is looked at when a client connects is the same for all listeners."""
-    if listener.stream is None:
+    if listener.stream is None or listener.has_hosts:
         return listener.http
     options = listener.stream.options
     return HttpOptions(
-        max_connections=options.max_connections, max_connections_per_client=options.max_connections_per_client
+        head_timeout_ms=options.handshake_timeout_ms,
+        max_connections=options.max_connections,
+        max_connections_per_client=options.max_connections_per_client,
     )
 
 
-def _stream_spec(stream: Stream) -> StreamSpec:
-    options = stream.options
+def _stream_spec(route: StreamRoute, options: StreamOptions) -> StreamSpec:
     return (
-        stream.route.name,
-        _shares(stream.route.forward),
+        route.name,
+        _shares(route.forward),
         (
             _int32(options.idle_timeout_ms or _NEVER_MS),
             _int32(options.half_closed_timeout_ms or _NEVER_MS),
@@ -163,6 +173,11 @@ def _stream_spec(stream: Stream) -> StreamSpec:
         ),
         tuple(_network(text) for text in options.allow),
     )
+
+
+def _name_spec(route: NameRoute, options: StreamOptions) -> NameSpec:
+    alpn = b"".join(bytes([len(one)]) + one.encode() for one in route.alpn)
+    return _stream_spec(route, options), route.mode == "terminate", alpn
 
 
 def _https_ports(listeners: Iterable[Listener]) -> dict[str, int]:

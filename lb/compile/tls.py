@@ -57,7 +57,7 @@ def check(config: Config) -> dict[str, Problem]:
     parts = TlsParts()
     parts.take(config.certificates)
     for listener in config.listeners.values():
-        if listener.protocol == "https":
+        if listener.terminates:
             parts.of_listener(listener, None, {})
     for upstream in config.upstreams.values():
         if upstream.tls is not None:

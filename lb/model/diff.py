@@ -15,13 +15,13 @@ import msgspec
 
 from lb.certs.pem import read_chain
 from lb.model.config import Config
-from lb.model.explain import describe_forward, describe_match
+from lb.model.explain import describe_carried, describe_forward, describe_match, describe_name_route
 from lb.model.form import option_fields
 from lb.model.health import describe_check, header_lines
 from lb.model.listener import Listener
 from lb.model.match import path_holds
 from lb.model.route import Forward, Match, PathMatch, Respond, Route, VirtualHost
-from lb.model.stream import StreamRoute
+from lb.model.stream import Stream, StreamRoute
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Endpoint, Upstream
 from lb.problems import Origin
@@ -63,7 +63,7 @@ def diff(before: Config, after: Config) -> list[Change]:
 def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
     for name, old, new in _pairs(before.listeners, after.listeners):
         if new is None and old is not None:
-            verb = "is" if old.carries is None else "are"
+            verb = "is" if old.has_hosts else "are"
             effect = f"closes {old.bind}; {_carries(old)} {verb} no longer served there"
             yield Change("listener", "removed", name, effect, _place(old.origin))
         elif old is None and new is not None:
@@ -75,10 +75,9 @@ def _diff_listeners(before: Config, after: Config) -> Iterator[Change]:
 
 
 def _carries(listener: Listener) -> str:
-    route = listener.carries
-    if route is not None:
-        return f"{_what(listener)} to {describe_forward(route.forward)}"
-    return f"host set {listener.host_set}"
+    hosts = f"host set {listener.host_set}" if listener.has_hosts else ""
+    carried = f"{_what(listener)} to {describe_carried(listener)}" if describe_carried(listener) else ""
+    return " and ".join(filter(None, (hosts, carried)))
 
 
 def _what(listener: Listener) -> str:
@@ -88,23 +87,22 @@ def _what(listener: Listener) -> str:
 def _listener_effects(old: Listener, new: Listener) -> Iterator[str]:
     if old.bind != new.bind:
         yield f"moves from {old.bind} to {new.bind}"
-    if old.host_set != new.host_set and old.carries is None and new.carries is None:
+    if old.host_set != new.host_set and old.has_hosts and new.has_hosts:
         yield f"serves host set {new.host_set} instead of {old.host_set}"
     if old.protocol != new.protocol:
         yield f"speaks {new.protocol} instead of {old.protocol}"
     for option in _changed_options(old.http, new.http):
         yield f"listener {old.name}: {option}"
     yield from _tls_effects(old.name, old.tls or ListenerTls(), new.tls or ListenerTls())
-    if old.stream is not None and new.stream is not None:
-        yield from _carried_effects(old, old.stream.route, new.stream.route)
-        yield from (f"listener {old.name}: {one}" for one in _changed_options(old.stream.options, new.stream.options))
-    elif old.datagram is not None and new.datagram is not None:
+    if old.datagram is not None and new.datagram is not None:
         yield from _carried_effects(old, old.datagram.route, new.datagram.route)
         yield from (
             f"listener {old.name}: {one}" for one in _changed_options(old.datagram.options, new.datagram.options)
         )
-    elif old.carries is not None or new.carries is not None:
+    elif (old.has_hosts, old.transport) != (new.has_hosts, new.transport):
         yield f"listener {old.name} now serves {_carries(new)} (before: {_carries(old)})"
+    else:
+        yield from _stream_effects(old, old.stream or Stream(), new.stream or Stream())
 
 
 def _carried_effects(listener: Listener, old: StreamRoute, new: StreamRoute) -> Iterator[str]:
@@ -113,6 +111,17 @@ def _carried_effects(listener: Listener, old: StreamRoute, new: StreamRoute) -> 
         yield f"{_what(listener)} to {listener.name} now go to {now} (before: {was})"
     if old.name != new.name:
         yield f"listener {listener.name}: its route is now named {new.name} (before: {old.name})"
+
+
+def _stream_effects(listener: Listener, old: Stream, new: Stream) -> Iterator[str]:
+    if old.route is not None and new.route is not None:
+        yield from _carried_effects(listener, old.route, new.route)
+    for name, before, after in _pairs(old.names, new.names):
+        was, now = (", ".join(map(describe_name_route, routes or ())) or "nobody" for routes in (before, after))
+        if was != now:
+            yield f"TLS connections to {name} on {listener.name} are now for {now} (before: {was})"
+    for option in _changed_options(old.options, new.options):
+        yield f"listener {listener.name}: {option}"
 
 
 def _tls_effects(listener: str, old: ListenerTls, new: ListenerTls) -> Iterator[str]:

@@ -29,10 +29,10 @@ from lb.model.explain_tls import (
 from lb.model.form import option_fields
 from lb.model.health import describe_check
 from lb.model.listener import HttpOptions, Listener, Transport
-from lb.model.match import Condition, Request, covers, failed_condition, find_host
+from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
-from lb.model.stream import StreamOptions, StreamRoute
+from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
@@ -68,11 +68,15 @@ _URL = re.compile(
 
 _WEBSOCKET = {"ws": "http", "wss": "https"}
 """RFC 6455 3: a websocket begins as a request with this scheme."""
-_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp", "udp")
+_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp", "udp", "tls")
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 
 _CARRIED = re.compile(r"(?P<scheme>tcp|udp)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
+_TLS = re.compile(r"(?P<scheme>tls)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+)(?::(?P<port>[0-9]+))?)/?")
+
+_BROWSER = ("h2", "http/1.1")
+"""What clients of HTTP offer by ALPN, nearly all of them."""
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -92,15 +96,16 @@ class Ask(msgspec.Struct, frozen=True):
     client: str = ""
     """IP address of the client; empty when it does not matter."""
     scheme: str = ""
-    """http or https; empty: what the listener speaks. tcp: a connection, of which nobody says what it carries;
+    """http or https; empty: what the listener speaks. tcp, tls: a connection, of which nobody says what it carries;
     udp: a datagram. There target and headers mean nothing."""
+    server_name: str = ""
+    """Whom the client names in the TLS handshake; an address is no name."""
+    alpn: tuple[str, ...] = ()
+    """What it offers there (ALPN)."""
 
     @property
     def transport(self) -> Transport:
         return "udp" if self.scheme == "udp" else "tcp"
-
-    server_name: str = ""
-    """Whom the client names in the TLS handshake; an address is no name."""
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -167,6 +172,15 @@ class TlsStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is asked of clients."""
     certificates: tuple[CertificateStep, ...] = ()
     """Clients get the first one whose kind of key they understand."""
+
+
+class NameStep(msgspec.Struct, frozen=True):
+    """An entry of the listener's `names`, and whether it takes the connection."""
+
+    entry: str
+    """`db.example.com`, `*.example.com`, or `*`."""
+    verdict: Verdict
+    why: str
 
 
 class HostStep(msgspec.Struct, frozen=True):
@@ -258,6 +272,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The name that logs and metrics show. `ok` when the request is forwarded."""
     why: str
     listeners: tuple[ListenerStep, ...] = ()
+    names: tuple[NameStep, ...] = ()
     tls: TlsStep | None = None
     hosts: tuple[HostStep, ...] = ()
     routes: tuple[RouteStep, ...] = ()
@@ -268,22 +283,23 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """What else is worth knowing."""
 
 
-def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "") -> Ask:
+def make_ask(
+    url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "", alpn: Sequence[str] = ()
+) -> Ask:
     """What a client sends for a URL such as `http://shop.example.com:8080/cart`, with header `lines` (`Name: value`).
 
-    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` is a connection,
-    `udp://192.0.2.1:53` a datagram. ValueError with a text for people.
+    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` and `tls://db.example.com:5432` are
+    connections, `udp://192.0.2.1:53` is a datagram. ValueError with a text for people.
     """
-    if carried := _CARRIED.fullmatch(url):
-        return _make_carried(carried, method, lines, client)
+    if carried := _CARRIED.fullmatch(url) or _TLS.fullmatch(url):
+        return _make_carried(carried, method, lines, client, alpn)
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
         scheme, separator, _ = url.partition("://")
         if separator and _SCHEME.fullmatch(scheme) and scheme not in _SCHEMES:
             raise ValueError(f"lb serves {', '.join(_SCHEMES)}, not {scheme}")
-        raise ValueError(
-            f"{url!r} is not like http://shop.example.com/cart, tcp://192.0.2.1:5432 or udp://192.0.2.1:53"
-        )
+        examples = "http://shop.example.com/cart, tls://db.example.com:5432, tcp://192.0.2.1:5432 or udp://192.0.2.1:53"
+        raise ValueError(f"{url!r} is not like {examples}")
     headers = [_split_line(line) for line in lines]
     hosts = [value for name, value in headers if name.lower() == "host"]
     if client:
@@ -301,6 +317,7 @@ def make_ask(url: str, method: str = "GET", lines: Sequence[str] = (), client: s
         client=client,
         scheme=scheme,
         server_name=_server_name(parts["authority"]),
+        alpn=tuple(alpn) or (_BROWSER if scheme == "https" else ()),
     )
 
 
@@ -310,15 +327,17 @@ def _server_name(authority: str) -> str:
     return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
 
 
-def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], client: str) -> Ask:
-    if int(parts["port"]) > 65_535:
-        raise ValueError(f"{parts['port']} is no port")
+def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], client: str, alpn: Sequence[str]) -> Ask:
+    scheme, authority, port = parts["scheme"], parts["authority"], int(parts["port"] or 443)
+    if port > 65_535:
+        raise ValueError(f"{port} is no port")
     if lines or method != "GET":
-        what = "TCP connection" if parts["scheme"] == "tcp" else "UDP datagram"
+        what = "UDP datagram" if scheme == "udp" else f"{scheme.upper()} connection"
         raise ValueError(f"a {what} has neither method nor headers")
     if client:
         ip_address(client)
-    return Ask(parts["authority"], "", int(parts["port"]), parts["scheme"].upper(), (), client, parts["scheme"])
+    name = _server_name(authority) if scheme == "tls" else ""
+    return Ask(authority, "", port, scheme.upper(), (), client, scheme, name, tuple(alpn))
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -388,6 +407,7 @@ class _Explainer:
         self._carried = False
         self._lost = "requests are answered 503"
         self._chooser = ""  # the client's address as endpoints are chosen by it, when it is known
+        self._passes = False
 
     def explain(self, name: str | None) -> Explanation:
         try:
@@ -400,11 +420,16 @@ class _Explainer:
 
     def _walk(self, name: str | None) -> tuple[int | None, str, str]:
         listener = self._choose_listener(name)
-        if listener.stream is not None:
-            return self._follow_carried(listener, listener.stream.route, listener.stream.options)
         if listener.datagram is not None:
             return self._follow_carried(listener, listener.datagram.route, listener.datagram.options)
+        if listener.stream is not None and listener.stream.route is not None:
+            return self._follow_carried(listener, listener.stream.route, listener.stream.options)
         if self._ask.scheme == "tcp":
+            raise _End(NO_LISTENER, f"{listener.name} speaks {listener.protocol}: ask for {listener.protocol}://…")
+        route_by_name = self._choose_name(listener)
+        if route_by_name is not None and listener.stream is not None:
+            return self._follow_name(listener, listener.stream, route_by_name)
+        if self._ask.scheme == "tls":
             raise _End(NO_LISTENER, f"{listener.name} speaks {listener.protocol}: ask for {listener.protocol}://…")
         shaken = self._shake_hands(listener)
         request = self._normalize(listener)
@@ -429,12 +454,17 @@ class _Explainer:
     def _follow_carried(
         self, listener: Listener, route: StreamRoute, options: StreamOptions | DatagramOptions
     ) -> tuple[int | None, str, str]:
-        self._carried = True
-        what = "connection" if listener.stream is not None else "datagram"
-        self._lost = "connections are reset" if listener.stream is not None else "datagrams are dropped"
         if self._ask.scheme not in ("tcp", "udp"):
             self._notes.append(f"{listener.name} carries bytes: it neither knows nor changes what is asked in them")
+        what = "datagram" if listener.transport == "udp" else "connection"
         self._found["routes"] = (RouteStep(route.name, f"every {what}", "won", source=self._source(route.origin)),)
+        self._let_in(listener, options, what)
+        return self._follow(route.forward)
+
+    def _let_in(self, listener: Listener, options: StreamOptions | DatagramOptions, what: str) -> None:
+        """Whether the client may come at all, and what holds for what it sends."""
+        self._carried = True
+        self._lost = "datagrams are dropped" if listener.transport == "udp" else "connections are reset"
         self._found["options"] = tuple(_carried_options(listener, options))
         networks = ", ".join(options.allow)
         if networks and not self._ask.client:
@@ -444,6 +474,54 @@ class _Explainer:
         proxies = options.proxy_protocol if isinstance(options, StreamOptions) else ()
         if not _is_in(self._ask.client, proxies):  # whose headers would say who the client is
             self._chooser = self._ask.client
+
+    def _choose_name(self, listener: Listener) -> NameRoute | None:
+        """The route that takes the connection because of its server name; None: the hosts of HTTP are asked."""
+        if listener.stream is None:
+            return None
+        server_name = self._ask.server_name
+        if self._ask.scheme == "http":
+            raise _End("plain-http", f"listener {listener.name} speaks TLS, and the client does not")
+        found = match_name(self._config, listener.name, server_name, self._ask.alpn)
+        names = {name: VirtualHost(name, (), one_label=False) for name in listener.stream.names}
+        self._found["names"] = tuple(
+            NameStep(one.hostname, *_judge_name(found, verdict, why))
+            for one, verdict, why in _judge_hosts(names, server_name, names.get(found.entry or ""))
+        )
+        self._carried = not listener.has_hosts or found.route is not None
+        if found.entry is not None and found.host is None:
+            routes = listener.stream.names[found.entry]
+            self._found["routes"] = tuple(self._judge_name_route(route, found.route) for route in routes)
+        if found.route is None and not listener.has_hosts:
+            if found.entry is None:
+                raise _End(
+                    "unrecognized-name", f"{listener.name} knows no name that stands for {server_name or 'none'}"
+                )
+            offered = ", ".join(self._ask.alpn) or "nothing"
+            raise _End(
+                "no-application-protocol", f"the client offers {offered}, and no route of {found.entry} is for it"
+            )
+        return found.route
+
+    def _judge_name_route(self, route: NameRoute, winner: NameRoute | None) -> RouteStep:
+        source = self._source(route.origin, route.field)
+        match = f"clients that offer {' or '.join(route.alpn)}" if route.alpn else "every client"
+        if route is winner:
+            return RouteStep(route.name, match, "won", source=source)
+        if route.takes(self._ask.alpn):
+            return RouteStep(route.name, match, "not-reached", why="another one stands before it", source=source)
+        offered = ", ".join(self._ask.alpn) or "nothing"
+        return RouteStep(route.name, match, "lost", "alpn", f"the client offers {offered}", source)
+
+    def _follow_name(self, listener: Listener, stream: Stream, route: NameRoute) -> tuple[int | None, str, str]:
+        self._passes = route.mode == "passthrough"
+        if self._passes:
+            self._notes.append("TLS is passed through: the endpoint's certificate is what the client sees")
+            if self._ask.scheme != "tls":
+                self._notes.append("the request itself is unknown to lb, so no host, path or header decides")
+        self._let_in(listener, stream.options, "connection")
+        if not self._passes:
+            self._shake_hands(listener)
         return self._follow(route.forward)
 
     def _choose_listener(self, name: str | None) -> Listener:
@@ -454,7 +532,7 @@ class _Explainer:
             ListenerStep(
                 one.name,
                 one.bind,
-                one.host_set if one.carries is None else "",
+                one.host_set if one.has_hosts else "",
                 "lost" if index or one.name in self._closed else "won",
                 self._source(one.origin),
                 self._published_at(one),
@@ -683,7 +761,7 @@ class _Explainer:
             reason,
             why,
             self._source(upstream.origin),
-            describe_upstream(upstream.tls),
+            "" if self._passes else describe_upstream(upstream.tls),
             protocol=upstream.protocol,
         )
 
@@ -742,6 +820,31 @@ def describe_forward(forward: Forward) -> str:
         return forward.upstreams[0].name
     shares = (f"{share.name} ({share.weight / total if total else 0:.3g})" for share in forward.upstreams)
     return ", ".join(shares) or "nothing"
+
+
+def describe_carried(listener: Listener) -> str:
+    """Where what it carries goes: `db`, or `db.example.com: passthrough to db`; of many names only how many."""
+    if listener.carries is not None:
+        return describe_forward(listener.carries.forward)
+    names = listener.stream.names if listener.stream is not None else {}
+    if len(names) > _NAMES_SHOWN:
+        return f"{len(names)} names"
+    return "; ".join(f"{name}: {', '.join(map(describe_name_route, routes))}" for name, routes in names.items())
+
+
+def describe_name_route(route: NameRoute) -> str:
+    """`passthrough to db`, or `terminate to web if the client offers h2`."""
+    offers = f" if the client offers {' or '.join(route.alpn)}" if route.alpn else ""
+    return f"{route.mode} to {describe_forward(route.forward)}{offers}"
+
+
+def _judge_name(found: Named, verdict: Verdict, why: str) -> tuple[Verdict, str]:
+    """What _judge_hosts says, unless HTTP takes the connection."""
+    if verdict == "won" and found.host is not None:
+        return "lost", f"{why}, but HTTP host {found.host.hostname} is more specific"
+    if verdict == "won" and found.route is None:
+        return "lost", f"{why}, but none of its routes takes what the client offers"
+    return verdict, why
 
 
 def _judge_hosts(
@@ -833,6 +936,9 @@ def all_fail(states: Collection[str]) -> bool:
 def _all_fail(endpoints: Sequence[EndpointStep]) -> bool:
     return all_fail({one.state for one in endpoints})
 
+
+_NAMES_SHOWN = 3
+"""More of them say less."""
 
 _SHOWN_WHEN_SET = ("https_redirect", "grpc_web")
 

@@ -19,7 +19,8 @@ KIND = "Config"
 TOP_KEYS = ("apiVersion", "kind", "metadata", "settings", "listeners", "hosts", "upstreams", "certificates")
 LISTENER_KEYS = ("port", "address", "protocol", "host_set", "http", "tls", "stream", "datagram", "origin")
 STREAM_KEYS = ("forward", "name", "origin", "field")
-"""Of `stream` and `datagram`, beside their options."""
+"""Of `stream`, which also has `names`, and `datagram`, beside their options."""
+NAME_ROUTE_KEYS = ("forward", "mode", "alpn", "name", "origin", "field")
 HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
 UPSTREAM_KEYS = (
@@ -85,6 +86,11 @@ def option_fields(options: type[msgspec.Struct]) -> tuple[OptionField, ...]:
 def default_route_name(host_set: str, hostname: str, index: int) -> str:
     """The name of a route whose `name` is left out: `shop.example.com:0`, or `other/shop.example.com:0`."""
     return f"{hostname}:{index}" if host_set == "default" else f"{host_set}/{hostname}:{index}"
+
+
+def default_name_of(listener: str, server_name: str, index: int) -> str:
+    """The same for a route by server name: `https/db.example.com`, and `https/db.example.com:1` for its second one."""
+    return f"{listener}/{server_name}:{index}" if index else f"{listener}/{server_name}"
 
 
 def _default(field: msgspec.structs.FieldInfo) -> object:

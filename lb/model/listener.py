@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -11,7 +12,7 @@ from lb.model.stream import Stream, StreamRoute
 from lb.model.tls import ListenerTls
 from lb.problems import Origin
 
-ListenerProtocol = Literal["http", "https", "tcp", "udp"]
+ListenerProtocol = Literal["http", "https", "tcp", "tls", "udp"]
 Transport = Literal["tcp", "udp"]
 
 
@@ -72,9 +73,9 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
     http: HttpOptions = HttpOptions()
     origin: Origin = Origin()
     tls: ListenerTls | None = None
-    """Of `https`; without it all names get lb's self-made certificate."""
+    """Of `https`, and of `tls` where lb terminates; without it all names get lb's self-made certificate."""
     stream: Stream | None = None
-    """Of `tcp`, and only there: it has no hosts."""
+    """Of `tcp` and `tls`, which have no hosts, and of `https` for names that are no hosts of HTTP."""
     datagram: Datagram | None = None
     """Of `udp`, and only there: it has no hosts."""
 
@@ -84,11 +85,31 @@ class Listener(msgspec.Struct, frozen=True, omit_defaults=True):
         return "udp" if self.protocol == "udp" else "tcp"
 
     @property
+    def has_hosts(self) -> bool:
+        """Whether it serves HTTP; of others, bytes are all that it knows of its clients."""
+        return self.protocol in ("http", "https")
+
+    @property
+    def terminates(self) -> bool:
+        """Whether lb speaks TLS with some of its clients."""
+        if self.protocol == "tls" and self.stream is not None:
+            return any(route.mode == "terminate" for routes in self.stream.names.values() for route in routes)
+        return self.protocol == "https"
+
+    @property
     def carries(self) -> StreamRoute | None:
-        """Where what comes is carried, of a listener that has no hosts."""
+        """Where all that comes is carried; None where a server name decides, and for HTTP."""
         if self.stream is not None:
             return self.stream.route
         return self.datagram.route if self.datagram is not None else None
+
+    @property
+    def carried_routes(self) -> Iterator[StreamRoute]:
+        """All the places where something is carried."""
+        if self.datagram is not None:
+            yield self.datagram.route
+        if self.stream is not None:
+            yield from self.stream.routes
 
     @property
     def bind(self) -> str:

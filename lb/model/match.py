@@ -3,7 +3,8 @@
 It is written to be obviously right, not fast: `lb explain` uses it, and the compiled table is tested against it with
 random configurations and requests. The order of things:
 
-1. The listener names the host set.
+1. The listener names the host set; or its `stream` takes the connection because of the server name that the client's
+   first TLS message has, if no host of the set is more specific.
 2. The host: an exact name, else the longest wildcard that covers the host, else `*`. It decides alone.
 3. The route: the first one of the host, in order, all of whose conditions hold.
 
@@ -20,6 +21,7 @@ import msgspec
 
 from lb.model.config import Config
 from lb.model.route import HeaderMatch, Match, PathMatch, QueryMatch, Route, VirtualHost
+from lb.model.stream import NameRoute
 
 ConditionKind = Literal["path", "method", "header", "query"]
 
@@ -49,6 +51,35 @@ class Found(NamedTuple):
 
     host: VirtualHost | None
     route: Route | None
+
+
+class Named(NamedTuple):
+    """Which entry of a stream's `names` stands for a server name, and which of its routes takes the connection; None
+    where the search ended."""
+
+    entry: str | None
+    route: NameRoute | None
+    host: VirtualHost | None = None
+    """Of HTTP, which is more specific: the entry has lost."""
+
+
+def match_name(config: Config, listener: str, server_name: str, offered: tuple[str, ...] = ()) -> Named:
+    """Who takes a TLS connection on the listener with this name. `server_name` is lower case, without a dot at its end,
+    and empty when the client says none; `offered` are its ALPN protocols. KeyError when there is no such listener."""
+    one = config.listeners[listener]
+    names = one.stream.names if one.stream is not None else {}
+    entry = find_host({name: VirtualHost(name, (), one_label=False) for name in names}, server_name)
+    if entry is None:
+        return Named(None, None)
+    host = find_host(config.hosts.get(one.host_set, {}), server_name) if one.has_hosts else None
+    if host is not None and _specificity(host.hostname) > _specificity(entry.hostname):
+        return Named(entry.hostname, None, host)
+    route = next((route for route in names[entry.hostname] if route.takes(offered)), None)
+    return Named(entry.hostname, route)
+
+
+def _specificity(hostname: str) -> tuple[bool, int]:
+    return not hostname.startswith("*"), len(hostname)
 
 
 def match(config: Config, listener: str, request: Request) -> Found:

@@ -39,6 +39,7 @@ from lb.model.form import (
     HIDDEN,
     HOST_KEYS,
     LISTENER_KEYS,
+    NAME_ROUTE_KEYS,
     PATH_KINDS,
     ROUTE_KEYS,
     STREAM_KEYS,
@@ -46,6 +47,7 @@ from lb.model.form import (
     TOP_KEYS,
     UPSTREAM_KEYS,
     OptionField,
+    default_name_of,
     default_route_name,
     option_fields,
 )
@@ -65,7 +67,7 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
-from lb.model.stream import Stream, StreamOptions, StreamRoute
+from lb.model.stream import Mode, NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import (
@@ -100,6 +102,9 @@ _MAX_SUGGESTIONS = 1_000
 
 _NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
 """Options that list networks."""
+
+_OF_HTTP = ("handshake_timeout_ms", "max_connections_per_client", "max_connections", "proxy_protocol")
+"""Options of streams that an `https` listener has for all its clients, in its `http` section."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 5.6.2."""
@@ -354,7 +359,9 @@ class _Reader:
             raise _MistakeError(f"{path}.address", "UDP has no Unix sockets", "write an IP address and a port")
         self._check_sections(path, content, protocol)
         origin = self._read_origin(path, content)
-        return Listener(
+        has_stream = protocol in ("tcp", "tls") or "stream" in content
+        stream = self._read_stream(f"{path}.stream", name, origin, content, protocol) if has_stream else None
+        listener = Listener(
             name,
             port,
             address,
@@ -362,52 +369,150 @@ class _Reader:
             self._text(f"{path}.host_set", content.get("host_set", "default")),
             self._read_options(f"{path}.http", self._mapping(f"{path}.http", http), HttpOptions(), only_options=True),
             origin,
-            self._read_listener_tls(f"{path}.tls", content.get("tls", {})) if protocol == "https" else None,
-            self._read_stream(f"{path}.stream", name, origin, content.get("stream", {})) if protocol == "tcp" else None,
-            self._read_datagram(f"{path}.datagram", name, origin, content.get("datagram", {}))
+            stream=stream,
+            datagram=self._read_datagram(f"{path}.datagram", name, origin, content.get("datagram", {}))
             if protocol == "udp"
             else None,
         )
+        if not listener.terminates:
+            if "tls" in content:
+                self._report(f"{path}.tls", "lb terminates TLS of no name", "add `mode: terminate`, or leave it out")
+            return listener
+        tls = self._read_listener_tls(f"{path}.tls", content.get("tls", {}))
+        if tls.hsts and not listener.has_hosts:
+            self._report(f"{path}.tls.hsts", "the listener does not speak HTTP", "leave it out")
+        return msgspec.structs.replace(listener, tls=tls)
 
     def _check_sections(self, path: str, content: Mapping[str, Any], protocol: ListenerProtocol) -> None:
         """A section that the listener's protocol has no use for would be obeyed nowhere."""
-        if "tls" in content and protocol != "https":
-            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", "add `protocol: https`")
-        if "stream" in content and protocol != "tcp":
-            raise _MistakeError(f"{path}.stream", "the listener does not carry connections", "add `protocol: tcp`")
+        if "tls" in content and protocol not in ("https", "tls"):
+            fix = "add `protocol: https` or `protocol: tls`"
+            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", fix)
+        if "stream" in content and protocol not in ("tcp", "tls", "https"):
+            fix = "add `protocol: tcp` or `protocol: tls`"
+            raise _MistakeError(f"{path}.stream", "the listener does not carry connections", fix)
         if "datagram" in content and protocol != "udp":
             raise _MistakeError(f"{path}.datagram", "the listener does not carry datagrams", "add `protocol: udp`")
         for key in ("http", "host_set"):
-            if key in content and protocol in ("tcp", "udp"):
+            if key in content and protocol in ("tcp", "tls", "udp"):
                 raise _MistakeError(f"{path}.{key}", "the listener does not speak HTTP", f"remove `{key}`")
 
-    def _read_stream(self, path: str, listener: str, origin: Origin, value: object) -> Stream:
-        return Stream(*self._read_carried(path, listener, origin, value, StreamOptions(), "connections are reset"))
-
     def _read_datagram(self, path: str, listener: str, origin: Origin, value: object) -> Datagram:
-        return Datagram(*self._read_carried(path, listener, origin, value, DatagramOptions(), "datagrams are dropped"))
-
-    def _read_carried(
-        self, path: str, listener: str, origin: Origin, value: object, defaults: CarriedOptionsT, dangling: str
-    ) -> tuple[StreamRoute, CarriedOptionsT]:
-        """Where what is only carried goes, and by which rules. `dangling`: what becomes of it without an upstream."""
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(type(defaults))))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(DatagramOptions)))
+        options = self._read_carried_options(path, content, DatagramOptions())
         if "forward" not in content:
-            raise _MistakeError(path, f"{dangling.split()[0]} have nowhere to go", "add `forward: NAME` of an upstream")
+            raise _MistakeError(path, "datagrams have nowhere to go", "add `forward: NAME` of an upstream")
+        return Datagram(self._read_stream_route(path, listener, origin, content, "datagrams are dropped"), options)
+
+    def _read_carried_options(
+        self, path: str, content: Mapping[str, Any], defaults: CarriedOptionsT
+    ) -> CarriedOptionsT:
         options = self._read_options(path, content, defaults)
         if content.get("allow") and not options.allow:
             # An empty list lets in everybody: the listener is not opened.
             raise _MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
-        name = self._text(f"{path}.name", content.get("name", listener))
+        return options
+
+    def _read_stream(
+        self, path: str, listener: str, origin: Origin, section: Mapping[str, Any], protocol: ListenerProtocol
+    ) -> Stream:
+        content = self._mapping(path, section.get("stream", {}))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *_option_keys(StreamOptions)))
+        options = self._read_carried_options(path, content, StreamOptions())
+        if protocol == "https":
+            options = self._only_of_names(path, content, options)
+        route = self._read_stream_route(path, listener, origin, content) if "forward" in content else None
+        names = self._read_names(path, listener, origin, content, protocol)
+        if protocol == "tls" and route is not None:
+            # Short for the name that stands for all others.
+            if "*" in names:
+                raise _MistakeError(
+                    f"{path}.forward", "`forward` and the name `*` both say it", "take one of them away"
+                )
+            fields = {field: getattr(route, field) for field in route.__struct_fields__}
+            names, route = {**names, "*": (NameRoute(**fields, mode="terminate"),)}, None
+        if route is None and not names:
+            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
+        return Stream(route, options, names)
+
+    def _only_of_names(self, path: str, content: Mapping[str, Any], options: StreamOptions) -> StreamOptions:
+        """What concerns the clients of other names as well is said for all of them."""
+        if "forward" in content:
+            raise _MistakeError(f"{path}.forward", "the listener serves HTTP", "write `names: {NAME: UPSTREAM}`")
+        defaults = StreamOptions()
+        for attribute in _OF_HTTP:
+            key = _key_of(StreamOptions, attribute)
+            if key in content:
+                of_http = "head_timeout" if key == "handshake_timeout" else key
+                self._report(f"{path}.{key}", f"`{key}` has no effect here", f"write `{of_http}` under `http`")
+        return msgspec.structs.replace(options, **{one: getattr(defaults, one) for one in _OF_HTTP})
+
+    def _read_stream_route(
+        self,
+        path: str,
+        name: str,
+        origin: Origin,
+        content: Mapping[str, Any],
+        dangling: str = "connections are reset",
+    ) -> StreamRoute:
+        """`name` and `origin` are those of a route that does not say others; `dangling`: what becomes of what comes
+        without an upstream."""
         route = StreamRoute(
-            name,
+            self._text(f"{path}.name", content.get("name", name)),
             self._read_forward(f"{path}.forward", content["forward"], f"its {dangling}"),
             self._read_origin(path, content) if "origin" in content else origin,
             self._text(f"{path}.field", content.get("field", "")),
         )
-        self._check_name_is_new(path, name)
-        return route, options
+        self._check_name_is_new(path, route.name)
+        return route
+
+    def _read_names(
+        self, path: str, listener: str, origin: Origin, content: Mapping[str, Any], protocol: ListenerProtocol
+    ) -> dict[str, tuple[NameRoute, ...]]:
+        if "names" in content and protocol == "tcp":
+            raise _MistakeError(f"{path}.names", "TCP knows no names", "add `protocol: tls`")
+
+        def read_routes(names_path: str, server_name: str, value: object) -> tuple[NameRoute, ...]:
+            self._check_hostname(names_path, server_name)
+            routes = [value] if isinstance(value, (str, Mapping)) else self._list(names_path, value)
+            read = tuple(
+                self._read_name_route(
+                    names_path if len(routes) == 1 else f"{names_path}[{index}]",
+                    default_name_of(listener, server_name, index),
+                    origin,
+                    route,
+                )
+                for index, route in enumerate(routes)
+            )
+            if not read:
+                raise _MistakeError(names_path, "connections have nowhere to go", "write the NAME of an upstream")
+            for index, route in enumerate(read[:-1]):
+                if not route.alpn:
+                    what = "takes all clients, so those behind it get none"
+                    self._report(f"{names_path}[{index}]", what, "put it last, or add `alpn`")
+            return read
+
+        return dict(self._read_each(f"{path}.names", content.get("names"), read_routes))
+
+    def _read_name_route(self, path: str, name: str, origin: Origin, value: object) -> NameRoute:
+        content = {"forward": value} if isinstance(value, str) else self._mapping(path, value)
+        self._report_unknown_keys(path, content, NAME_ROUTE_KEYS)
+        if "forward" not in content:
+            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
+        mode: Mode = self._choice(f"{path}.mode", content.get("mode", "passthrough"), get_args(Mode))
+        alpn = tuple(
+            self._read_protocol(f"{path}.alpn", one) for one in self._list(f"{path}.alpn", content.get("alpn"))
+        )
+        route = self._read_stream_route(path, name, origin, content)
+        return NameRoute(route.name, route.forward, route.origin, route.field, mode, alpn)
+
+    def _read_protocol(self, path: str, value: object) -> str:
+        """RFC 7301 3.1: 1 to 255 bytes; those that are registered are ASCII."""
+        text = self._text(path, value)
+        if not 0 < len(text) < 256 or not text.isascii():
+            raise _MistakeError(path, f"{text!r} is no ALPN protocol", "write one such as h2, http/1.1 or acme-tls/1")
+        return text
 
     def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
         def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:

@@ -28,7 +28,7 @@ from lb.model.route import (
     RouteOptions,
     VirtualHost,
 )
-from lb.model.stream import Stream, StreamOptions, StreamRoute
+from lb.model.stream import Mode, NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
 from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, UpstreamOptions
@@ -95,6 +95,7 @@ def _definitions() -> Schema:
             "anyOf": [_TEXT, _object({field.name: {} for field in msgspec.structs.fields(Origin)})],
         },
         "listener": _listener(),
+        "name_route": _name_route(),
         "host": _host(),
         "route": _route(),
         "upstream": _upstream(),
@@ -144,7 +145,30 @@ def _carried(section: type[msgspec.Struct], options: type[msgspec.Struct]) -> Sc
         "origin": _reference("origin"),
         "field": {**_TEXT, "description": field_texts(StreamRoute)["field"]},
     }
-    return _object(fields | _options(options), required=("forward",), text=_class_text(section))
+    text = _class_text(section)
+    if section is not Stream:
+        return _object(fields | _options(options), required=("forward",), text=text)
+    routes = {"anyOf": [_TEXT, _reference("name_route"), {"type": "array", "items": _reference("name_route")}]}
+    names = {
+        "type": ["object", "null"],
+        "description": field_texts(Stream)["names"],
+        "additionalProperties": routes,
+    }
+    either = [{"required": [key]} for key in ("forward", "names")]
+    return {**_object(fields | {"names": names} | _options(options), text=text), "anyOf": either}
+
+
+def _name_route() -> Schema:
+    texts = field_texts(NameRoute)
+    fields = {
+        "forward": _forward(),
+        "mode": {"enum": list(get_args(Mode)), "default": "passthrough", "description": texts["mode"]},
+        "alpn": {"type": "array", "items": _TEXT, "description": texts["alpn"]},
+        "name": {**_TEXT, "description": "What logs, metrics and `explain` show; LISTENER/SERVER-NAME by default."},
+        "origin": _reference("origin"),
+        "field": {**_TEXT, "description": field_texts(StreamRoute)["field"]},
+    }
+    return _object(fields, required=("forward",), text=_class_text(NameRoute))
 
 
 def _forward() -> Schema:

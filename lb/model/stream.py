@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import msgspec
 
 from lb.model.route import Forward
@@ -13,6 +16,9 @@ class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     field says otherwise.
     """
 
+    handshake_timeout_ms: int = 10_000
+    """How long a client may take until its bytes are carried: for the header of a proxy before it and for the TLS
+    handshake, or its first message."""
     idle_timeout_ms: int = 600_000
     """How long a connection may be silent in both directions."""
     half_closed_timeout_ms: int = 120_000
@@ -42,8 +48,39 @@ class StreamRoute(msgspec.Struct, frozen=True, omit_defaults=True):
     """Path inside the origin object."""
 
 
-class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a `tcp` listener does with its connections."""
+Mode = Literal["passthrough", "terminate"]
 
-    route: StreamRoute
+
+class NameRoute(StreamRoute, frozen=True, omit_defaults=True):
+    """Where the connections go of clients that name a server in their first TLS message (Gateway API TLSRoute)."""
+
+    mode: Mode = "passthrough"
+    """passthrough: as they are, the endpoint speaks TLS with the client. terminate: lb does, with the certificates of
+    the listener's `tls`, and the endpoint gets what was encrypted."""
+    alpn: tuple[str, ...] = ()
+    """Only for clients that offer one of these protocols (ALPN); where lb terminates it agrees to the first of them
+    that is offered. Empty: for all clients, and lb agrees to none."""
+
+    def takes(self, offered: tuple[str, ...]) -> bool:
+        """Whether a client that offers these protocols is meant."""
+        return not self.alpn or any(one in offered for one in self.alpn)
+
+
+class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a `tcp` or `tls` listener does with its connections, and an `https` listener with those of some names."""
+
+    route: StreamRoute | None = None
+    """Of `tcp`: all connections."""
     options: StreamOptions = StreamOptions()
+    names: dict[str, tuple[NameRoute, ...]] = {}
+    """Of `tls` and `https`: server name -> routes, of which the first one wins that takes what the client offers.
+    `*.example.com` covers any number of labels (Gateway API Hostname), `*` all other names and clients that say
+    none."""
+
+    @property
+    def routes(self) -> Iterator[StreamRoute]:
+        """All of them."""
+        if self.route is not None:
+            yield self.route
+        for routes in self.names.values():
+            yield from routes

@@ -10,13 +10,22 @@ import msgspec
 import yaml
 
 from lb.model.config import Config
-from lb.model.datagram import DatagramOptions
-from lb.model.form import API_VERSION, BUNDLES, HIDDEN, KIND, PATH_KINDS, default_route_name, option_fields
+from lb.model.datagram import Datagram, DatagramOptions
+from lb.model.form import (
+    API_VERSION,
+    BUNDLES,
+    HIDDEN,
+    KIND,
+    PATH_KINDS,
+    default_name_of,
+    default_route_name,
+    option_fields,
+)
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
-from lb.model.stream import StreamOptions, StreamRoute
+from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.model.units import format_duration, format_size
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions, split_key
@@ -91,26 +100,60 @@ def _write_listener(listener: Listener) -> Content:
     if listener.tls is not None:
         content["tls"] = _write_tls(listener.tls)
     if listener.stream is not None:
-        content["stream"] = _write_carried(listener, listener.stream.route, listener.stream.options, StreamOptions())
+        content["stream"] = _write_stream(listener, listener.stream)
     if listener.datagram is not None:
-        one = listener.datagram
-        content["datagram"] = _write_carried(listener, one.route, one.options, DatagramOptions())
+        content["datagram"] = _write_datagram(listener, listener.datagram)
     content["origin"] = write_origin(listener.origin)
     return content
 
 
-def _write_carried(
-    listener: Listener, route: StreamRoute, options: msgspec.Struct, defaults: msgspec.Struct
-) -> Content:
-    content: Content = {"forward": _write_forward(route.forward)}
-    content |= _write_options(options, defaults)
-    if route.name != listener.name:
+def _write_datagram(listener: Listener, datagram: Datagram) -> Content:
+    content: Content = {"forward": _write_forward(datagram.route.forward)}
+    content |= _write_options(datagram.options, DatagramOptions())
+    return content | _write_identity(datagram.route, listener.name, listener)
+
+
+def _write_stream(listener: Listener, stream: Stream) -> Content:
+    content: Content = {}
+    route = stream.route
+    if route is not None:
+        content["forward"] = _write_forward(route.forward)
+    content |= _write_options(stream.options, StreamOptions())
+    if route is not None:
+        content |= _write_identity(route, listener.name, listener)
+    if stream.names:
+        content["names"] = {
+            name: _short([_write_name_route(route, listener, name, index) for index, route in enumerate(routes)])
+            for name, routes in stream.names.items()
+        }
+    return content
+
+
+def _write_name_route(route: NameRoute, listener: Listener, name: str, index: int) -> Content:
+    content: Content = {"forward": _write_forward(route.forward), **_differing(route, "mode")}
+    if route.alpn:
+        content["alpn"] = list(route.alpn)
+    return content | _write_identity(route, default_name_of(listener.name, name, index), listener)
+
+
+def _write_identity(route: StreamRoute, default_name: str, listener: Listener) -> Content:
+    """What is not as it is by default: name, origin, field."""
+    content: Content = {}
+    if route.name != default_name:
         content["name"] = route.name
     if route.origin != listener.origin:
         content["origin"] = write_origin(route.origin)
     if route.field:
         content["field"] = route.field
     return content
+
+
+def _short(routes: list[Content]) -> object:
+    """One route stands without a list, and one that says only where without a mapping."""
+    if len(routes) > 1:
+        return routes
+    target = routes[0]["forward"]
+    return target if len(routes[0]) == 1 and isinstance(target, str) else routes[0]
 
 
 def _write_tls(tls: ListenerTls) -> Content:

@@ -154,6 +154,7 @@ METRICS = _metrics(
         (),
         "How often a handshake had to wait so that established connections go on. Many: a storm of handshakes.",
     ),
+    Metric("lb_tls_passthrough", "counter", (), "TLS connections that were passed through to endpoints."),
     Metric(
         "lb_tls_kernel",
         "counter",
@@ -181,6 +182,7 @@ ENGINE_COUNTERS = {
     "tls_failed": "lb_tls_handshakes_failed",
     "tls_deferred": "lb_tls_handshakes_deferred",
     "tls_by_kernel": "lb_tls_kernel",
+    "tls_passed": "lb_tls_passthrough",
     "log_written": "lb_access_log_records",
     "log_dropped": "lb_access_log_dropped",
     "log_failed": "lb_access_log_failed",

@@ -320,5 +320,5 @@ def _place_taken(loser: Listener, winner: Listener) -> Problem:
         f"listener {loser.name} on {loser.bind} meets listener {winner.name} on {winner.bind} ({whose})",
         why="native files and Ingresses go first, then the older object; this one does not listen there",
         fix="give one of them another port, or an address of its own (annotation lb/addresses)",
-        field=loser.carries.field if loser.carries is not None else "",
+        field=next((route.field for route in loser.carried_routes), ""),
     )

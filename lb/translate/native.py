@@ -197,9 +197,9 @@ def _forwards(hosts: Mapping[str, Mapping[str, VirtualHost]]) -> Iterator[tuple[
 
 def _stream_forwards(listeners: Mapping[str, Listener]) -> Iterator[tuple[str, StreamRoute]]:
     for listener in listeners.values():
-        if listener.carries is not None:
-            for upstream in listener.carries.forward.upstreams:
-                yield upstream.name, listener.carries
+        for route in listener.carried_routes:
+            for upstream in route.forward.upstreams:
+                yield upstream.name, route
 
 
 def _refer(directory: Directory, reference: Reference) -> Reference:

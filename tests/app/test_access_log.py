@@ -25,6 +25,7 @@ FIELDS = (
     "client_san",
     "grpc_status",
     "tls_error",
+    "alpn",
 )  # fmt: skip
 
 

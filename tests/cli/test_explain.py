@@ -175,7 +175,7 @@ def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
 def test_mistakes_in_the_request_are_told_before_the_daemon_is_asked(lb: Lb, admin_socket: str) -> None:
     result = lb("explain", "ftp://shop", "--live", admin_socket)
     assert result.exit_code == 2
-    assert "lb serves http, https, ws, wss, tcp, not ftp" in result.stderr
+    assert "lb serves http, https, ws, wss, tcp, udp, tls, not ftp" in result.stderr
     assert result.stderr.startswith("Usage: lb explain ")
 
 

@@ -10,11 +10,11 @@ from lb._fastpath.engine import Engine
 from lb.compile.table import Compiler
 from lb.model.config import Config
 from lb.model.listener import HttpOptions, Listener
-from lb.model.match import Request, match
+from lb.model.match import Request, match, match_name
 from lb.model.route import Forward, Match, PathMatch, Route, VirtualHost, WeightedUpstream
 from lb.model.tls import Certificate
 from lb.model.upstream import Endpoint, Upstream
-from tests.model.strategies import configs, requests_for
+from tests.model.strategies import configs, offers, requests_for, server_names
 
 
 def compiled_answer(
@@ -59,6 +59,20 @@ def test_a_table_made_from_another_one_is_as_good_as_a_new_one(data: st.DataObje
     for _ in range(5):
         listener, request = data.draw(requests_for(second))
         assert compiled_answer(compiler, second, listener, request) == reference_answer(second, listener, request)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_server_names_are_found_as_the_reference_matcher_does(data: st.DataObject) -> None:
+    config = data.draw(configs().filter(lambda config: any(one.stream for one in config.listeners.values())))
+    table = Compiler(Engine(threads=1)).compile(config, 1)
+    for _ in range(8):
+        listener = data.draw(st.sampled_from([name for name, one in config.listeners.items() if one.stream]))
+        server_name = data.draw(server_names.map(lambda name: name.replace("*", "a")) | st.just(""))
+        offered = data.draw(offers)
+        found = match_name(config, listener, server_name, offered).route
+        wire = b"".join(bytes([len(one)]) + one.encode() for one in offered)
+        assert table.match_name(listener, server_name.encode(), wire) == (found.name if found else None)
 
 
 def route(name: str, path: str, kind: str = "prefix") -> Route:

@@ -24,6 +24,8 @@ class Native:
     hosts: dict[str, Any] = field(default_factory=dict)
     upstreams: dict[str, dict[str, Any]] = field(default_factory=dict)
     certificates: dict[str, dict[str, str]] = field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Host sets beside `hosts`, which is the one that listeners serve."""
 
     def listen(self, name: str, port: int, *, address: str = "127.0.0.1", **http: object) -> None:
         """A listener with these HTTP options, for example `head_timeout="300ms"`."""
@@ -36,6 +38,18 @@ class Native:
             "port": port,
             "protocol": "tcp",
             "stream": {"forward": forward, **stream},
+        }
+
+    def carry_tls(
+        self, name: str, port: int, names: Mapping[str, object], *, tls: object = None, **stream: object
+    ) -> None:
+        """A listener that carries TLS by server name; `names` maps them to upstreams, or to routes."""
+        self.listeners[name] = {
+            "address": "127.0.0.1",
+            "port": port,
+            "protocol": "tls",
+            "stream": {"names": dict(names), **stream},
+            **({"tls": tls} if tls else {}),
         }
 
     def listen_tls(
@@ -68,7 +82,7 @@ class Native:
 
     def text(self) -> str:
         content: dict[str, object] = {"apiVersion": "lb/v1", "kind": "Config", "listeners": self.listeners}
-        content |= {"hosts": {"default": self.hosts}, "upstreams": self.upstreams}
+        content |= {"hosts": {"default": self.hosts, **self.sets}, "upstreams": self.upstreams}
         if self.certificates:
             content["certificates"] = self.certificates
         return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)

@@ -30,7 +30,8 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
-from lb.model.stream import Stream, StreamOptions, StreamRoute
+from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
+from lb.model.tls import ListenerTls
 from lb.model.upstream import Balance, Endpoint, HashKey, Upstream, UpstreamOptions, spoken_with_header
 from lb.problems import Origin
 
@@ -207,6 +208,18 @@ datagram_options = st.just(DatagramOptions()) | st.builds(
 )
 _udp_places = st.tuples(st.integers(1, 65_535), st.sampled_from(["", "127.0.0.1", "::1"]))
 _datagrams = st.tuples(_udp_places, _shares, datagram_options, origins, origins)
+PROTOCOLS = ["h2", "http/1.1", "acme-tls/1"]
+offers = st.lists(st.sampled_from(PROTOCOLS), unique=True).map(tuple)
+server_names = _names_of_hosts | _names_of_hosts.map(lambda name: f"*.{name}") | st.just("*")
+_ways = st.tuples(_shares, st.sampled_from(["passthrough", "terminate"]), offers)
+# Only the last one takes everybody: those behind it would be a mistake.
+_names = st.dictionaries(
+    server_names,
+    st.tuples(st.lists(_ways.filter(lambda way: way[2]), max_size=2), _ways).map(lambda both: [*both[0], both[1]]),
+    min_size=1,
+    max_size=4,
+)
+_by_name = st.tuples(_places, _names, st.booleans(), origins)
 
 
 @st.composite
@@ -218,6 +231,7 @@ def configs(draw: st.DrawFn) -> Config:
     streams = draw(st.dictionaries(names.map("tcp {}".format), _streams, max_size=1))
     datagrams = draw(st.dictionaries(names.map("udp {}".format), _datagrams, max_size=1))
     route_names = (f"route {number}" for number in range(1_000))
+    by_name = draw(st.dictionaries(names.map("tls {}".format), _by_name, max_size=1))
     return Config(
         {
             name: Listener(
@@ -246,6 +260,23 @@ def configs(draw: st.DrawFn) -> Config:
                 datagram=Datagram(StreamRoute(name, _forward(list(upstreams), shares), route_origin), options),
             )
             for name, ((port, address), shares, options, origin, route_origin) in datagrams.items()
+        }
+        | {
+            name: _listener_by_name(
+                name,
+                *place,
+                carries,
+                origin,
+                min(host_sets),
+                {
+                    server_name: tuple(
+                        NameRoute(next(route_names), _forward(list(upstreams), shares), origin, mode=mode, alpn=alpn)
+                        for shares, mode, alpn in ways
+                    )
+                    for server_name, ways in entries.items()
+                },
+            )
+            for name, (place, entries, carries, origin) in by_name.items()
         },
         {
             host_set: {
@@ -283,7 +314,9 @@ def _forward(upstreams: list[str], shares: list[tuple[int, int]]) -> Forward:
 @st.composite
 def requests_for(draw: st.DrawFn, config: Config) -> tuple[str, Request]:
     """A listener of `config` and a normalised request for it, near to what it serves."""
-    speaking = sorted(name for name, listener in config.listeners.items() if listener.carries is None)
+    speaking = sorted(
+        name for name, listener in config.listeners.items() if listener.has_hosts and listener.stream is None
+    )
     listener = config.listeners[draw(st.sampled_from(speaking))]
     hosts = config.hosts.get(listener.host_set, {})
     hostname = draw(st.sampled_from(sorted(hosts))) if hosts else "a.com"
@@ -328,3 +361,19 @@ def _queries_near(match: Match) -> st.SearchStrategy[str | None]:
     pieces = st.sampled_from([*wanted, *wanted, "a", "a=", "a=1", "a=2", "A=1", "b=a=b", "", "a%20=%31"])
     queries = st.lists(pieces, min_size=1, max_size=3).map("&".join).filter(lambda query: query.isascii())
     return st.one_of(queries.filter(lambda query: " " not in query), st.none())
+
+
+def _listener_by_name(
+    name: str, port: int, address: str, carries: bool, origin: Origin, host_set: str, entries: dict
+) -> Listener:
+    """A `tls` listener, or one of `https` with names beside its hosts."""
+    listener = Listener(
+        name,
+        port,
+        address,
+        "tls" if carries else "https",
+        host_set="default" if carries else host_set,
+        origin=origin,
+        stream=Stream(names=entries),
+    )
+    return msgspec.structs.replace(listener, tls=ListenerTls() if listener.terminates else None)

@@ -68,6 +68,15 @@ STEPS = [
         "speaks tcp instead of udp",
         "listener dns now serves connections to web (before: datagrams to web)",
     ]),
+    ("protocol: tcp, stream: {forward: web}}", "protocol: tls, stream: {names: {a: web, b: {forward: api, alpn: [h2]}}}}", [  # noqa: E501
+        "speaks tls instead of tcp",
+        "TLS connections to a on db are now for passthrough to web (before: nobody)",
+        "TLS connections to b on db are now for passthrough to api if the client offers h2 (before: nobody)",
+    ]),
+    ("  http: {port: 80}", "  http: {port: 80, protocol: https, stream: {names: {a: web}}}", [
+        "speaks https instead of http",
+        "TLS connections to a on http are now for passthrough to web (before: nobody)",
+    ]),
     ("  db: {port", "  sql: {port", [
         "closes *:5432; connections to web are no longer served there",
         "opens *:5432 for connections to web",

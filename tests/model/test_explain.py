@@ -307,9 +307,11 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
     [
         ("http://Shop.example.com", [], Ask("Shop.example.com", scheme="http", server_name="shop.example.com")),
         ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
-        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https")),
+        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https", alpn=("h2", "http/1.1"))),
         ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", scheme="tcp")),
         ("udp://192.0.2.1:53", [], Ask("192.0.2.1:53", "", 53, "UDP", scheme="udp")),
+        ("tls://Db.example.com", [], Ask("Db.example.com", "", 443, "TLS", scheme="tls", server_name="db.example.com")),
+        ("tls://10.0.0.1:5432/", [], Ask("10.0.0.1:5432", "", 5432, "TLS", scheme="tls")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
@@ -322,7 +324,7 @@ def test_request_of_a_url(url: str, lines: list[str], ask: Ask) -> None:
 
 
 def test_url_of_another_scheme_is_told_as_such() -> None:
-    with pytest.raises(ValueError, match="lb serves http, https, ws, wss, tcp, udp, not ftp"):
+    with pytest.raises(ValueError, match="lb serves http, https, ws, wss, tcp, udp, tls, not ftp"):
         make_ask("ftp://shop")
 
 
@@ -334,6 +336,8 @@ def test_url_of_another_scheme_is_told_as_such() -> None:
         ("udp://a:1", "GET", ["X: y"]),
         ("tcp://a:70000",),
         ("tcp://a:1", "PUT"),
+        ("tls://a:70000",),
+        ("tls://a/x",),
         ("tcp://a:1", "GET", ["X: y"]),
         ("ftp://a/",),
         ("http:///x",),
@@ -428,3 +432,83 @@ def test_a_request_to_a_listener_that_carries_bytes() -> None:
     told = explain_stream("http://192.0.2.1:5432/x", "10.1.2.3")
     assert (told.status, told.reason) == (None, "ok")
     assert any("db carries bytes" in note for note in told.notes)
+
+
+NAMES = """
+listeners:
+  tls:
+    port: 443
+    protocol: tls
+    stream:
+      names:
+        db.example.com: db
+        "*.example.com": [{forward: new, alpn: [h2, x]}, {forward: db, mode: terminate}]
+        only.example.com: {forward: db, alpn: [x]}
+  https:
+    port: 8443
+    protocol: https
+    stream: {names: {"*.shop.example.com": db, acme.example.com: {forward: db, alpn: [acme-tls/1]}}}
+hosts:
+  default:
+    web.shop.example.com: [{forward: db, name: web}]
+    acme.example.com: [{forward: db, name: acme}]
+upstreams:
+  db: {tls: {server_name: db.internal}, endpoints: [10.0.1.1:5432]}
+  new: [10.0.2.1:5432]
+"""
+
+
+def explain_name(url: str, *alpn: str) -> Explanation:
+    config, problems = from_content(yaml.safe_load(NAMES), Origin(file="lb.yaml"))
+    assert problems == []
+    return explain(config, make_ask(url, alpn=alpn))
+
+
+def test_a_server_name_that_is_passed_through() -> None:
+    told = explain_name("tls://DB.example.com")
+    assert (told.status, told.reason, told.tls) == (None, "ok", None)
+    assert [(step.entry, step.verdict) for step in told.names] == [
+        ("db.example.com", "won"),
+        ("*.example.com", "not-reached"),
+    ]
+    assert [(step.name, step.tls) for step in told.upstreams] == [("db", "")]
+    assert any("passed through" in note for note in told.notes)
+
+
+def test_a_server_name_that_is_terminated() -> None:
+    told = explain_name("tls://a.example.com")
+    assert told.tls is not None
+    assert verdicts(told) == {"tls/*.example.com": "alpn", "tls/*.example.com:1": "won"}
+    assert told.upstreams[0].tls
+    assert verdicts(explain_name("tls://a.example.com", "x")) == {
+        "tls/*.example.com": "won",
+        "tls/*.example.com:1": "not-reached",
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("tls://example.com", "unrecognized-name"),
+        ("tls://10.0.0.1", "unrecognized-name"),
+        ("tls://only.example.com", "no-application-protocol"),
+        ("http://db.example.com:443/", "plain-http"),
+        ("tcp://db.example.com:443", "no-listener"),
+        ("tls://web.shop.example.com:8443", "no-listener"),
+    ],
+)
+def test_connections_that_nobody_takes(url: str, reason: str) -> None:
+    told = explain_name(url)
+    assert (told.reason, told.upstreams) == (reason, ())
+
+
+def test_https_says_when_a_name_is_passed_through() -> None:
+    told = explain_name("https://a.shop.example.com:8443/cart")
+    assert (told.status, told.reason, told.hosts) == (None, "ok", ())
+    assert any("no host, path or header decides" in note for note in told.notes)
+    told = explain_name("https://web.shop.example.com:8443/cart")
+    assert verdicts(told) == {"web": "won"}
+    assert [(step.entry, step.verdict) for step in told.names] == [("*.shop.example.com", "lost")]
+    assert "HTTP host web.shop.example.com is more specific" in told.names[0].why
+    assert verdicts(explain_name("https://acme.example.com:8443/")) == {"acme": "won"}
+    assert verdicts(explain_name("https://acme.example.com:8443/", "acme-tls/1")) == {"https/acme.example.com": "won"}

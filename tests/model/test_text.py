@@ -142,6 +142,8 @@ def test_rendered_file_is_pleasant() -> None:
 
 ROUTE = "hosts: {default: {a: [{%s}, {respond: 200, name: other}]}}"
 UDP = "upstreams: {web: []}\nlisteners: {dns: {port: 53, protocol: udp, datagram: {forward: web, %s}}}"
+TLS = "upstreams: {web: []}\nlisteners: {db: {port: 5432, protocol: tls, stream: {%s}}}"
+HTTPS = "upstreams: {web: []}\nlisteners: {web: {port: 443, protocol: https, stream: {%s}}}"
 TCP = "upstreams: {web: []}\nlisteners: {db: {port: 5432, protocol: tcp, stream: {forward: web, %s}}}"
 MISTAKES = [
     ("listenrs: {}", "listenrs", "did you mean `listeners`?", ""),
@@ -167,6 +169,46 @@ MISTAKES = [
     (UDP % "retries: -1", "listeners.dns.datagram.retries", "", "dns web"),
     (UDP % "half_closed_timeout: 1s", "listeners.dns.datagram.half_closed_timeout", "", "dns web"),
     (UDP % "allow: [lan, 10.0.0.1]", "listeners.dns.datagram.allow[0]", "write one such as 10.0.0.0/8", "dns web"),
+    (TCP % "names: {a: web}", "listeners.db.stream.names", "add `protocol: tls`", "web"),
+    (TLS % "retries: 1", "listeners.db.stream", "add `forward: NAME` of an upstream", "web"),
+    (TLS % "forward: web, names: {'*': web}", "listeners.db.stream.forward", "take one of them away", "web"),
+    (TLS % "names: {a: web, B: web}", "listeners.db.stream.names.B", "write `b`", "db web"),
+    (TLS % "names: {a: web, b: []}", "listeners.db.stream.names.b", "write the NAME of an upstream", "db web"),
+    (TLS % "names: {a: web, b: {mode: passthrough}}", "listeners.db.stream.names.b", "add `forward", "db web"),
+    (
+        TLS % "names: {a: web, b: {forward: web, mode: pass}}",
+        "listeners.db.stream.names.b.mode",
+        "`terminate`",
+        "db web",
+    ),
+    (TLS % "names: {a: web, b: {forward: web, alpn: [é]}}", "listeners.db.stream.names.b.alpn", "such as h2", "db web"),
+    (TLS % "names: {a: [web, {forward: web, alpn: [h2]}]}", "listeners.db.stream.names.a[0]", "put it last", "db web"),
+    (
+        TLS % "names: {a: {forward: web, modes: x}}",
+        "listeners.db.stream.names.a.modes",
+        "did you mean `mode`?",
+        "db web",
+    ),
+    (HTTPS % "forward: web", "listeners.web.stream.forward", "write `names: {NAME: UPSTREAM}`", "web"),
+    (HTTPS % "names: {}", "listeners.web.stream", "add `forward: NAME` of an upstream", "web"),
+    (
+        HTTPS % "names: {a: web}, handshake_timeout: 1s",
+        "listeners.web.stream.handshake_timeout",
+        "write `head_timeout` under `http`",
+        "web web",
+    ),
+    (
+        "upstreams: {web: []}\nlisteners: {a: {port: 1, protocol: tls, stream: {names: {a: web}}, tls: {}}}",
+        "listeners.a.tls",
+        "add `mode: terminate`, or leave it out",
+        "a web",
+    ),
+    (
+        "upstreams: {web: []}\nlisteners: {a: {port: 1, protocol: tls, stream: {forward: web}, tls: {hsts: x}}}",
+        "listeners.a.tls.hsts",
+        "leave it out",
+        "a web",
+    ),
     (TCP % "frward: web", "listeners.db.stream.frward", "did you mean `forward`?", "db web"),
     (TCP % "retries: -1", "listeners.db.stream.retries", "", "db web"),
     (TCP % "idle_timeout: 5", "listeners.db.stream.idle_timeout", "", "db web"),
@@ -339,6 +381,23 @@ def test_a_list_of_clients_of_which_nobody_is_left_lets_in_nobody() -> None:
         "listeners.db.stream.allow[0]", "listeners.db.stream.allow[1]", "listeners.db.stream.allow",
     ]  # fmt: skip
     assert config.listeners == {}
+
+
+def test_names_in_their_short_and_long_forms() -> None:
+    config, problems = load(
+        TLS % "forward: web, names: {a: web, '*.b': [{forward: {web: 2}, alpn: [h2]}, {forward: web, name: x}]}", {}
+    )
+    assert problems == []
+    stream = config.listeners["db"].stream
+    assert stream is not None
+    assert {name: [(one.name, one.mode, one.alpn) for one in routes] for name, routes in stream.names.items()} == {
+        "a": [("db/a", "passthrough", ())],
+        "*.b": [("db/*.b", "passthrough", ("h2",)), ("x", "passthrough", ())],
+        "*": [("db", "terminate", ())],
+    }
+    assert config.listeners["db"].terminates
+    written = yaml.safe_load(to_text(config))["listeners"]["db"]["stream"]["names"]
+    assert written["a"] == "web"
 
 
 def test_a_stream_comes_from_its_listener_unless_it_says_otherwise() -> None:

@@ -18,6 +18,7 @@
     LB_REASON(BAD_PROXY_HEADER, "bad-proxy-header", 0)                   \
     LB_REASON(PROXY_HEADER_TIMEOUT, "proxy-header-timeout", 0)           \
     /* what it sent */                                                   \
+    LB_REASON(BAD_CLIENT_HELLO, "bad-client-hello", 0)                   \
     LB_REASON(PLAIN_HTTP, "plain-http", 400)                             \
     LB_REASON(NOT_HTTP, "not-http", 0)                                   \
     LB_REASON(BAD_REQUEST_LINE, "bad-request-line", 400)                 \
@@ -48,6 +49,8 @@
     LB_REASON(BODY_TOO_LARGE, "body-too-large", 413)                     \
     /* routing */                                                        \
     LB_REASON(MISDIRECTED, "misdirected", 421)                           \
+    LB_REASON(UNRECOGNIZED_NAME, "unrecognized-name", 0)                 \
+    LB_REASON(NO_APPLICATION_PROTOCOL, "no-application-protocol", 0)     \
     LB_REASON(NO_HOST, "no-host", 404)                                   \
     LB_REASON(NO_ROUTE, "no-route", 404)                                 \
     LB_REASON(NO_UPSTREAM, "no-upstream", 503)                           \
