@@ -84,6 +84,7 @@ CODES: dict[str, Code] = {
     "LB2002": Code("note", "Ingress belongs to another controller"),
     "LB2003": Code("warning", "IngressClass does not exist"),
     "LB2004": Code("warning", "more than one default IngressClass"),
+    "LB2005": Code("note", "Service of type LoadBalancer is left to others"),
     # Ingress
     "LB3001": Code("error", "path is not valid"),
     "LB3002": Code("error", "host is not valid"),

@@ -128,7 +128,8 @@ class Kubernetes(Section, frozen=True):
     classes: tuple[str, ...] = ()
     """Ingress classes to serve besides those whose controller is lb's."""
     take_over: tuple[str, ...] = ()
-    """Controllers whose classes are served as if they were lb's, such as `k8s.io/ingress-nginx`."""
+    """Controllers whose classes are served as if they were lb's, such as `k8s.io/ingress-nginx`, and
+    `loadBalancerClass`es, such as `service.k8s.aws/nlb`."""
     targets: Targets = "endpoints"
     """Send requests to pods, or to node ports. `lb/targets` on a Service overrides it."""
     node_selector: dict[str, str] = {}

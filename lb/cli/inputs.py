@@ -75,7 +75,7 @@ _TRANSLATION = (
         "--take-over",
         multiple=True,
         metavar="CONTROLLER",
-        help="Serve what names this controller, such as k8s.io/ingress-nginx. Repeatable.",
+        help="Serve what names this controller or loadBalancerClass, such as k8s.io/ingress-nginx. Repeatable.",
     ),
     click.option(
         "--targets",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -71,6 +71,15 @@ class Annotation(NamedTuple):
     """One sentence for the documentation."""
 
 
+class Said(NamedTuple):
+    """What an annotation that is none of lb's says, in the words of one that is."""
+
+    part: Part | None
+    """None: it has no effect."""
+    field: str
+    value: object
+
+
 class Values(msgspec.Struct, frozen=True):
     """What the annotations of one object say; what is not said is not there."""
 
@@ -91,6 +100,22 @@ class Values(msgspec.Struct, frozen=True):
     health: Mapping[str, Any] = {}
     stream: Mapping[str, Any] = {}
     datagram: Mapping[str, Any] = {}
+    borrowed: frozenset[str] = frozenset()
+    """Fields of `health` that annotations of others say."""
+
+    def over(self, others: Iterable[Said]) -> Values:
+        """These values, and where they say nothing what others say: the last of them wins."""
+        new: dict[str, Any] = {}
+        for part, field, value in others:
+            if part is None:
+                continue
+            mine = getattr(self, part)
+            if not field:
+                new[part] = value if mine is None else mine
+            else:
+                new[part] = {**new.get(part, {}), field: value} | mine
+        health = new.get("health", {}).keys() - self.health.keys()
+        return msgspec.structs.replace(self, **new, borrowed=frozenset(health)) if new else self
 
 
 NOTHING = Values()
@@ -117,7 +142,7 @@ def _size(value: str) -> int:
     return size
 
 
-def _count(value: str) -> int:
+def parse_count(value: str) -> int:
     if not (value.isascii() and value.isdigit()) or int(value) > _MAX_COUNT:
         raise ValueError(f"{value!r} is not a whole number from 0 to {_MAX_COUNT}")
     return int(value)
@@ -129,7 +154,7 @@ def _flag(value: str) -> bool:
     return value == "true"
 
 
-def _addresses(value: str) -> tuple[str, ...]:
+def parse_addresses(value: str) -> tuple[str, ...]:
     addresses = tuple(filter(None, (one.strip() for one in value.split(","))))
     for one in addresses:
         if not is_ip_address(one):
@@ -173,7 +198,7 @@ def _server_names(value: str) -> tuple[str, ...]:
 
 
 def _depth(value: str) -> int:
-    depth = _count(value)
+    depth = parse_count(value)
     if depth > _MAX_DEPTH:
         raise ValueError(f"{value!r} is more than {_MAX_DEPTH}")
     return depth
@@ -275,7 +300,7 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         ("Service",),
         "addresses",
         "",
-        _addresses,
+        parse_addresses,
         "Addresses of this host to listen on for a Service of type LoadBalancer, with commas between them.",
     ),
     Annotation(
@@ -298,7 +323,7 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _datagram(
         "udp-responses",
         "responses",
-        _count,
+        parse_count,
         "After how many datagrams of the endpoint a UDP session ends, such as `1` for DNS; `0`: when it is silent.",
     ),
     _datagram(
@@ -312,7 +337,7 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _route("tunnel-timeout", "tunnel_timeout_ms", _duration, "How long an upgraded connection may be silent."),
     _route("request-timeout", "request_timeout_ms", _duration, "The whole exchange; `0` for no limit."),
     _route("max-body-size", "max_body_bytes", _size, "The largest request body, such as `8Mi`; `0` for no limit."),
-    _route("retries", "retries", _count, "How many more endpoints a request may try after the first one."),
+    _route("retries", "retries", parse_count, "How many more endpoints a request may try after the first one."),
     _route(
         "ssl-redirect",
         "https_redirect",
@@ -392,25 +417,25 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _upstream(
         "max-requests-per-connection",
         "max_requests_per_connection",
-        _count,
+        parse_count,
         "After how many requests a connection is closed; `0` for no limit.",
     ),
     _upstream(
         "max-streams-per-connection",
         "max_streams_per_connection",
-        _count,
+        parse_count,
         "Requests under way on one HTTP/2 connection, if the endpoint allows as many; `0` for no limit but its own.",
     ),
     _upstream(
-        "max-connections", "max_connections", _count, "Requests under way in the whole Service; `0` for no limit."
+        "max-connections", "max_connections", parse_count, "Requests under way in the whole Service; `0` for no limit."
     ),
     _upstream(
         "max-connections-per-endpoint",
         "max_connections_per_endpoint",
-        _count,
+        parse_count,
         "Requests under way on one endpoint; `0` for no limit.",
     ),
-    _upstream("max-queue", "max_queue", _count, "How many requests may wait when a limit is reached."),
+    _upstream("max-queue", "max_queue", parse_count, "How many requests may wait when a limit is reached."),
     _upstream("queue-timeout", "queue_timeout_ms", _duration, "How long a request may wait in the queue."),
     _upstream(
         "hash-key",
@@ -425,7 +450,7 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         _one_of(*get_args(CheckType)),
         "How endpoints are checked: `http`, `http2`, `grpc`, `tcp`, `tls` or `off`.",
     ),
-    _health("-port", "port", _count, "Port that is checked; `0` for the endpoint's own."),
+    _health("-port", "port", parse_count, "Port that is checked; `0` for the endpoint's own."),
     _health("-path", "path", _text, "Path and query of the request (http, http2)."),
     _health("-method", "method", _text, "Method of the request (http, http2)."),
     _health("-host", "host", _text, "Host of the request (http, http2, grpc); without it the endpoint's address."),
@@ -443,8 +468,8 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _health("-fast-interval", "fast_interval_ms", _duration, "The same while results contradict the state."),
     _health("-down-interval", "down_interval_ms", _duration, "The same while unhealthy; `0`: as the interval."),
     _health("-timeout", "timeout_ms", _duration, "How long a check may take, connecting included."),
-    _health("-rise", "rise", _count, "Checks in a row that an unhealthy endpoint must pass."),
-    _health("-fall", "fall", _count, "Checks in a row that a healthy endpoint must fail."),
+    _health("-rise", "rise", parse_count, "Checks in a row that an unhealthy endpoint must pass."),
+    _health("-fall", "fall", parse_count, "Checks in a row that a healthy endpoint must fail."),
     _health(
         "-when-all-fail",
         "when_all_fail",
@@ -476,11 +501,13 @@ _ACCESS_WORDS = (
     "blacklist",
     "cidr",
     "deny",
+    "internal",
     "jwt",
     "modsecurity",
     "oidc",
     "permit",
     "satisfy",
+    "scheme",
     "security",
     "source-range",
     "waf",
@@ -577,8 +604,15 @@ def _report_unknown(stored: Stored, place: Place, name: str, entry: Annotation |
 
 
 def _report_foreign(stored: Stored, problems: Problems) -> None:
-    """One warning an Ingress: what another controller would have done, an access rule perhaps, does not happen here."""
+    """What another controller would have done for an Ingress, an access rule perhaps, does not happen here."""
     names = [name for name in stored.object.metadata.annotations or () if name.startswith(FOREIGN_PREFIXES)]
+    report_without_effect(stored, names, problems, "paths are not rewritten, and access is not restricted")
+
+
+def report_without_effect(
+    stored: Stored, names: Sequence[str], problems: Problems, effect: str = "clients may see something else than there"
+) -> None:
+    """One warning an object, if there are any (LB5007)."""
     if not names:
         return
     shown = ", ".join(sorted(names, key=lambda name: (not _controls_access(name), name)))
@@ -586,7 +620,7 @@ def _report_foreign(stored: Stored, problems: Problems) -> None:
         "LB5007",
         stored.origin,
         f"annotations of another controller have no effect: {shown}",
-        why="what they ask for does not happen: paths are not rewritten, and access is not restricted",
+        why=f"what they ask for does not happen: {effect}",
         fix="see docs/configuration.md for lb's own annotations; do not expose what they protected",
         field="metadata.annotations",
     )

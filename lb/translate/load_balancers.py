@@ -25,17 +25,12 @@ from lb.objects.core import ConfigMap, Service
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
-from lb.translate.annotations import Values, read_annotations
+from lb.translate.annotations import Values
 from lb.translate.ingress import Directory
 from lb.translate.options import Options
 from lb.translate.precedence import Age, age_of
 from lb.translate.services import Reference, missing_port, resolve_reference
-
-LOAD_BALANCER_CLASS = "lb/lb"
-"""`spec.loadBalancerClass` of the Services that are lb's."""
-
-SOURCE_RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
-"""The older way to say `spec.loadBalancerSourceRanges`, which wins over it."""
+from lb.translate.vendors import SOURCE_RANGES, left_to_others, read_service
 
 _TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
 """Those `protocol`s of a Service port that lb carries."""
@@ -56,22 +51,14 @@ class StreamClaim(msgspec.Struct, frozen=True):
 
 
 def claim_service(stored: Stored, options: Options) -> StreamClaim | None:
-    """What a Service wants, when it is a load balancer's and lb's."""
+    """What a Service of type LoadBalancer wants, if it is lb's."""
     service = cast(Service, stored.object)
     if service.spec.type != "LoadBalancer":
         return None
-    values = read_annotations(stored, "Service", Problems())  # what is wrong with them is told of the upstream
-    if not _is_ours(service, values, options):
-        return None
+    values, served = read_service(stored, service, options, Problems())  # what is wrong is told of the upstream
+    if not served:
+        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service),))
     return _ServiceClaim(stored, service, values, options).make()
-
-
-def _is_ours(service: Service, values: Values, options: Options) -> bool:
-    """By its class; without one by its annotation, and without that by the operator's word for all of them."""
-    wanted = service.spec.load_balancer_class
-    if wanted:
-        return wanted == LOAD_BALANCER_CLASS
-    return bool(options.load_balancers if values.load_balancer is None else values.load_balancer)
 
 
 class _ServiceClaim:

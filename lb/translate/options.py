@@ -24,7 +24,8 @@ class Options(msgspec.Struct, frozen=True):
     classes: tuple[str, ...] = ()
     """Names of Ingress classes to serve besides those whose controller is lb's, as field or as annotation."""
     take_over: tuple[str, ...] = ()
-    """Controllers whose Ingress classes are served as if they were lb's, such as `k8s.io/ingress-nginx`."""
+    """Controllers whose Ingress classes are served as if they were lb's, such as `k8s.io/ingress-nginx`, and
+    `loadBalancerClass`es, such as `service.k8s.aws/nlb`."""
     targets: Targets = "endpoints"
     """Send requests to pod addresses, or to node addresses and node ports. `lb/targets` on a Service overrides it."""
     node_selector: dict[str, str] = {}

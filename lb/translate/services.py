@@ -23,7 +23,7 @@ from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
 from lb.problems import Origin, Problem, Problems
-from lb.translate.annotations import Values, field_of, read_annotations, report_health_mistake, report_health_unused
+from lb.translate.annotations import field_of, report_health_mistake, report_health_unused
 from lb.translate.backend_tls import BackendTls, read_backend_tls
 from lb.translate.endpoints import (
     Backing,
@@ -37,6 +37,7 @@ from lb.translate.material import Material
 from lb.translate.nodes import NodeTargets, ask_kube_proxy, node_endpoints
 from lb.translate.options import Options
 from lb.translate.protocols import read_app_protocol
+from lb.translate.vendors import read_service
 
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -198,7 +199,7 @@ class _ServiceTranslation:
         self._table = table
         self._wanted = wanted
         self._problems = Problems(wanted.problems)
-        self._values: Values = read_annotations(stored, "Service", self._problems)
+        self._values, _ = read_service(stored, self._service, options, self._problems)
         self._targets = self._values.targets or options.targets
         mistake = self._values.mistakes.get("tls", "")
         self._tls = read_backend_tls(stored, self._values.tls, mistake, material, self._problems)
@@ -228,7 +229,9 @@ class _ServiceTranslation:
             endpoints, why = self._pod_endpoints(port)
         if self._tls.why:
             endpoints, why = (), self._tls.why
-        header: ProxyProtocol = use.header if use.header != "none" else self._values.proxy_protocol or "none"
+        header: ProxyProtocol = "none"
+        if use.transport == "tcp":
+            header = use.header if use.header != "none" else self._values.proxy_protocol or "none"
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
@@ -297,7 +300,12 @@ class _ServiceTranslation:
         check = self._options.health_check
         if self._asks_kube_proxy and "type" not in said:
             check = ask_kube_proxy(self._service.spec.health_check_node_port, check)
-        check = msgspec.structs.replace(check, **said) if said else check
+        if self._values.borrowed and check.type == "off":
+            check = msgspec.structs.replace(check, type="tcp")  # as NLB, which checks whenever nobody says how
+        check = msgspec.structs.replace(check, type=said.get("type", check.type))
+        # What other load balancers are told of checks of another type is of no interest to anybody.
+        said = {name: value for name, value in said.items() if self._is_own(name) or is_used(name, check)}
+        check = msgspec.structs.replace(check, **said)
         if "health" in self._values.mistakes:
             return HealthCheck()
         if check.type != "off":
@@ -307,9 +315,13 @@ class _ServiceTranslation:
             if found:
                 return HealthCheck()
         for field in said:
-            if field != "type" and (check.type == "off" or not is_used(field, check)):
+            if field != "type" and self._is_own(field) and (check.type == "off" or not is_used(field, check)):
                 report_health_unused(self._stored, field, check.type, self._problems)
         return check if check.type != "off" else HealthCheck()
+
+    def _is_own(self, field: str) -> bool:
+        """Whether lb's own annotations say it, and no other load balancer's."""
+        return field not in self._values.borrowed
 
     @property
     def _asks_kube_proxy(self) -> bool:

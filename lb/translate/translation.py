@@ -557,7 +557,9 @@ class _Build:
         streams: Mapping[_Name, StreamClaim],
         problems: Problems,
     ) -> dict[str, Listener]:
-        listeners = self._http_listeners(hosts, tls_hosts, native, problems, alone=not streams)
+        listeners = self._http_listeners(
+            hosts, tls_hosts, native, problems, alone=not any(claim.listeners for claim in streams.values())
+        )
         carrying, disputes = settle(streams.values(), listeners)
         self._set_problems((_STREAMS, "", ""), disputes)
         return {**listeners, **carrying} if carrying else listeners

@@ -26,6 +26,7 @@ from lb.observe import metrics
 from lb.problems import CODES
 from lb.settings import Settings
 from lb.translate.annotations import ANNOTATIONS
+from lb.translate.vendors import VENDOR_ANNOTATIONS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MARKED = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -72,6 +73,12 @@ def annotations_table() -> str:
     return _table(("annotation", "on", "meaning"), rows)
 
 
+def vendor_annotations_table() -> str:
+    """Annotations of other load balancers that count."""
+    rows = [(f"`{one.name}`", _cell(one.text)) for one in VENDOR_ANNOTATIONS]
+    return _table(("annotation", "meaning"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "listener-options": lambda: options_table(HttpOptions),
@@ -84,6 +91,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics.table,
     "problems": problems_table,
     "annotations": annotations_table,
+    "vendor-annotations": vendor_annotations_table,
 }
 
 

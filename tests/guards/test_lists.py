@@ -13,7 +13,7 @@ from lb.observe.metrics import METRICS
 from lb.problems import CODES
 from lb.sources.store import EXPORT_COMMAND
 from lb.translate.annotations import ANNOTATIONS
-from lb.translate.load_balancers import LOAD_BALANCER_CLASS
+from lb.translate.vendors import LOAD_BALANCER_CLASS
 from tests.guards.sources import FASTPATH, ROOT, files, name
 
 LB = files(".py", under="lb")
