@@ -83,7 +83,7 @@ class Listeners:
                 freed.add(opened.wanted)
         problems = []
         for name, bind in wanted.items():
-            if name not in self.opened and bind.transport == "tcp":
+            if name not in self.opened:
                 try:
                     self._open(listeners[name], bind, share=self._is_beside_ours(bind, freed))
                 except OSError as error:
@@ -112,9 +112,12 @@ class Listeners:
         return texts
 
     def close(self) -> None:
-        """Close all; removes the socket files that are ours."""
-        for name in list(self.opened):
-            self._close(name)
+        """Close all; removes the socket files that are ours. Those of UDP go with the engine: sessions under way need
+        them to the end, and it begins no new ones when it drains.
+        """
+        for name, opened in list(self.opened.items()):
+            if opened.wanted.transport == "tcp":
+                self._close(name)
 
     def _is_beside_ours(self, bind: Bind, freed: Collection[Bind]) -> bool:
         """Whether lb has the port already, and may: what it is about to close, or all addresses while this is one of
@@ -128,9 +131,14 @@ class Listeners:
         with ExitStack() as close_ours:  # the engine has its own duplicates
             activated = self._find_activated(name, bind)
             # The engine takes a moment to close a socket, which must not look like somebody else's.
-            sockets = [activated] if activated else open_sockets(bind, self._threads, share=share)
             if activated is None:
-                for opened in sockets:
+                sockets = open_sockets(bind, self._threads, share=share)
+            elif bind.transport == "udp":
+                sockets = [activated, *open_siblings(activated, self._threads - 1)]
+            else:
+                sockets = [activated]
+            for opened in sockets:
+                if opened is not activated:
                     close_ours.callback(opened.close)
             self._engine.open_listener(name, [opened.fileno() for opened in sockets])
             where = _address_of(sockets[0])
@@ -147,17 +155,13 @@ class Listeners:
 
     def _find_activated(self, name: str, bind: Bind) -> socket.socket | None:
         """systemd's socket with the listener's name, else one at the listener's place."""
-        for given, candidate in self._activated:
-            if given == name:
-                return candidate
-        for _, candidate in self._activated:
-            if _is_at(candidate, bind):
-                return candidate
-        return None
+        fitting = [(given, one) for given, one in self._activated if _transport_of(one) == bind.transport]
+        named = [one for given, one in fitting if given == name]
+        return next(iter([*named, *(one for _, one in fitting if _is_at(one, bind))]), None)
 
 
 def open_sockets(bind: Bind, count: int, *, share: bool = False) -> list[socket.socket]:
-    """Listening, non-blocking sockets: `count` that share a port, or one for a Unix path. OSError.
+    """Non-blocking sockets, listening where they are TCP's: `count` that share a port, or one for a Unix path. OSError.
 
     `share` allows that this user already has listening sockets at the same place.
     """
@@ -166,18 +170,19 @@ def open_sockets(bind: Bind, count: int, *, share: bool = False) -> list[socket.
     family = socket.AF_INET6 if ":" in bind.address or (not bind.address and _has_ipv6()) else socket.AF_INET
     address = bind.address or ("::" if family == socket.AF_INET6 else "0.0.0.0")  # noqa: S104 (asked for)
     if bind.port and not share:
-        _check_free(family, address, bind.port, dual_stack=not bind.address)
+        _check_free(family, address, bind)
     sockets: list[socket.socket] = []
     port = bind.port
     try:
         for _ in range(count):
-            opened = _new_socket(family, dual_stack=not bind.address)
+            opened = _new_socket(family, bind)
             sockets.append(opened)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             opened.bind((address, port))
             port = opened.getsockname()[1]
-        for opened in sockets:
-            opened.listen(BACKLOG)
+        if bind.transport == "tcp":
+            for opened in sockets:
+                opened.listen(BACKLOG)
     except OSError:
         for opened in sockets:
             opened.close()
@@ -185,20 +190,42 @@ def open_sockets(bind: Bind, count: int, *, share: bool = False) -> list[socket.
     return sockets
 
 
-def _new_socket(family: int, *, dual_stack: bool) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def open_siblings(given: socket.socket, count: int) -> list[socket.socket]:
+    """`count` more UDP sockets at the place of one that systemd opened, so that all threads serve it; none where
+    another user owns it, as the kernel sees it (systemd is root).
+    """
+    siblings: list[socket.socket] = []
+    given.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    dual_stack = given.family == socket.AF_INET6 and not given.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    place = Bind("" if dual_stack else str(given.getsockname()[0]), 0, "udp")
+    try:
+        for _ in range(count):
+            siblings.append(_new_socket(given.family, place))
+            siblings[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            siblings[-1].bind(given.getsockname())
+    except OSError:
+        for opened in siblings:
+            opened.close()
+        return []
+    return siblings
+
+
+def _new_socket(family: int, bind: Bind) -> socket.socket:
+    udp = bind.transport == "udp"
+    opened = socket.socket(family, (socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
     if family == socket.AF_INET6:
-        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
-    # Accepted sockets inherit it, which saves a system call for each.
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if bind.address else 0)
+    if not udp:  # which has no connections that linger; there it would let anybody share the port
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it, which saves a system call for each.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
 
 
-def _check_free(family: int, address: str, port: int, *, dual_stack: bool) -> None:
-    """OSError when somebody listens there. With SO_REUSEPORT alone, two lb would share a port without noticing."""
-    with _new_socket(family, dual_stack=dual_stack) as probe:
-        probe.bind((address, port))
+def _check_free(family: int, address: str, bind: Bind) -> None:
+    """OSError when somebody is there. With SO_REUSEPORT alone, two lb would share a port without noticing."""
+    with _new_socket(family, bind) as probe:
+        probe.bind((address, bind.port))
 
 
 def _open_unix(path: str) -> socket.socket:
@@ -257,7 +284,13 @@ def _is_at(candidate: socket.socket, bind: Bind) -> bool:
 
 def _address_of(opened: socket.socket) -> str:
     name = opened.getsockname()
-    return f"unix:{_text(name)}" if opened.family == socket.AF_UNIX else str(Bind(name[0], name[1]))
+    if opened.family == socket.AF_UNIX:
+        return f"unix:{_text(name)}"
+    return str(Bind(name[0], name[1], _transport_of(opened)))
+
+
+def _transport_of(opened: socket.socket) -> Transport:
+    return "udp" if opened.type == socket.SOCK_DGRAM else "tcp"
 
 
 def _text(name: str | bytes) -> str:
@@ -272,18 +305,23 @@ def _problem(listener: Listener, bind: Bind, error: OSError) -> Problem:
     elif error.errno == errno.EADDRINUSE:
         holder = find_holder(bind)
         why = f"{holder} listens there" if holder else why
-        fix = f"stop it, or publish the listener elsewhere: --publish {listener.port}=ADDRESS:PORT"
+        fix = f"stop it, or publish the listener elsewhere: --publish {listener.port}=ADDRESS:PORT{_suffix(bind)}"
     elif error.errno == errno.EACCES and 0 < bind.port < 1024:
         why = "ports below 1024 need privilege"
-        fix = f"use systemd (CAP_NET_BIND_SERVICE) or a high port: --publish {listener.port}=:{8000 + listener.port}"
+        high = f"{listener.port}=:{8000 + listener.port}{_suffix(bind)}"
+        fix = f"use systemd (CAP_NET_BIND_SERVICE) or a high port: --publish {high}"
     elif error.errno == errno.EADDRNOTAVAIL:
         why = f"this host does not have the address {bind.address}"
     return Problem("LB6001", listener.origin, f"listener {listener.name} cannot be opened at {bind}", why, fix)
 
 
+def _suffix(bind: Bind) -> str:
+    return "/udp" if bind.transport == "udp" else ""
+
+
 def find_holder(bind: Bind) -> str:
-    """`nginx (pid 812)` that listens on a TCP port, or empty: other users' processes show only to root."""
-    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(bind.port)}
+    """`nginx (pid 812)` that has a port, or empty: other users' processes show only to root."""
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(bind)}
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         pid = descriptors.parent.name
         # Processes come and go, and most are not ours to look into.
@@ -294,13 +332,13 @@ def find_holder(bind: Bind) -> str:
     return ""
 
 
-def _listening_inodes(port: int) -> set[str]:
-    """Source: proc_net_tcp: sl local_address rem_address st ... inode; st 0A is LISTEN."""
+def _listening_inodes(bind: Bind) -> set[str]:
+    """Source: proc_net_tcp: sl local_address rem_address st ... inode; st 0A is LISTEN, and 07 UDP's not connected."""
     inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in (f"/proc/net/{bind.transport}", f"/proc/net/{bind.transport}6"):
         with suppress(FileNotFoundError):
             for line in Path(table).read_text().splitlines()[1:]:
                 columns = line.split()
-                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                if columns[3] in ("0A", "07") and int(columns[1].rpartition(":")[2], 16) == bind.port:
                     inodes.add(columns[9])
     return inodes

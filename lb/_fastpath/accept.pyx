@@ -136,34 +136,41 @@ cdef client_shard* shard_of(reactor* r, const unsigned char* peer, uint32_t* row
 
 
 cdef bint admit_client(reactor* r, conn* c, int most) noexcept nogil:
-    """Count a connection of this client address, unless it has `most` already. Exact over all reactors."""
+    c.counted = count_client(r, c.peer, 0, most)
+    return c.counted
+
+
+cdef bint count_client(reactor* r, const unsigned char* peer, uint32_t room, int most) noexcept nogil:
+    """Count a connection of this client address, unless it has `most` already. Exact over all reactors. Each `room`
+    counts for itself: 0 is that of connections, the others those of the sessions of a UDP listener.
+    """
     cdef uint32_t row
-    cdef client_shard* shard = shard_of(r, c.peer, &row)
+    cdef client_shard* shard = shard_of(r, peer, &row)
     cdef client_cell* cell
     cdef bint admitted = True
     while not lb_try_lock(&shard.lock):
         pass  # a few instructions, and only for listeners with this limit
     cell = shard.cells[row]
-    while cell != NULL and memcmp(cell.address, c.peer, 16) != 0:
+    while cell != NULL and (cell.room != room or memcmp(cell.address, peer, 16) != 0):
         cell = cell.next
     if cell == NULL:
         cell = <client_cell*>calloc(1, sizeof(client_cell))
         if cell != NULL:
-            memcpy(cell.address, c.peer, 16)
+            memcpy(cell.address, peer, 16)
+            cell.room = room
             cell.next = shard.cells[row]
             shard.cells[row] = cell
     if cell == NULL or cell.count >= most:
         admitted = False
     else:
         cell.count += 1
-        c.counted = 1
     lb_unlock(&shard.lock)
     return admitted
 
 
-cdef void forget_client(reactor* r, conn* c) noexcept nogil:
+cdef void forget_client(reactor* r, const unsigned char* peer, uint32_t room) noexcept nogil:
     cdef uint32_t row
-    cdef client_shard* shard = shard_of(r, c.peer, &row)
+    cdef client_shard* shard = shard_of(r, peer, &row)
     cdef client_cell** link
     cdef client_cell* cell
     while not lb_try_lock(&shard.lock):
@@ -171,7 +178,7 @@ cdef void forget_client(reactor* r, conn* c) noexcept nogil:
     link = &shard.cells[row]
     while link[0] != NULL:
         cell = link[0]
-        if memcmp(cell.address, c.peer, 16) == 0:
+        if cell.room == room and memcmp(cell.address, peer, 16) == 0:
             cell.count -= 1
             if cell.count == 0:
                 link[0] = cell.next
@@ -186,7 +193,7 @@ cdef void client_gone(conn* c) noexcept nogil:
     cdef reactor* r = c.base.r
     cdef listener_traffic* stats = stats_of(r, c.slot)
     if c.counted:
-        forget_client(r, c)
+        forget_client(r, c.peer, 0)
     if c.carried_by != NULL:
         table_unpin_one(r, c.carried_by)
         c.carried_by = NULL

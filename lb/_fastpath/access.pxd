@@ -6,6 +6,7 @@ makes it from `json`, `combined` or a template (lb/observe/access.py); nothing h
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport pthread_t
+from lb._fastpath.datagram cimport session
 from lb._fastpath.exchange cimport exchange
 from lb._fastpath.reactor cimport io, shared
 from lb._fastpath.stream cimport flow
@@ -87,6 +88,7 @@ cdef struct log_writer:
 
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
 cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
+cdef void log_session(const session* s, int64_t duration) noexcept nogil
 cdef void log_handshake(io* client, int reason) noexcept nogil
 cdef void* log_main(void* argument) noexcept nogil
 cdef void log_program_free(log_program* p) noexcept nogil

@@ -25,6 +25,7 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.clock cimport realtime_ns
 from lb._fastpath.counters cimport bump
+from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.forwarded cimport put_address
 from lb._fastpath.memory cimport page_data
 from lb._fastpath.reactor cimport current_table, reactor
@@ -52,6 +53,8 @@ from lb._fastpath.ring cimport (
     TEXT_UPSTREAM,
     TEXT_USER_AGENT,
     TEXT_VIRTUAL_HOST,
+    VERSION_TCP,
+    VERSION_UDP,
     log_record,
     ring,
     ring_commit,
@@ -166,12 +169,7 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     sizes[TEXT_LISTENER] = f.d.listener_name_size
     at[TEXT_ROUTE] = f.route_name
     sizes[TEXT_ROUTE] = f.route_name_size
-    if f.live != NULL:
-        at[TEXT_UPSTREAM] = f.live.name
-        sizes[TEXT_UPSTREAM] = f.live.name_size
-    if f.ep != NULL:
-        at[TEXT_ENDPOINT] = f.ep.key
-        sizes[TEXT_ENDPOINT] = f.ep.key_size
+    note_way(at, sizes, f.live, f.ep)
     note_hello(f.d, at, sizes)
     if f.d.tls != NULL:
         note_tls(f.d.tls, at, sizes)
@@ -190,9 +188,56 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     record.client_port = f.d.peer_port
     record.reason = f.reason
     record.attempts = f.attempts
-    record.version = 0
+    record.version = VERSION_TCP
     record.grpc_status = -1
     ring_commit(&f.r.log, record.size)
+
+
+cdef void note_way(
+    const char** at, uint32_t* sizes, const upstream_live* live, const endpoint* ep
+) noexcept nogil:
+    """Where it went, as far as it came."""
+    if live != NULL:
+        at[TEXT_UPSTREAM] = live.name
+        sizes[TEXT_UPSTREAM] = live.name_size
+    if ep != NULL:
+        at[TEXT_ENDPOINT] = ep.key
+        sizes[TEXT_ENDPOINT] = ep.key_size
+
+
+cdef void log_session(const session* s, int64_t duration) noexcept nogil:
+    """The same for a UDP session."""
+    cdef const char* at[TEXT_COUNT]
+    cdef uint32_t sizes[TEXT_COUNT]
+    cdef char client[46]
+    cdef log_record* record
+    memset(at, 0, sizeof(at))
+    memset(sizes, 0, sizeof(sizes))
+    at[TEXT_CLIENT] = client
+    sizes[TEXT_CLIENT] = <uint32_t>put_address(client, s.peer)
+    at[TEXT_LISTENER] = s.l.name
+    sizes[TEXT_LISTENER] = s.l.name_size
+    at[TEXT_ROUTE] = s.route_name
+    sizes[TEXT_ROUTE] = s.route_name_size
+    note_way(at, sizes, s.live, s.ep)
+    record = begin_record(s.base.r, at, sizes)
+    if record == NULL:
+        return
+    record.status = 0
+    record.end_realtime_ns = realtime_ns()
+    record.duration_ns = duration
+    record.queue_ns = 0
+    record.connect_ns = 0
+    record.first_byte_ns = s.first_byte_ns
+    record.bytes_in = s.bytes_in
+    record.bytes_out = s.bytes_out
+    record.generation = s.generation
+    record.client_port = s.peer_port
+    record.reason = s.reason
+    record.attempts = s.attempts
+    record.version = VERSION_UDP
+    record.grpc_status = -1
+    ring_commit(&s.base.r.log, record.size)
 
 
 cdef void log_handshake(io* client, int reason) noexcept nogil:
@@ -233,7 +278,7 @@ cdef void log_handshake(io* client, int reason) noexcept nogil:
     record.client_port = c.peer_port
     record.reason = <uint16_t>reason
     record.attempts = 0
-    record.version = 0
+    record.version = VERSION_TCP
     record.grpc_status = -1
     ring_commit(&r.log, record.size)
 
@@ -487,6 +532,8 @@ cdef void put_protocol(log_writer* w, int version) noexcept nogil:
         put_bytes(w, b"HTTP/1.0", 8)
     elif version == 11:
         put_bytes(w, b"HTTP/1.1", 8)
+    elif version == VERSION_UDP:
+        put_bytes(w, b"UDP", 3)
     else:
         put_bytes(w, b"TCP", 3)
 

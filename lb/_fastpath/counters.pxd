@@ -47,6 +47,13 @@ cdef struct listener_traffic:
     uint64_t closed
     uint64_t tls_failed
 
+cdef struct datagram_traffic:
+    # Of a UDP listener, beside its listener_traffic, where sessions stand for connections.
+    uint64_t datagrams_in
+    uint64_t datagrams_out
+    uint64_t evicted
+    uint64_t dropped[MAX_REASONS]  # datagrams, either way
+
 cdef struct grpc_traffic:
     # Of a route: gRPC statuses 0 to 16, and behind them calls that ended without any.
     uint64_t statuses[18]

@@ -29,8 +29,9 @@ cdef struct idle_pool:
     void* oldest
     void* shared  # conn*: those that speak HTTP/2 and take more streams; its reactor's only
     void* flows  # conn*: those that carry bytes, linked by newer and older; its reactor's only
+    void* sessions  # session*: UDP sessions with it; its reactor's only
     int streams  # how many the endpoint has last allowed on one connection; 0: not known. Its reactor's only
-    char padding[20]
+    char padding[12]
 
 cdef struct upstream_live:
     # control plane

@@ -44,6 +44,14 @@ class ListenerStats(Traffic):
     requests: int
     tls_failed: int
 
+class DatagramStats(TypedDict):
+    datagrams_in: int
+    datagrams_out: int
+    evicted: int
+    """Sessions that made way for others."""
+    dropped: dict[str, int]
+    """Datagrams by reason, either way; only reasons there were."""
+
 class UpstreamStats(Traffic):
     active: int
     queued: int
@@ -183,10 +191,12 @@ class Engine:
         proxies: tuple[tuple[bytes, int], ...] = (),
         names: Mapping[str, Sequence[NameSpec]] | None = None,
         carries: bool = False,
+        sessions: tuple[int, int, int] | None = None,
     ) -> ListenerView:
         """`options` in the order of lb/compile/table.py; `trusted` and `proxies` (whose connections begin with a PROXY
         header) as (16-byte address, leading bits); `https_port`: where the same hosts are served by TLS; `hsts`: value
-        of Strict-Transport-Security; `names`: server names whose connections are carried; `carries`: there is no HTTP.
+        of Strict-Transport-Security; `names`: server names whose connections are carried; `carries`: there is no HTTP;
+        `sessions`: of a UDP listener the answers that end one, and how many there may be, in all and of one client.
         """
     def make_tls_index(self, hosts: dict[str, TlsHost]) -> TlsIndex:
         """Over {server name: TlsHost}; `*.example.com` covers one label, `*` stands for all other names."""
@@ -242,7 +252,10 @@ class Engine:
         buffer_bytes."""
     def reasons(self) -> dict[str, int]:
         """How many exchanges and connections ended for each reason."""
-    def listener_stats(self) -> dict[str, ListenerStats]: ...
+    def listener_stats(self) -> dict[str, ListenerStats]:
+        """Of UDP listeners, sessions stand for connections."""
+    def datagram_stats(self) -> dict[str, DatagramStats]:
+        """Of the UDP listeners that were opened."""
     def route_stats(self) -> dict[str, Traffic]:
         """Only routes that had traffic."""
     def grpc_stats(self) -> dict[str, list[int]]: ...

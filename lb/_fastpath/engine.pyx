@@ -33,11 +33,15 @@ from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
     AF_UNIX,
+    SOCK_DGRAM,
+    SOL_SOCKET,
+    SO_TYPE,
     F_DUPFD_CLOEXEC,
     LB_R_DRAIN,
     LB_REASON_COUNT,
     close,
     fcntl,
+    getsockopt,
     htons,
     inet_pton,
     lb_fence,
@@ -61,6 +65,7 @@ from lb._fastpath.c.sys cimport (
     sockaddr_in,
     sockaddr_in6,
     sockaddr_un,
+    socklen_t,
 )
 from lb._fastpath.client_hello cimport client_hello, hello_texts
 from lb._fastpath.clock cimport monotonic_ns
@@ -70,6 +75,7 @@ from lb._fastpath.counters cimport (
     STATS_CHUNK,
     STATS_CHUNKS,
     counters,
+    datagram_traffic,
     grpc_traffic,
     lb_bounds_us,
     listener_traffic,
@@ -90,6 +96,16 @@ from lb._fastpath.endpoint cimport (
     endpoint,
     idle_pool,
     upstream_live,
+)
+from lb._fastpath.datagram cimport (
+    datagram_install,
+    datagram_socket,
+    datagrams_new,
+    datagrams_release,
+    run_close_datagrams,
+    run_open_datagrams,
+    sessions_drain,
+    sessions_leave,
 )
 from lb._fastpath.exchange cimport exchange, exchange_install
 from lb._fastpath.clients cimport clients_drain_idle
@@ -119,6 +135,7 @@ from lb._fastpath.table cimport (
     arena_take,
     arena_text,
     build_paths,
+    datagram_view,
     find_host,
     find_route,
     host_entry,
@@ -594,6 +611,7 @@ cdef class ListenerView:
     cdef readonly int https_port
     cdef StreamView stream
     cdef NameIndex names
+    cdef datagram_view datagram
 
     def __cinit__(self, str name, HostIndex index not None, int port, tuple options, tuple trusted, TlsIndex tls=None,
             int https_port=0, bytes hsts=b"", bint http2=True):
@@ -627,6 +645,12 @@ cdef class ListenerView:
         if trusted:
             self.p.trusted = make_networks(trusted)
             self.p.trusted_count = <uint32_t>len(trusted)
+
+    cdef carry_datagrams(self, tuple limits):
+        """Of a UDP listener. `limits`: answers that end a session, sessions, sessions of one client."""
+        self.datagram.to = &self.stream.view
+        self.datagram.responses, self.datagram.max_sessions, self.datagram.max_sessions_per_client = limits
+        self.p.datagram = &self.datagram
 
     def __dealloc__(self):
         if self.p != NULL:
@@ -747,11 +771,13 @@ cdef class Table:
 cdef void run_drain(reactor* r, command* c) noexcept nogil:
     clients_drain_idle(r, LB_R_DRAIN, 0x7fffffff)
     http2_server_drain(r)
+    sessions_drain(r)
 
 
 cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     pool_close(r, <endpoint*>c.subject, 0x7fffffff)
     flows_drain(r, <endpoint*>c.subject)
+    sessions_leave(r, <endpoint*>c.subject)
 
 
 # -------------------------------------------------------------------------------------------------------------- engine
@@ -798,6 +824,7 @@ cdef class Engine:
             raise MemoryError
         exchange_install(&self.s)
         stream_install(&self.s)
+        datagram_install(&self.s)
         for i in range(threads):
             if not reactor_init(&self.s.reactors[i], &self.s, i):
                 raise OSError(errno.EMFILE, "cannot make a reactor: out of descriptors or memory")
@@ -859,6 +886,8 @@ cdef class Engine:
             else:
                 space = &self.s.reactors[i].upstream_stats
             self.add_chunk(space, id)
+            if which == 0:
+                self.add_chunk(&self.s.reactors[i].datagram_stats, id)
             if which == 1:
                 self.add_chunk(&self.s.reactors[i].grpc_stats, id)
 
@@ -1013,7 +1042,7 @@ cdef class Engine:
 
     def make_listener(self, str name, HostIndex index, int port, tuple options, tuple trusted, TlsIndex tls=None,
             int https_port=0, bytes hsts=b"", bint http2=True, tuple carried=None, tuple proxies=(), dict names=None,
-            bint carries=False):
+            bint carries=False, tuple sessions=None):
         cdef ListenerView view = ListenerView(name, index, port, options, trusted, tls, https_port, hsts, http2)
         view.p.carries = carries
         if proxies:
@@ -1021,7 +1050,10 @@ cdef class Engine:
             view.p.proxies_count = <uint32_t>len(proxies)
         if carried is not None:
             view.stream = self.make_stream(carried)
-            view.p.stream = &view.stream.view
+            if sessions is None:
+                view.p.stream = &view.stream.view
+            else:
+                view.carry_datagrams(sessions)
         if names:
             programs = HostIndex({name: self.compile_host(name, False, []) for name in names})
             view.names = NameIndex(programs, {
@@ -1242,12 +1274,16 @@ cdef class Engine:
             pthread_setname_np(self.s.reactors[i].thread, b"lb-reactor-%d" % i)
 
     def open_listener(self, str name, descriptors):
-        """Accept on these listening sockets: one a reactor, or one for all."""
+        """Accept on these listening sockets: one a reactor, or one for all. Of UDP sockets each has its own reactor,
+        because its sessions are there: a single one is served by a single reactor."""
         cdef uint32_t slot = self.slot_of(name)
         cdef bytes raw = self.listener_names[slot]
         cdef listening* l
         cdef int i, fd
         descriptors = list(descriptors)
+        if is_udp(descriptors[0]):
+            self.open_datagrams(slot, descriptors[:self.s.reactor_count])
+            return
         for i in range(self.s.reactor_count):
             fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
             if fd < 0:
@@ -1263,9 +1299,35 @@ cdef class Engine:
             l.name_size = <uint32_t>len(raw)
             self.post_to(i, run_listen, l, 0)
 
+    cdef open_datagrams(self, uint32_t slot, list descriptors):
+        cdef bytes raw = self.listener_names[slot]
+        cdef datagram_socket* l
+        cdef int i, first, fd
+        # Single sockets of several listeners are spread over the reactors.
+        first = <int>slot % self.s.reactor_count if len(descriptors) == 1 else 0
+        for i in range(len(descriptors)):
+            if self.s.reactors[first + i].datagrams == NULL:
+                self.s.reactors[first + i].datagrams = datagrams_new(&self.s.reactors[first + i])
+            l = <datagram_socket*>calloc(1, sizeof(datagram_socket))
+            if l == NULL or self.s.reactors[first + i].datagrams == NULL:
+                free(l)
+                raise MemoryError
+            fd = fcntl(<int>descriptors[i], F_DUPFD_CLOEXEC, 3)
+            if fd < 0:
+                free(l)
+                raise OSError(errno.EMFILE, "cannot duplicate a UDP socket")
+            os.set_blocking(fd, False)
+            l.base.fd = fd
+            l.slot = slot
+            l.name = raw
+            l.name_size = <uint32_t>len(raw)
+            l.sharers = <int>len(descriptors)
+            self.post_to(first + i, run_open_datagrams, l, 0)
+
     def close_listener(self, str name):
-        """Stop accepting for a listener; its connections go on."""
+        """Stop accepting for a listener; its connections go on, its UDP sessions end."""
         self.post(run_close_listener, NULL, self.slot_of(name))
+        self.post(run_close_datagrams, NULL, self.slot_of(name))
 
     def stop_accepting(self):
         self.post(run_stop_accepting, NULL, 0)
@@ -1533,6 +1595,33 @@ cdef class Engine:
     def listener_stats(self):
         return {name: self.sum_traffic(0, slot) for name, slot in list(self.listener_slots.items())}
 
+    def datagram_stats(self):
+        """Of the UDP listeners that were opened: datagrams each way, dropped ones by reason, sessions that made way."""
+        cdef int i, reason
+        cdef uint32_t slot
+        cdef datagram_traffic* t
+        cdef void** chunk
+        result = {}
+        for name, slot in list(self.listener_slots.items()):
+            sums = None
+            for i in range(self.s.reactor_count):
+                chunk = self.s.reactors[i].datagram_stats.chunks[slot // STATS_CHUNK]
+                t = <datagram_traffic*>lb_load_ptr(&chunk[slot % STATS_CHUNK]) if chunk != NULL else NULL
+                if t == NULL:
+                    continue
+                if sums is None:
+                    sums = {"datagrams_in": 0, "datagrams_out": 0, "evicted": 0, "dropped": {}}
+                sums["datagrams_in"] += lb_peek_u64(&t.datagrams_in)
+                sums["datagrams_out"] += lb_peek_u64(&t.datagrams_out)
+                sums["evicted"] += lb_peek_u64(&t.evicted)
+                for reason in range(LB_REASON_COUNT):
+                    dropped = lb_peek_u64(&t.dropped[reason])
+                    if dropped:
+                        sums["dropped"][REASONS[reason]] = sums["dropped"].get(REASONS[reason], 0) + dropped
+            if sums is not None:
+                result[name] = sums
+        return result
+
     def route_stats(self):
         """Only routes that had traffic."""
         result = {}
@@ -1663,7 +1752,16 @@ cdef class Engine:
                 <uint32_t>len(self.upstreams)))
 
 
+cdef bint is_udp(int fd):
+    cdef int kind = 0
+    cdef socklen_t size = sizeof(kind)
+    getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size)
+    return kind == SOCK_DGRAM
+
+
 cdef void release_reactor(reactor* r) noexcept:
+    datagrams_release(r)
+    stats_release(&r.datagram_stats)
     stats_release(&r.listener_stats)
     stats_release(&r.route_stats)
     stats_release(&r.upstream_stats)

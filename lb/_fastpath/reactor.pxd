@@ -50,9 +50,10 @@ cdef struct command:
     int64_t number
 
 cdef struct client_cell:
-    # Connections of one client address.
+    # Connections of one client address, or sessions of it at one UDP listener (accept.pxd, count_client).
     client_cell* next
     unsigned char address[16]
+    uint32_t room
     int count
 
 cdef struct client_shard:
@@ -85,6 +86,7 @@ cdef struct shared:
     void (*take_back)(reactor* r) noexcept nogil
     void (*cut_off)(reactor* r) noexcept nogil  # ends what is under way when the daemon stops
     void (*cut_flows)(reactor* r) noexcept nogil  # and before it the connections whose bytes are only carried
+    void (*cut_sessions)(reactor* r) noexcept nogil  # UDP sessions as well
     void (*open_flow)(io* client) noexcept nogil  # the client of a listener that carries bytes has been let in
     void (*log_handshake)(io* client, int reason) noexcept nogil  # a client's handshake is refused
     uint64_t secret  # random; keys the hash of client addresses
@@ -117,6 +119,7 @@ cdef struct reactor:
     stats_space route_stats
     stats_space upstream_stats
     stats_space grpc_stats  # by route
+    stats_space datagram_stats  # by UDP listener
     ring log
     # this reactor only
     int64_t now_ns
@@ -128,6 +131,7 @@ cdef struct reactor:
     slab stream_slab
     slab flow_slab
     slab hello_slab  # hello_texts
+    void* datagrams  # datagrams*: all of its UDP listeners and sessions; NULL: it has none
     void* pipes_unused  # pipe* (pipes.pxd)
     int64_t pipes_after_ms  # when new ones may be asked for again
     int pipe_count  # with those in use

@@ -230,5 +230,6 @@ cdef void* reactor_main(void* argument) noexcept nogil:
         if r.dead != NULL:
             release_dead(r)
     r.s.cut_flows(r)
+    r.s.cut_sessions(r)
     r.s.cut_off(r)
     return NULL

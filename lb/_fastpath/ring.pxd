@@ -26,6 +26,10 @@ cdef struct log_record:
     int grpc_status  # -1: none
     uint32_t text_sizes[22]
 
+cdef enum:  # log_record.version, beside those of HTTP times ten
+    VERSION_TCP = 0
+    VERSION_UDP = 1
+
 cdef enum:  # the texts, in order
     TEXT_CLIENT = 0
     TEXT_LISTENER

@@ -150,6 +150,13 @@ cdef struct name_route:
     bint terminates
     bint last
 
+cdef struct datagram_view:
+    # Where the datagrams of a UDP listener go (lb/model/datagram.py).
+    stream_view* to
+    int responses
+    int max_sessions
+    int max_sessions_per_client
+
 cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
     host_index* hosts
@@ -174,6 +181,7 @@ cdef struct listener_view:
     stream_view* stream  # of all its connections
     host_index* names  # by server name, those whose bytes are carried; NULL: nobody is asked before the handshake
     bint carries  # it has no HTTP
+    datagram_view* datagram  # of UDP, where all that comes goes
     bint forwarded_header
     bint merge_slashes
     bint keep_escaped_slashes

@@ -124,6 +124,18 @@ class ProblemInfo(msgspec.Struct, frozen=True):
         )
 
 
+class DatagramInfo(msgspec.Struct, frozen=True):
+    """What a UDP listener has carried since lb started."""
+
+    received: int
+    """From clients; those that were dropped before they came to a session are not among them."""
+    sent: int
+    dropped: dict[str, int]
+    """Either way, by reason."""
+    sessions_evicted: int
+    """Sessions that made way for others."""
+
+
 class ListenerInfo(msgspec.Struct, frozen=True):
     """A listener, and where it really is."""
 
@@ -143,9 +155,12 @@ class ListenerInfo(msgspec.Struct, frozen=True):
     problem: str
     """Why it is not open."""
     connections: int
+    """Of UDP, sessions."""
     connections_active: int
     connections_rejected: int
     requests: int
+    datagrams: DatagramInfo | None
+    """Of UDP, once it was opened."""
 
 
 class CertificateInfo(msgspec.Struct, frozen=True):

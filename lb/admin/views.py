@@ -33,7 +33,7 @@ from lb.pipeline import OUTCOMES, count_problems
 from lb.problems import Origin, Severity
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import EndpointStats, UpstreamStats
+    from lb._fastpath.engine import DatagramStats, EndpointStats, UpstreamStats
 
 MAX_PAGE = 1_000
 MAX_NAMES = 3
@@ -126,6 +126,7 @@ def _count_problems(daemon: Daemon) -> dict[Severity, int]:
 
 def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
     stats = daemon.engine.listener_stats()
+    datagrams = daemon.engine.datagram_stats()
     closed = _closed(daemon)
     infos = []
     for name, listener in daemon.pipeline.config.listeners.items():
@@ -146,9 +147,14 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
                 connections_active=counts["active"] if counts else 0,
                 connections_rejected=counts["rejected"] if counts else 0,
                 requests=counts["requests"] if counts else 0,
+                datagrams=_datagrams(datagrams[name]) if name in datagrams else None,
             )
         )
     return tuple(infos)
+
+
+def _datagrams(stats: DatagramStats) -> schema.DatagramInfo:
+    return schema.DatagramInfo(stats["datagrams_in"], stats["datagrams_out"], stats["dropped"], stats["evicted"])
 
 
 def _address_of(daemon: Daemon, listener: Listener) -> str:
@@ -160,7 +166,8 @@ def _address_of(daemon: Daemon, listener: Listener) -> str:
 def _reached_at(daemon: Daemon, listener: Listener) -> str:
     """As it was asked for, `*:80` for a socket at `[::]:80`; but port 0 and systemd's sockets are where they are."""
     bind, address = daemon.listeners.bind_of(listener), _address_of(daemon, listener)
-    return str(bind) if address.endswith(f":{bind.port}") else address
+    _, _, port = str(bind).rpartition(":")
+    return str(bind) if address.endswith(f":{port}") else address
 
 
 def _closed(daemon: Daemon) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Ta
 from lb.compile.tls import TlsParts
 from lb.model.address import address_mistake
 from lb.model.config import Config
+from lb.model.datagram import DatagramOptions
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, PathMatch, Route, RouteOptions, VirtualHost
@@ -138,7 +139,7 @@ class Compiler:
             tls,
             https_port,
             listener.tls.hsts.encode() if listener.tls is not None else b"",
-            carried=_stream_spec(stream.route, stream.options) if stream is not None and stream.route else None,
+            carried=_carried_spec(listener),
             proxies=tuple(_network(text) for text in proxies),
             names={}
             if stream is None
@@ -146,6 +147,7 @@ class Compiler:
                 name: [_name_spec(route, stream.options) for route in routes] for name, routes in stream.names.items()
             },
             carries=not listener.has_hosts,
+            sessions=None if listener.datagram is None else _sessions(listener.datagram.options),
         )
 
 
@@ -161,13 +163,21 @@ def _limits(listener: Listener) -> HttpOptions:
     )
 
 
-def _stream_spec(route: StreamRoute, options: StreamOptions) -> StreamSpec:
+def _carried_spec(listener: Listener) -> StreamSpec | None:
+    stream, datagram = listener.stream, listener.datagram
+    if stream is not None and stream.route is not None:
+        return _stream_spec(stream.route, stream.options)
+    return _stream_spec(datagram.route, datagram.options) if datagram is not None else None
+
+
+def _stream_spec(route: StreamRoute, options: StreamOptions | DatagramOptions) -> StreamSpec:
+    half_closed_ms = options.half_closed_timeout_ms if isinstance(options, StreamOptions) else 0
     return (
         route.name,
         _shares(route.forward),
         (
             _int32(options.idle_timeout_ms or _NEVER_MS),
-            _int32(options.half_closed_timeout_ms or _NEVER_MS),
+            _int32(half_closed_ms or _NEVER_MS),
             _int32(options.drain_timeout_ms or _NEVER_MS),
             options.retries,
         ),
@@ -178,6 +188,10 @@ def _stream_spec(route: StreamRoute, options: StreamOptions) -> StreamSpec:
 def _name_spec(route: NameRoute, options: StreamOptions) -> NameSpec:
     alpn = b"".join(bytes([len(one)]) + one.encode() for one in route.alpn)
     return _stream_spec(route, options), route.mode == "terminate", alpn
+
+
+def _sessions(options: DatagramOptions) -> tuple[int, int, int]:
+    return _int32(options.responses), _int32(options.max_sessions), _int32(options.max_sessions_per_client)
 
 
 def _https_ports(listeners: Iterable[Listener]) -> dict[str, int]:

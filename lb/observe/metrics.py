@@ -31,7 +31,7 @@ from lb.problems import Severity
 from lb.settings import Metrics as MetricsSettings
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
+    from lb._fastpath.engine import DatagramStats, EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
     from lb.certs.expiry import Expiry
     from lb.health.monitor import HealthStats, Monitor
     from lb.pipeline import Pipeline
@@ -78,20 +78,36 @@ METRICS = _metrics(
     ),
     # Listeners
     Metric("lb_listener_up", "gauge", ("listener",), "1 when the listener is open, 0 when it cannot be opened."),
-    Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted."),
-    Metric("lb_listener_connections_active", "gauge", ("listener",), "Client connections open."),
+    Metric("lb_listener_connections", "counter", ("listener",), "Client connections accepted; UDP: sessions begun."),
+    Metric("lb_listener_connections_active", "gauge", ("listener",), "Client connections open; UDP: sessions."),
     Metric("lb_listener_connections_rejected", "counter", ("listener",), "Client connections over a limit."),
     Metric("lb_listener_tls_handshakes_failed", "counter", ("listener",), "TLS handshakes with clients that failed."),
     Metric("lb_listener_requests", "counter", ("listener",), "Requests answered or given up, refused heads included."),
     Metric("lb_listener_responses", "counter", ("listener", "code_class"), "Responses sent."),
     Metric("lb_listener_received_bytes", "counter", ("listener",), "Bytes from clients."),
     Metric("lb_listener_sent_bytes", "counter", ("listener",), "Bytes to clients."),
-    Metric("lb_listener_request_duration_seconds", "histogram", ("listener",), "Whole exchanges and TCP connections."),
+    Metric(
+        "lb_listener_request_duration_seconds",
+        "histogram",
+        ("listener",),
+        "Whole exchanges, TCP connections and UDP sessions.",
+    ),
+    Metric("lb_listener_datagrams_received", "counter", ("listener",), "Datagrams of UDP sessions from clients."),
+    Metric("lb_listener_datagrams_sent", "counter", ("listener",), "Datagrams of UDP sessions to clients."),
+    Metric(
+        "lb_listener_datagrams_dropped", "counter", ("listener", "reason"), "Datagrams that were dropped, either way."
+    ),
+    Metric("lb_listener_sessions_evicted", "counter", ("listener",), "UDP sessions that made way for others."),
     # Routes
     Metric("lb_route_responses", "counter", ("route", "code_class"), "Responses sent."),
     Metric("lb_route_received_bytes", "counter", ("route",), "Bytes from clients."),
     Metric("lb_route_sent_bytes", "counter", ("route",), "Bytes to clients."),
-    Metric("lb_route_request_duration_seconds", "histogram", ("route",), "Whole exchanges and TCP connections."),
+    Metric(
+        "lb_route_request_duration_seconds",
+        "histogram",
+        ("route",),
+        "Whole exchanges, TCP connections and UDP sessions.",
+    ),
     Metric("lb_route_grpc_calls", "counter", ("route", "grpc_status"), "gRPC calls by how they ended."),
     # Upstreams
     Metric("lb_upstream_responses", "counter", ("upstream", "code_class"), "Responses received from endpoints."),
@@ -100,12 +116,19 @@ METRICS = _metrics(
     Metric(
         "lb_upstream_first_byte_seconds", "histogram", ("upstream",), "From the attempt to the response's first byte."
     ),
-    Metric("lb_upstream_requests_active", "gauge", ("upstream",), "Requests and TCP connections under way."),
+    Metric(
+        "lb_upstream_requests_active", "gauge", ("upstream",), "Requests, TCP connections and UDP sessions under way."
+    ),
     Metric("lb_upstream_requests_queued", "gauge", ("upstream",), "Requests that wait because a limit is reached."),
     Metric("lb_upstream_attempts", "counter", ("upstream",), "Tries on an endpoint, first ones and retries."),
     Metric("lb_upstream_retries", "counter", ("upstream",), "Tries after the first one of a request."),
     Metric("lb_upstream_connects", "counter", ("upstream",), "New connections to endpoints."),
-    Metric("lb_upstream_connect_failures", "counter", ("upstream",), "New connections that failed."),
+    Metric(
+        "lb_upstream_connect_failures",
+        "counter",
+        ("upstream",),
+        "New connections that failed; UDP: refused by the host.",
+    ),
     Metric("lb_upstream_connections_reused", "counter", ("upstream",), "Attempts on a connection that was kept."),
     Metric("lb_upstream_connections_idle", "gauge", ("upstream",), "Connections kept for the next request."),
     # Endpoints
@@ -203,6 +226,7 @@ class Scrape(msgspec.Struct, frozen=True):
     listeners_up: Mapping[str, bool]
     bounds: Sequence[float]
     listeners: Mapping[str, ListenerStats]
+    datagrams: Mapping[str, DatagramStats]
     routes: Mapping[str, Traffic]
     grpc_calls: Mapping[str, Sequence[int]]
     """By route, one count for each of GRPC_STATUSES."""
@@ -301,6 +325,12 @@ class Exposition(Collector):
             self._add("lb_listener_tls_handshakes_failed", stats["tls_failed"], name)
             self._add("lb_listener_requests", stats["requests"], name)
             self._add_traffic("lb_listener", "request_duration_seconds", (name,), stats)
+        for name, datagrams in self._scrape.datagrams.items():
+            self._add("lb_listener_datagrams_received", datagrams["datagrams_in"], name)
+            self._add("lb_listener_datagrams_sent", datagrams["datagrams_out"], name)
+            self._add("lb_listener_sessions_evicted", datagrams["evicted"], name)
+            for reason, count in datagrams["dropped"].items():
+                self._add("lb_listener_datagrams_dropped", count, name, reason)
 
     def _add_grpc_calls(self) -> None:
         """Only what has happened: of most statuses no route has ever seen one."""
@@ -447,6 +477,7 @@ class Metrics:
             listeners_up={name: name in self._listeners.opened for name in pipeline.config.listeners},
             bounds=self._bounds,
             listeners=engine.listener_stats(),
+            datagrams=engine.datagram_stats(),
             routes=fold(routes, shown_routes),
             grpc_calls=fold_counts(engine.grpc_stats(), shown_routes),
             upstreams=fold(upstreams, shown_upstreams),

@@ -74,6 +74,9 @@ class FakeEngine:
     def listener_stats(self) -> dict[str, dict[str, Any]]:
         return {"http": {**traffic(40, 2), "accepted": 9, "active": 5, "rejected": 1, "requests": 42, "tls_failed": 0}}
 
+    def datagram_stats(self) -> dict[str, dict[str, Any]]:
+        return {"dns": {"datagrams_in": 3, "datagrams_out": 2, "evicted": 1, "dropped": {"drain": 1}}}
+
     def route_stats(self) -> dict[str, dict[str, Any]]:
         return self.routes
 

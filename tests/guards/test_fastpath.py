@@ -39,7 +39,7 @@ LAYERS = (
     ("http1",),
     ("accept", "upstream"),
     # All of them read the exchange, and the exchange calls them.
-    ("exchange", "forwarded", "replay", "grpc", "grpc_web", "answers", "access", "stream"),
+    ("exchange", "forwarded", "replay", "grpc", "grpc_web", "answers", "access", "stream", "datagram"),
     ("credentials",),
     ("engine", "testing"),
 )

@@ -52,6 +52,17 @@ class Native:
             **({"tls": tls} if tls else {}),
         }
 
+    def carry_datagrams(
+        self, name: str, port: int, forward: object, *, address: str = "127.0.0.1", **datagram: object
+    ) -> None:
+        """A listener that carries UDP to an upstream, or to several by weight."""
+        self.listeners[name] = {
+            "address": address,
+            "port": port,
+            "protocol": "udp",
+            "datagram": {"forward": forward, **datagram},
+        }
+
     def listen_tls(
         self, name: str, port: int, hosts: Mapping[str, object], *, http: object = None, **tls: object
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 
@@ -11,7 +12,7 @@ _random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A TCP port nobody is bound to on any loopback address, and that this process has not given out before."""
+    """A port nobody is bound to, by TCP or UDP, on any loopback address; this process gives none out twice."""
     for _ in range(1_000):
         port = _random.randrange(_LOWEST, _HIGHEST)
         if port not in _given and _is_free(port):
@@ -21,8 +22,9 @@ def free_port() -> int:
 
 
 def _is_free(port: int) -> bool:
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        with socket.socket(family) as probe:
+    places = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
+    for (family, address), kind in itertools.product(places, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+        with socket.socket(family, kind) as probe:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:

@@ -58,7 +58,19 @@ def serving(
         with LbProcess([path], directory / "lb", *options, threads=threads, open_files=open_files) as lb:
             yield Serving(lb, native, path, backends)
             if lb.process.poll() is None:
+                _end_sessions(Serving(lb, native, path))
                 lb.assert_at_rest()
     finally:
         for backend in backends.values():
             backend.close()
+
+
+def _end_sessions(site: Serving) -> None:
+    """UDP sessions end by silence, for which nobody waits, or with their listener."""
+    kept = {name: one for name, one in site.native.listeners.items() if one.get("protocol") != "udp"}
+    if len(kept) == len(site.native.listeners):
+        return
+    site.native.listeners = kept
+    if not kept:
+        site.native.listen("http", free_port())
+    site.apply()

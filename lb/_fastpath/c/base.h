@@ -8,10 +8,12 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sock_diag.h>
 #include <linux/tls.h>
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -138,6 +140,31 @@ static inline uint64_t lb_hash(const char *p, size_t n) {
     h ^= h >> 32;
     h *= 0x9e3779b97f4a7c15ULL;
     return h ^ (h >> 29);
+}
+
+/* SipHash-1-3 (Aumasson and Bernstein) of whole words: who does not know the secret cannot choose what falls together. */
+#define LB_ROTATE(x, n) (((x) << (n)) | ((x) >> (64 - (n))))
+#define LB_SIP_ROUND                                                                             \
+    (a += b, b = LB_ROTATE(b, 13) ^ a, a = LB_ROTATE(a, 32), c += d, d = LB_ROTATE(d, 16) ^ c,   \
+     a += d, d = LB_ROTATE(d, 21) ^ a, c += b, b = LB_ROTATE(b, 17) ^ c, c = LB_ROTATE(c, 32))
+static inline uint64_t lb_keyed_hash(const char *p, size_t n, uint64_t secret) {
+    uint64_t other = secret * 0x9e3779b97f4a7c15ULL, end = (uint64_t)n << 56;
+    uint64_t a = secret ^ 0x736f6d6570736575ULL, b = other ^ 0x646f72616e646f6dULL;
+    uint64_t c = secret ^ 0x6c7967656e657261ULL, d = other ^ 0x7465646279746573ULL;
+    for (size_t i = 0; i + 8 <= n; i += 8) {
+        uint64_t word = lb_load64(p + i);
+        d ^= word;
+        LB_SIP_ROUND;
+        a ^= word;
+    }
+    d ^= end;
+    LB_SIP_ROUND;
+    a ^= end;
+    c ^= 0xff;
+    LB_SIP_ROUND;
+    LB_SIP_ROUND;
+    LB_SIP_ROUND;
+    return a ^ b ^ c ^ d;
 }
 
 static inline uint64_t lb_random(uint64_t state[2]) { /* xoroshiro128+, Blackman and Vigna */

@@ -15,10 +15,13 @@
     LB_REASON(TLS_HANDSHAKE_FAILED, "tls-handshake-failed", 0)           \
     LB_REASON(TLS_TIMEOUT, "tls-timeout", 0)                             \
     LB_REASON(SOURCE_REFUSED, "source-refused", 0)                       \
+    LB_REASON(CLIENT_UNREACHABLE, "client-unreachable", 0)               \
     LB_REASON(BAD_PROXY_HEADER, "bad-proxy-header", 0)                   \
     LB_REASON(PROXY_HEADER_TIMEOUT, "proxy-header-timeout", 0)           \
     /* what it sent */                                                   \
     LB_REASON(BAD_CLIENT_HELLO, "bad-client-hello", 0)                   \
+    LB_REASON(DATAGRAM_TRUNCATED, "datagram-truncated", 0)               \
+    LB_REASON(DATAGRAM_TOO_LONG, "datagram-too-long", 0)                 \
     LB_REASON(PLAIN_HTTP, "plain-http", 400)                             \
     LB_REASON(NOT_HTTP, "not-http", 0)                                   \
     LB_REASON(BAD_REQUEST_LINE, "bad-request-line", 400)                 \
@@ -77,10 +80,16 @@
     LB_REASON(TUNNEL_TIMEOUT, "tunnel-timeout", 0)                       \
     LB_REASON(FLOW_TIMEOUT, "flow-timeout", 0)                           \
     LB_REASON(HALF_CLOSED_TIMEOUT, "half-closed-timeout", 0)             \
+    LB_REASON(SESSION_TIMEOUT, "session-timeout", 0)                     \
     LB_REASON(ENDPOINT_REMOVED, "endpoint-removed", 0)                   \
+    LB_REASON(ENDPOINT_UNHEALTHY, "endpoint-unhealthy", 0)               \
     /* lb itself */                                                      \
     LB_REASON(TOO_MANY_CONNECTIONS, "too-many-connections", 503)         \
     LB_REASON(TOO_MANY_FROM_CLIENT, "too-many-from-client", 429)         \
+    LB_REASON(SESSION_EVICTED, "session-evicted", 0)                     \
+    LB_REASON(RECEIVE_BUFFER_FULL, "receive-buffer-full", 0)             \
+    LB_REASON(SEND_BUFFER_FULL, "send-buffer-full", 0)                   \
+    LB_REASON(LISTENER_REMOVED, "listener-removed", 0)                   \
     LB_REASON(NO_DESCRIPTORS, "no-descriptors", 503)                     \
     LB_REASON(NO_MEMORY, "no-memory", 503)                               \
     LB_REASON(PRESSURE, "pressure", 0)                                   \

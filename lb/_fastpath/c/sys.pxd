@@ -40,11 +40,27 @@ cdef extern from "base.h" nogil:
         size_t cmsg_len
         int cmsg_level
         int cmsg_type
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct in_pktinfo:
+        int ipi_ifindex
+        in_addr ipi_spec_dst
+        in_addr ipi_addr
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+        unsigned int ipi6_ifindex
     struct linger_option "linger":
         int l_onoff
         int l_linger
-    int AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR, SO_LINGER
-    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, SHUT_WR, IPPROTO_TCP, TCP_NODELAY, TCP_ULP
+    int AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int SOL_SOCKET, SO_ERROR, SO_LINGER
+    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, SHUT_WR, IPPROTO_TCP, TCP_NODELAY, TCP_ULP
+    int IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, IP_PKTINFO, IPV6_PKTINFO, IPV6_RECVPKTINFO, SOL_UDP, UDP_GRO, UDP_SEGMENT
+    int SO_RCVBUF, SO_TYPE, SO_MEMINFO
+    enum:
+        LB_SK_MEMINFO_DROPS "SK_MEMINFO_DROPS"
+        LB_SK_MEMINFO_VARS "SK_MEMINFO_VARS"
     int socket(int domain, int type, int protocol)
     int connect(int fd, const sockaddr* address, socklen_t size)
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
@@ -55,11 +71,16 @@ cdef extern from "base.h" nogil:
     ssize_t recv(int fd, void* buffer, size_t size, int flags)
     ssize_t send(int fd, const void* buffer, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr* message, int flags)
+    int recvmmsg(int fd, mmsghdr* messages, unsigned int count, int flags, void* timeout)
+    int sendmmsg(int fd, mmsghdr* messages, unsigned int count, int flags)
     ssize_t write(int fd, const void* buffer, size_t size)
     ssize_t read(int fd, void* buffer, size_t size)
     int close(int fd)
     unsigned char* CMSG_DATA(cmsghdr* header)
+    cmsghdr* CMSG_FIRSTHDR(msghdr* message)
+    cmsghdr* CMSG_NXTHDR(msghdr* message, cmsghdr* header)
     size_t CMSG_LEN(size_t size)
+    size_t CMSG_SPACE(size_t size)
     int getentropy(void* buffer, size_t size)
     int dup(int fd)
     uint16_t ntohs(uint16_t value)
@@ -72,7 +93,7 @@ cdef extern from "base.h" nogil:
     ssize_t splice(int source, void* source_offset, int sink, void* sink_offset, size_t size, unsigned int flags)
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     int errno
-    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
+    int EADDRNOTAVAIL, EAGAIN, EINTR, EINVAL, EINPROGRESS, EIO, EMFILE, EMSGSIZE, ENFILE, ENOBUFS, ENOENT, ENOMEM
     int ENOSYS, ENOTCONN, ECONNABORTED, EPIPE, ECONNRESET
 
     # poll: of a single socket
@@ -153,6 +174,7 @@ cdef extern from "base.h" nogil:
     size_t lb_value_run(const char* p, size_t n)
     bint lb_equal_nocase(const char* a, const char* lower, size_t n)
     uint64_t lb_hash(const char* p, size_t n)
+    uint64_t lb_keyed_hash(const char* p, size_t n, uint64_t secret)
     uint64_t lb_random(uint64_t* state)
     double log(double value)
 
@@ -168,6 +190,9 @@ cdef extern from "reasons.h" nogil:
     int LB_R_BAD_CLIENT_HELLO, LB_R_UNRECOGNIZED_NAME, LB_R_NO_APPLICATION_PROTOCOL
     int LB_R_NO_HOST, LB_R_NO_ROUTE, LB_R_NO_UPSTREAM, LB_R_NO_ENDPOINT, LB_R_NO_HEALTHY_ENDPOINT
     int LB_R_SOURCE_REFUSED, LB_R_FLOW_TIMEOUT, LB_R_HALF_CLOSED_TIMEOUT, LB_R_ENDPOINT_REMOVED
+    int LB_R_SESSION_TIMEOUT, LB_R_SESSION_EVICTED, LB_R_ENDPOINT_UNHEALTHY, LB_R_LISTENER_REMOVED
+    int LB_R_DATAGRAM_TRUNCATED, LB_R_DATAGRAM_TOO_LONG, LB_R_RECEIVE_BUFFER_FULL, LB_R_SEND_BUFFER_FULL
+    int LB_R_CLIENT_UNREACHABLE
     int LB_R_BAD_PROXY_HEADER, LB_R_PROXY_HEADER_TIMEOUT
     int LB_R_QUEUE_FULL, LB_R_QUEUE_TIMEOUT, LB_R_CONNECT_FAILED, LB_R_CONNECT_TIMEOUT, LB_R_UPSTREAM_CLOSED
     int LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED, LB_R_UPSTREAM_TRUNCATED, LB_R_BAD_RESPONSE, LB_R_RESPONSE_TOO_LARGE
