@@ -30,6 +30,7 @@ cdef enum:  # io flags
     IO_QUEUED = 16  # in the run queue, or in line for a handshake
     IO_DEAD = 32  # closed; memory is given back at the end of the turn
     IO_CONNECTING = 64
+    IO_MUTED = 512  # epoll does not tell of bytes: they wait until others have been taken
     IO_CUT = 256  # a write failed, which took the error off the socket: the end that reading finds is no orderly one
 
 cdef struct io:
@@ -182,6 +183,8 @@ cdef void reactor_wake(reactor* r) noexcept nogil
 cdef bint reactor_post(reactor* r, command* c) noexcept nogil
 cdef void reactor_release(reactor* r) noexcept nogil
 cdef bint io_watch(io* source) noexcept nogil
+cdef void io_mute(io* source) noexcept nogil
+cdef void io_unmute(io* source) noexcept nogil
 
 cdef inline table* current_table(reactor* r) noexcept nogil:
     """Valid until the end of the turn, longer only when pinned."""

@@ -8,6 +8,7 @@ from lb._fastpath.c.sys cimport (
     EFD_NONBLOCK,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
+    EPOLL_CTL_MOD,
     EPOLLERR,
     EPOLLET,
     EPOLLHUP,
@@ -99,6 +100,27 @@ cdef bint io_watch(io* source) noexcept nogil:
     event.events = <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLRDHUP) | EPOLLET
     event.data.ptr = source
     return epoll_ctl(source.r.epfd, EPOLL_CTL_ADD, source.fd, &event) == 0
+
+
+cdef void io_mute(io* source) noexcept nogil:
+    """Hear no more of bytes that come, only of their end, until io_unmute: each segment would be an event, and in bulk
+    there are dozens before the other side takes anything again.
+    """
+    change_events(source, <uint32_t>(EPOLLOUT | EPOLLRDHUP) | EPOLLET)
+    source.flags |= IO_MUTED
+
+
+cdef void io_unmute(io* source) noexcept nogil:
+    """What has come meanwhile is told as well."""
+    change_events(source, <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLRDHUP) | EPOLLET)
+    source.flags &= ~<uint32_t>IO_MUTED
+
+
+cdef void change_events(io* source, uint32_t events) noexcept nogil:
+    cdef epoll_event event
+    event.events = events
+    event.data.ptr = source
+    epoll_ctl(source.r.epfd, EPOLL_CTL_MOD, source.fd, &event)
 
 
 cdef void reactor_wake(reactor* r) noexcept nogil:

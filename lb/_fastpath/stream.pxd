@@ -15,9 +15,11 @@ from lb._fastpath.table cimport table, upstream_view
 from lb._fastpath.transport cimport conn, connect_calls
 
 cdef enum:
-    # So many reads in a row that fill the scratch page, and bytes are spliced; so many splices in a row of less than
-    # BULK_LEAST more, and they are copied again.
+    # So many reads of BULK_LEAST and more, without one of less than BULK_FEW between them, and bytes are spliced. (What
+    # comes at once is read in full pages and a rest.) So many splices in a row of less than BULK_LEAST more, and they
+    # are copied again.
     BULK_AFTER = 4
+    BULK_FEW = 8192
     BULK_PATIENCE = 4
     BULK_LEAST = 32768
     BULK_NEVER = 255

@@ -54,11 +54,14 @@ from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
     IO_DEAD,
+    IO_MUTED,
     IO_READABLE,
     IO_WRITABLE,
     SCRATCH_BYTES,
     io,
     io_enqueue,
+    io_mute,
+    io_unmute,
     table_pin_one,
     table_unpin_one,
 )
@@ -318,8 +321,13 @@ cdef void flow_ready(io* source) noexcept nogil:
         f.progress_ms = f.r.now_ms
         if not settle(f):
             return
-        if not source.flags & IO_FULL and other.base.flags & IO_READABLE and not carry(f, other, c):
-            return
+        if not source.flags & IO_FULL:
+            if other.base.flags & IO_MUTED:
+                io_unmute(&other.base)
+            if other.base.flags & IO_READABLE and not carry(f, other, c):
+                return
+    if other.base.flags & IO_FULL and not source.flags & IO_MUTED:
+        io_mute(source)
     carry(f, c, other)
 
 
@@ -374,9 +382,9 @@ cdef ssize_t carry_page(flow* f, conn* source, conn* sink) noexcept nogil:
     note_bytes(f, source, <uint64_t>n)
     conn_write(sink, r.scratch_in, <size_t>n)
     batch_flush(r)
-    if n < SCRATCH_BYTES and bulk[0] != BULK_NEVER:
+    if n < BULK_FEW and bulk[0] != BULK_NEVER:
         bulk[0] = 0
-    elif bulk[0] < BULK_AFTER:
+    elif n >= BULK_LEAST and bulk[0] < BULK_AFTER:
         bulk[0] += 1
         if bulk[0] == BULK_AFTER:
             bulk[0] += BULK_PATIENCE

@@ -267,6 +267,31 @@ def test_who_does_not_read_stops_who_sends(site: Serving, server: TcpServer, who
     wait_until(lambda: site.lb.metric("lb_buffer_bytes") <= POOLED, "buffers are given back")
 
 
+def test_bytes_that_cannot_be_passed_on_wake_nobody(site: Serving, server: TcpServer) -> None:
+    with flow(site, server, receive_buffer=8_192) as (client, peer):
+        sent = send_until_left_alone(peer)
+        waiting = unread_bytes(peer)
+        before = site.lb.metric("lb_reactor_events_total")
+        for number in range(1, 31):
+            peer.sendall(b"more")
+            wait_until(lambda number=number: unread_bytes(peer) == waiting + 4 * number, "it has come")
+        assert site.lb.metric("lb_reactor_events_total") - before < 15
+        assert read_exactly(client, sent + 120) == payload(65_536) * (sent // 65_536) + 30 * b"more"
+
+
+def send_until_left_alone(sender: socket.socket) -> int:
+    """Send until lb leaves some of it where it is; how much it was."""
+    sent = looks = 0
+    while looks < 20:
+        sender.sendall(payload(65_536))
+        sent += 65_536
+        looks = 0
+        while unread_bytes(sender) and looks < 20:
+            looks += 1
+            threading.Event().wait(0.02)
+    return sent
+
+
 def test_a_flow_whose_bytes_find_no_place_ends(tmp_path: Path, server: TcpServer) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {limits: {max_buffer: 64Ki}}\n")
@@ -278,7 +303,7 @@ def test_a_flow_whose_bytes_find_no_place_ends(tmp_path: Path, server: TcpServer
             # Small pieces, each after lb has read the one before: bulk would wait in a pipe.
             with suppress(OSError):
                 while True:
-                    peer.sendall(payload(49_152))
+                    peer.sendall(payload(24_576))
                     wait_until(lambda: unread_bytes(peer) == 0, "lb has read it")
             assert read_until_reset(client, bytearray())
         assert last_record(site, "plain")["reason"] == "no-memory"
