@@ -140,6 +140,10 @@ CODES: dict[str, Code] = {
 }
 
 
+NOT_LISTENED_FOR = ("LB2005", "LB4010", "LB4011", "LB4012", "LB4013")
+"""Why a port of a load balancer, or one of its clients, finds nobody."""
+
+
 class Problems:
     """Collects problems in the order they are found, each once."""
 

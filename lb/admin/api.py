@@ -111,6 +111,10 @@ async def listeners(daemon: Daemon, arguments: Arguments) -> tuple[schema.Listen
     return views.listeners(daemon)
 
 
+async def load_balancers(daemon: Daemon, arguments: Arguments) -> tuple[schema.LoadBalancerInfo, ...]:
+    return views.load_balancers(daemon, arguments.query["name"])
+
+
 async def certificates(daemon: Daemon, arguments: Arguments) -> schema.Page[schema.CertificateInfo]:
     return views.certificates(daemon, arguments.query["offset"], arguments.query["limit"])
 
@@ -195,6 +199,14 @@ OPERATIONS = (
         (Parameter("severity", "", "error, warning or note; empty for all."), *PAGING),
     ),
     Operation("GET", "/v1/listeners", "Listeners and where they are", listeners, tuple[schema.ListenerInfo, ...]),
+    Operation(
+        "GET",
+        "/v1/load-balancers",
+        "Services of type LoadBalancer, and ConfigMaps of ports: where lb listens, to whom it sends, and why not",
+        load_balancers,
+        tuple[schema.LoadBalancerInfo, ...],
+        (Parameter("name", "", "Only this NAMESPACE/NAME."),),
+    ),
     Operation(
         "GET",
         "/v1/certificates",

@@ -163,6 +163,24 @@ class ListenerInfo(msgspec.Struct, frozen=True):
     """Of UDP, once it was opened."""
 
 
+class CarriedPort(msgspec.Struct, frozen=True):
+    """A port of a load balancer: where lb listens, and to whom it sends."""
+
+    listener: ListenerInfo
+    upstreams: tuple[UpstreamInfo, ...]
+
+
+class LoadBalancerInfo(msgspec.Struct, frozen=True):
+    """A Service of type LoadBalancer, or a ConfigMap of ports."""
+
+    object: str
+    """`Service shop/db`"""
+    source: str
+    ports: tuple[CarriedPort, ...]
+    problems: tuple[ProblemInfo, ...]
+    """What is wrong with it, or why lb does not listen."""
+
+
 class CertificateInfo(msgspec.Struct, frozen=True):
     """A certificate that is served, or shown to endpoints. All of it is public."""
 

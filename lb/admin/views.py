@@ -30,7 +30,7 @@ from lb.model.upstream import Upstream
 from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES, count_problems
-from lb.problems import Origin, Severity
+from lb.problems import NOT_LISTENED_FOR, Origin, Problem, Severity
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import DatagramStats, EndpointStats, UpstreamStats
@@ -151,6 +151,46 @@ def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:
             )
         )
     return tuple(infos)
+
+
+def load_balancers(daemon: Daemon, wanted: str) -> tuple[schema.LoadBalancerInfo, ...]:
+    """Objects whose ports lb listens on, and those whose ports it does not and why; of this NAMESPACE/NAME, if any."""
+    config = daemon.pipeline.config
+    ports: dict[Origin, list[Listener]] = {}
+    for listener in config.listeners.values():
+        if listener.origin.kind in ("Service", "ConfigMap"):
+            ports.setdefault(listener.origin, []).append(listener)
+    problems: dict[Origin, list[Problem]] = {}
+    for problem in daemon.pipeline.translated_problems:
+        if problem.origin in ports or problem.code in NOT_LISTENED_FOR or problem.field == "spec.loadBalancerIP":
+            problems.setdefault(problem.origin, []).append(problem)
+    infos, upstreams = {info.name: info for info in listeners(daemon)}, daemon.engine.upstream_stats()
+    place = daemon.pipeline.place
+
+    def carried(listener: Listener) -> schema.CarriedPort:
+        names = {share.name: None for route in listener.carried_routes for share in route.forward.upstreams}
+        return schema.CarriedPort(
+            infos[listener.name],
+            tuple(
+                _upstream_info(daemon, config.upstreams[name], daemon.engine.endpoint_stats(name), upstreams.get(name))
+                for name in names
+                if name in config.upstreams
+            ),
+        )
+
+    return tuple(
+        schema.LoadBalancerInfo(
+            origin.object,
+            _source(daemon, origin),
+            tuple(map(carried, ports.get(origin, ()))),
+            tuple(
+                schema.ProblemInfo.of(msgspec.structs.replace(one, origin=place(origin)))
+                for one in problems.get(origin, ())
+            ),
+        )
+        for origin in sorted({**ports, **problems}, key=lambda one: (one.namespace, one.name, one.kind))
+        if wanted in ("", f"{origin.namespace}/{origin.name}")
+    )
 
 
 def _datagrams(stats: DatagramStats) -> schema.DatagramInfo:

@@ -126,6 +126,17 @@ def listeners(client: Client) -> None:
     client.show(client.get("/v1/listeners"), _show_listeners)
 
 
+@command.command("load-balancers")
+@click.argument("name", default="", metavar="[NAMESPACE/NAME]")
+@click.pass_obj
+def load_balancers(client: Client, name: str) -> None:
+    """Services of type LoadBalancer: where lb listens for them, to whom it sends, and why not."""
+    answer = client.get("/v1/load-balancers", name=name)
+    if name and not answer:
+        _fail(f"the input has no Service of type LoadBalancer {name}, and no ConfigMap of ports of that name")
+    client.show(answer, lambda console, shown: _show_load_balancers(console, shown, with_problems=bool(name)))
+
+
 @command.command()
 @click.option("--offset", default=0, help="Skip so many.")
 @click.pass_obj
@@ -295,6 +306,38 @@ def _show_listeners(console: Console, answer: Json) -> None:
         for one in answer
     ]
     _table(console, ("LISTENER", "ADDRESS", "STATE", "SERVES", "CONNECTIONS#", "REQUESTS#"), rows)
+
+
+def _show_load_balancers(console: Console, answer: Json, *, with_problems: bool) -> None:
+    rows = []
+    for one in answer:
+        for port in one["ports"]:
+            listener, upstreams = port["listener"], port["upstreams"]
+            whys = [listener["problem"], *(up["unavailable"] or _why_nobody(up) for up in upstreams)]
+            ready = sum(up["endpoints_ready"] for up in upstreams), sum(up["endpoints"] for up in upstreams)
+            rows.append(
+                (
+                    one["object"],
+                    listener["address"],
+                    listener["protocol"],
+                    "open" if listener["open"] else "closed",
+                    listener["forward"],
+                    "{}/{}".format(*ready),
+                    listener["connections_active"],
+                    "; ".join(filter(None, whys)),
+                )
+            )
+        if not with_problems:
+            rows += [(one["object"], "", "", "", "", "", "", problem) for problem in _in_short(one["problems"])]
+    columns = ("LOAD BALANCER", "LISTENS", "PROTOCOL", "STATE", "SENDS TO", "READY#", "CONNECTIONS#", "WHY")
+    _table(console, columns, rows)
+    if with_problems:
+        problems = [problem for one in answer for problem in one["problems"]]
+        _show_problems(console, {"items": problems, "offset": 0, "total": len(problems)})
+
+
+def _in_short(problems: Sequence[Json]) -> list[str]:
+    return [f"{one['severity']}[{one['code']}]: {one['what']}" for one in problems]
 
 
 def _without(groups: Sequence[str]) -> str:

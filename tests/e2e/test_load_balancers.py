@@ -203,3 +203,37 @@ def test_proxy_flags_of_tcp_services(tmp_path: Path) -> None:
             header, _, rest = first_line(both_ways, b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 5432\r\n").partition(b"\r\n")
             assert (header.split()[:3], header.split()[4]) == ([b"PROXY", b"TCP4", b"192.0.2.7"], b"4711")
             assert rest == b"hello\n"
+
+
+def test_what_is_told_of_load_balancers(tmp_path: Path) -> None:
+    """Where lb listens for a Service, to whom it sends, and why not."""
+    port, taken, idle = free_port(), free_port(), free_port()
+    not_asked = load_balancer("not-asked", idle)
+    del not_asked["spec"]["loadBalancerClass"]
+    objects = [
+        load_balancer("db", port), load_balancer("late", port, created="2025-01-01T00:00:00Z"),
+        load_balancer("idle", idle), load_balancer("taken", taken), not_asked,
+    ]  # fmt: skip
+    with (
+        TcpServer(named("a")) as a,
+        TcpServer(address="127.0.0.1", port=taken),
+        serving(tmp_path, [*objects, tcp_slice("db", a), tcp_slice("taken", a)]) as cluster,
+    ):
+        told = {one["object"]: one for one in cluster.lb.get("/v1/load-balancers")}
+        assert list(told) == [f"Service shop/{name}" for name in ("db", "idle", "late", "not-asked", "taken")]
+        (carried,) = told["Service shop/db"]["ports"]
+        assert (carried["listener"]["open"], carried["listener"]["port"]) == (True, port)
+        (upstream,) = carried["upstreams"]
+        assert (upstream["name"], upstream["endpoints_ready"], upstream["endpoints"]) == (f"shop/db:{port}", 1, 1)
+        assert told["Service shop/idle"]["ports"][0]["upstreams"][0]["unavailable"].endswith("no ready endpoint")
+        assert "listens there" in told["Service shop/taken"]["ports"][0]["listener"]["problem"]
+        assert {name: [one["code"] for one in about["problems"]] for name, about in told.items()} == {
+            "Service shop/db": [], "Service shop/idle": ["LB4003"], "Service shop/late": ["LB4011"],
+            "Service shop/not-asked": ["LB2005"], "Service shop/taken": [],
+        }  # fmt: skip
+        lines = cluster.lb.ctl("load-balancers").splitlines()
+        assert any(line.split()[1] == "shop/db" and "1/1" in line for line in lines[1:])
+        assert any("shop/late" in line and "LB4011" in line for line in lines)
+        alone = cluster.lb.ctl("load-balancers", "shop/late")
+        assert "shop/db" in alone
+        assert "fix: give one of them another port" in alone
