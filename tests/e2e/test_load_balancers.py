@@ -20,6 +20,7 @@ from tests.harness.cluster import (
 )
 from tests.harness.ports import free_port
 from tests.harness.tcp import TcpServer, named, read_all, read_exactly
+from tests.harness.udp import UdpServer, udp_socket
 from tests.harness.waiting import wait_until
 
 
@@ -237,3 +238,90 @@ def test_what_is_told_of_load_balancers(tmp_path: Path) -> None:
         alone = cluster.lb.ctl("load-balancers", "shop/late")
         assert "shop/db" in alone
         assert "fix: give one of them another port" in alone
+
+
+def asked(port: int, address: str = "127.0.0.1") -> str:
+    """What answers a datagram; empty when nobody does for a while."""
+    with udp_socket("::1" if ":" in address else "127.0.0.1") as client:
+        client.settimeout(0.5)
+        client.connect((address, port))
+        with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+            client.send(b"who?")
+            return client.recv(100).decode()
+        return ""
+
+
+def test_tcp_and_udp_of_one_number(tmp_path: Path) -> None:
+    """A Service of both, on node ports of both families; its UDP port comes and goes by itself."""
+    port, tcp, udp = free_port(), free_port(), free_port()
+    with (
+        TcpServer(named("tcp"), address="127.0.0.21", port=tcp),
+        UdpServer(lambda _: [b"udp"], address="127.0.0.21", port=udp),
+        UdpServer(lambda _: [b"udp6"], address="::1", port=udp),
+    ):
+        both = load_balancer("dns", port)
+        both["spec"]["ports"] = [
+            {"name": "dns", "port": port, "nodePort": tcp},
+            {"name": "dns-udp", "port": port, "nodePort": udp, "protocol": "UDP"},
+        ]
+        both["metadata"]["annotations"] = {"lb/udp-responses": "1"}
+        objects = [both, node("n", "127.0.0.21", "::1")]
+        with serving(tmp_path, objects, "--targets", "nodeports") as cluster:
+            assert reached(port) == "tcp"
+            assert [asked(port), asked(port, "::1")] == ["udp", "udp"]
+            (record, *_) = cluster.lb.wait_log(2, listener=f"shop/dns:{port}/udp")
+            assert (record["upstream"], record["endpoint"]) == (f"shop/dns:{port}/udp", f"127.0.0.21:{udp}")
+            both["spec"]["ipFamilies"] = ["IPv6"]
+            cluster.write()
+            wait_until(lambda: asked(port) == "udp6", "the Service is for IPv6 now")
+            both["spec"]["ipFamilies"] = ["IPv4"]
+            both["spec"]["ports"].pop()
+            cluster.write()
+            wait_until(lambda: asked(port) == "", "nobody listens for datagrams")
+            assert reached(port) == "tcp"
+
+
+def test_datagrams_for_all_addresses_and_one_of_them(tmp_path: Path) -> None:
+    port, target = free_port(), free_port()
+    with (
+        UdpServer(lambda _: [b"a"], address="127.0.0.11", port=target),
+        UdpServer(lambda _: [b"b"], address="127.0.0.12", port=target),
+    ):
+        objects: list[Object] = []
+        for name, address in (("every", "127.0.0.11"), ("one", "127.0.0.12")):
+            made = load_balancer(name, port)
+            made["spec"]["ports"][0] |= {"protocol": "UDP"}
+            slices = {
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+                "ports": [{"name": "http", "port": target, "protocol": "UDP"}],
+                "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+            }  # fmt: skip
+            objects += [made, slices]
+        objects[2]["metadata"]["annotations"] = {"metallb.io/loadBalancerIPs": "127.0.0.31"}
+        with serving(tmp_path, objects) as cluster:
+            assert [asked(port), asked(port, "127.0.0.31")] == ["a", "b"]
+            assert f"127.0.0.31:{port}/udp" in cluster.lb.ctl("load-balancers", "shop/one")
+
+
+def test_udp_services_of_ingress_nginx(tmp_path: Path) -> None:
+    port = free_port()
+    with TcpServer(named("tcp")) as tcp, UdpServer(lambda data: [b"re: " + data], port=tcp.port):
+        data = {str(port): "shop/dns:dns"}
+        maps: list[Object] = [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "nginx"}, "data": data}
+            for name in ("tcp", "udp")
+        ]
+        ports = [{"name": "dns", "port": 53, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]
+        slices = tcp_slice("dns", tcp)
+        slices["ports"] = [{"name": "dns", "port": tcp.port, "protocol": one["protocol"]} for one in ports]
+        made = service("dns")
+        made["spec"]["ports"] = ports
+        options = ("--tcp-services", "nginx/tcp", "--udp-services", "nginx/udp")
+        with serving(tmp_path, [*maps, made, slices], *options) as cluster:
+            assert asked(port) == "re: who?"
+            assert reached(port) == "tcp"
+            del data[str(port)]
+            cluster.write()
+            wait_until(lambda: asked(port) == "", "neither of them is served")
+            assert is_refused(port)
