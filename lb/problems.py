@@ -113,6 +113,7 @@ CODES: dict[str, Code] = {
     "LB4011": Code("warning", "another object already listens on this address and port"),
     "LB4012": Code("error", "source range is no network"),
     "LB4013": Code("error", "entry of tcp-services or udp-services is not valid"),
+    "LB4014": Code("error", "timeout of session affinity is out of range"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),

@@ -17,7 +17,7 @@ cdef enum:
 cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t client) noexcept nogil
 cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil
 cdef void endpoint_connect_failed(endpoint* ep, reactor* r) noexcept nogil
-cdef void endpoint_connected(endpoint* ep) noexcept nogil
+cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil
 cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, uint16_t client_port,
         const unsigned char* destination, uint16_t destination_port, uint8_t protocol) noexcept nogil
 

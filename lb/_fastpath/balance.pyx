@@ -2,7 +2,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from lb._fastpath.affinity cimport affinity_find, affinity_key, affinity_note
 from lb._fastpath.c.sys cimport (
+    LB_GOLDEN,
     lb_add_int,
     lb_add_ordered_int,
     lb_add_u64,
@@ -10,6 +12,7 @@ from lb._fastpath.c.sys cimport (
     lb_peek_i64,
     lb_peek_int,
     lb_hash,
+    lb_mix,
     lb_put_i64,
     lb_put_int,
     lb_random,
@@ -33,8 +36,11 @@ from lb._fastpath.table cimport (
     BALANCE_RANDOM_TWO,
     CHECKED_NOT,
     CHECKED_REFUSE,
+    FULL_SHARE,
     HASH_FLOW,
     HASH_SOURCE,
+    NO_SEAT,
+    slow_share,
 )
 
 cdef enum:
@@ -43,14 +49,6 @@ cdef enum:
     DRAWS = 8
     LOOKUPS = 32
 
-cdef extern from *:
-    """
-    #define LB_MIX_A 0x9e3779b97f4a7c15ULL
-    #define LB_MIX_B 0xd6e8feb86659fd93ULL
-    """
-    uint64_t MIX_A "LB_MIX_A"
-    uint64_t MIX_B "LB_MIX_B"
-
 
 cdef struct willing:
     # Who comes into question.
@@ -58,6 +56,8 @@ cdef struct willing:
     int worst_health
     bint ejected  # those as well
     bint with_place  # only those that no limit keeps from serving at once
+    bint starting  # those that start slowly as often as all others, too
+    bint held_back  # somebody was passed over because it starts slowly
 
 
 cdef bint is_in_service(upstream_view* up, uint32_t i) noexcept nogil:
@@ -71,7 +71,18 @@ cdef bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* who) noe
         return False
     if who.tried & tried_bit(i):
         return False
-    return who.ejected or lb_peek_i64(&ep.ejected_until_ms) <= r.now_ms
+    if not who.ejected and lb_peek_i64(&ep.ejected_until_ms) > r.now_ms:
+        return False
+    return who.starting or takes_part(r, up, ep, who)
+
+
+cdef bint takes_part(reactor* r, const upstream_view* up, endpoint* ep, willing* who) noexcept nogil:
+    """Whether an endpoint that starts slowly is looked at this time: as often as its share says."""
+    cdef int share = slow_share(up, ep, r.now_ms)
+    if share == FULL_SHARE or <int>((lb_random(r.random) >> 33) % FULL_SHARE) < share:
+        return True
+    who.held_back = True
+    return False
 
 
 cdef inline bint is_full(upstream_view* up, uint32_t i) noexcept nogil:
@@ -110,6 +121,16 @@ cdef int pick_in_turn(reactor* r, upstream_view* up, willing* who) noexcept nogi
     return result
 
 
+cdef inline int64_t load_of(reactor* r, upstream_view* up, uint32_t i) noexcept nogil:
+    """What is under way on it. For one that starts slowly it counts as many times as its share is smaller: how often it
+    is looked at bounds what comes while there is little to do, and this what comes while there is much.
+    """
+    cdef int64_t active = lb_peek_int(&up.endpoints[i].active)
+    if up.slow_start_ms == 0:
+        return active
+    return active * FULL_SHARE // slow_share(up, up.endpoints[i], r.now_ms)
+
+
 cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
     """The lowest (active + 1) / weight; equals take turns."""
     cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
@@ -125,10 +146,10 @@ cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
             i = (cursor[0] + step) % up.count
             if not may_serve(r, up, i, who):
                 continue
-            load = lb_peek_int(&up.endpoints[i].active) + 1
-            if up.max_connections_per_endpoint and load > up.max_connections_per_endpoint:
+            if is_full(up, i):
                 full = True
                 continue
+            load = load_of(r, up, i) + 1
             weight = up.weights[i]
             if best == up.count or load * best_weight < best_load * weight:
                 best = i
@@ -158,16 +179,12 @@ cdef int pick_of_two(reactor* r, upstream_view* up, willing* who) noexcept nogil
         if best == up.count:
             best = i
             continue
-        if active_of(up, i) * up.weights[best] < active_of(up, best) * up.weights[i]:
+        if load_of(r, up, i) * up.weights[best] < load_of(r, up, best) * up.weights[i]:
             best = i
         break
     if best != up.count and reserve(up, best):
         return <int>best
     return pick_least(r, up, who)
-
-
-cdef inline int64_t active_of(upstream_view* up, uint32_t i) noexcept nogil:
-    return lb_peek_int(&up.endpoints[i].active)
 
 
 cdef inline uint32_t draw_lot(reactor* r, upstream_view* up) noexcept nogil:
@@ -180,12 +197,6 @@ cdef inline uint32_t draw_lot(reactor* r, upstream_view* up) noexcept nogil:
     return up.lots[column].other
 
 
-cdef inline uint64_t mix(uint64_t h) noexcept nogil:
-    h *= MIX_A
-    h = (h ^ (h >> 32)) * MIX_B
-    return h ^ (h >> 32)
-
-
 cdef int pick_by_lookup(reactor* r, upstream_view* up, willing* who, uint64_t hash) noexcept nogil:
     """Maglev: the slot of the hash, and while its endpoint may not serve or is full, that of the hash hashed again.
     So who loses an endpoint goes to any of the others, by their weights, and comes back when it does; nobody else
@@ -196,7 +207,7 @@ cdef int pick_by_lookup(reactor* r, upstream_view* up, willing* who, uint64_t ha
     if up.maglev_size == 0:
         return PICK_NONE
     for step in range(LOOKUPS):
-        i = up.maglev[((mix(hash + step * MIX_A) >> 32) * up.maglev_size) >> 32]
+        i = up.maglev[((lb_mix(hash + step * LB_GOLDEN) >> 32) * up.maglev_size) >> 32]
         if not may_serve(r, up, i, who):
             continue
         if reserve(up, i):
@@ -207,6 +218,22 @@ cdef int pick_by_lookup(reactor* r, upstream_view* up, willing* who, uint64_t ha
     last = pick_by_client(r, up, who, hash)
     who.with_place = False
     return result if last == PICK_NONE else last
+
+
+cdef int pick_with_affinity(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
+    """Whom the client was on last, while that one may serve and the client has not been silent for too long; else
+    whoever its address leads to. A client waits for its endpoint when that is full.
+    """
+    cdef uint64_t key = affinity_key(r, up, client)
+    cdef uint32_t i = affinity_find(r, up, key)
+    cdef int result
+    if i != NO_SEAT and may_serve(r, up, i, who):
+        result = <int>i if reserve(up, i) else PICK_FULL
+    else:
+        result = pick_by_client(r, up, who, client)
+    if result >= 0:
+        affinity_note(r, up, key, <uint32_t>result)
+    return result
 
 
 cdef int pick_by_client(reactor* r, upstream_view* up, willing* who,
@@ -225,7 +252,7 @@ cdef int pick_by_client(reactor* r, upstream_view* up, willing* who,
             if who.with_place and is_full(up, i):
                 full = True
                 continue
-            score = mix(client ^ up.endpoints[i].hash) >> 11
+            score = lb_mix(client ^ up.endpoints[i].hash) >> 11
             score = -<double>up.weights[i] / log((score + 0.5) / 9007199254740992.0)
             if best == up.count or score > best_score:
                 best = i
@@ -240,8 +267,17 @@ cdef int pick_by_client(reactor* r, upstream_view* up, willing* who,
 
 
 cdef int pick(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
+    cdef int result = choose(r, up, who, client)
+    if result < 0 and who.held_back:
+        # Nobody takes its place, so it need not wait: all of them have joined together, or the others are full.
+        who.starting = True
+        result = choose(r, up, who, client)
+    return result
+
+
+cdef int choose(reactor* r, upstream_view* up, willing* who, uint64_t client) noexcept nogil:
     if up.client_affinity:
-        return pick_by_client(r, up, who, client)
+        return pick_with_affinity(r, up, who, client)
     if up.balance == BALANCE_LEAST_CONNECTIONS:
         return pick_least(r, up, who)
     if up.balance == BALANCE_RANDOM_TWO:
@@ -300,6 +336,8 @@ cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t cl
     who.worst_health = HEALTH_OK
     who.ejected = False
     who.with_place = False
+    who.starting = up.slow_start_ms == 0
+    who.held_back = False
     result = pick(r, up, &who, client)
     if result == PICK_NONE:
         result = pick_worse(r, up, &who, client)
@@ -336,11 +374,14 @@ cdef void endpoint_connect_failed(endpoint* ep, reactor* r) noexcept nogil:
     lb_add_u64(&ep.failures, 1)
     if lb_add_int(&ep.failures_in_row, 1) >= EJECT_AFTER:
         lb_put_i64(&ep.ejected_until_ms, r.now_ms + EJECT_MS)
+        lb_put_i64(&ep.joined_ms, r.now_ms + EJECT_MS)
 
 
-cdef void endpoint_connected(endpoint* ep) noexcept nogil:
+cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil:
     if lb_peek_int(&ep.failures_in_row):
         lb_put_int(&ep.failures_in_row, 0)
+        if lb_peek_i64(&ep.ejected_until_ms) > r.now_ms:
+            lb_put_i64(&ep.joined_ms, r.now_ms)
         lb_put_i64(&ep.ejected_until_ms, 0)
     if lb_load_ptr(&ep.tls_error) != NULL:
         lb_store_ptr(&ep.tls_error, NULL)

@@ -872,7 +872,7 @@ cdef bint take_answers(session* s) noexcept nogil:
     io_enqueue(&d.flusher)
     if s.first_byte_ns < 0:
         s.first_byte_ns = monotonic_ns() - s.started_ns
-        endpoint_connected(s.ep)
+        endpoint_connected(s.ep, s.base.r)
     touch(s, False)
     if s.responses and s.datagrams_out >= <uint64_t>s.responses * s.datagrams_in:
         finish(s, LB_R_OK)

@@ -20,6 +20,15 @@ cdef enum:  # health: what the control plane's checks say
     HEALTH_UNTESTED  # came to others and waits for its first check: serves when nobody is better
     HEALTH_FAILED
 
+cdef enum:  # affinity_entry.key, besides those of clients
+    AFFINITY_FREE = 0
+    AFFINITY_BUSY  # being written
+
+cdef struct affinity_entry:
+    # Where a client is (affinity.pxd). Every reactor, atomically.
+    uint64_t key
+    uint64_t seat  # the endpoint, in the upper half, and when it was chosen last
+
 cdef struct idle_pool:
     # The unused connections of one reactor to one endpoint, most recently used first.  Written by whoever holds the
     # lock: its reactor, or a sibling that takes a connection over. The lock is only ever tried.
@@ -66,6 +75,7 @@ cdef struct endpoint:
     uint64_t requests
     uint64_t failures
     void* tls_error  # const char*: why its last handshake has failed, NULL since one has succeeded
-    char padding[16]
+    int64_t joined_ms  # when it came to others that serve, or back to them; 0: it was there from the start
+    char padding[8]
     # each reactor its own
     idle_pool* pools  # One a reactor.

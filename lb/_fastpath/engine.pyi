@@ -74,6 +74,8 @@ class EndpointStats(TypedDict):
     requests: int
     failures: int
     ejected_for_ms: int
+    slow_share: float
+    """How much of its weight it has: 1, or less while it starts slowly."""
     tls_error: str
     """Why its last TLS handshake has failed, in OpenSSL's words; empty since one has succeeded."""
 

@@ -67,6 +67,7 @@ from lb._fastpath.c.sys cimport (
     sockaddr_un,
     socklen_t,
 )
+from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS
 from lb._fastpath.client_hello cimport client_hello, hello_texts
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.credentials cimport ClientTls, TlsHost
@@ -93,6 +94,7 @@ from lb._fastpath.endpoint cimport (
     HEALTH_OK,
     HEALTH_UNTESTED,
     MAX_REACTORS,
+    affinity_entry,
     endpoint,
     idle_pool,
     upstream_live,
@@ -149,6 +151,7 @@ from lb._fastpath.table cimport (
     predicate,
     route,
     route_at,
+    slow_share,
     stream_view,
     table,
     target,
@@ -328,8 +331,8 @@ cdef class UpstreamView:
             int protocol=0, ClientTls tls=None):
         """`policy`: BALANCE_… of table.pxd, client affinity, connect timeout, idle timeout, requests per connection,
         connections, connections per endpoint, queue, queue timeout, streams per connection, health checks (CHECKED_… of
-        table.pxd), PROXY header (0 none, or its version), hash key (HASH_…). `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by
-        ALPN."""
+        table.pxd), PROXY header (0 none, or its version), hash key (HASH_…), slow start, affinity timeout. `protocol`:
+        0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -352,7 +355,7 @@ cdef class UpstreamView:
         (self.p.balance, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
          self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked,
-         self.p.proxy_protocol, self.p.hash_key) = policy
+         self.p.proxy_protocol, self.p.hash_key, self.p.slow_start_ms, self.p.affinity_timeout_ms) = policy
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
@@ -854,6 +857,7 @@ cdef class Engine:
         for i in range(self.s.reactor_count):
             release_reactor(&self.s.reactors[i])
         free(self.s.reactors)
+        free(self.s.affinity)
         free(self.s.ticket_keys)
         for keys, _ in self.retired_tickets:
             free(<void*><size_t>keys)
@@ -1104,6 +1108,7 @@ cdef class Engine:
         """
         cdef Upstream live = self.live_upstream(name)
         cdef Endpoint ep
+        cdef UpstreamView view
         cdef list members = []
         for key, address, port, _ in endpoints:
             ep = live.endpoints.get(key)
@@ -1111,7 +1116,13 @@ cdef class Engine:
                 ep = Endpoint(live, key, address, port, self.s.reactor_count)
                 live.endpoints[key] = ep
             members.append(ep)
-        return UpstreamView(live, tuple(members), tuple(entry[3] for entry in endpoints), policy, None, protocol, tls)
+        view = UpstreamView(live, tuple(members), tuple(entry[3] for entry in endpoints), policy, None, protocol, tls)
+        if view.p.client_affinity and self.s.affinity == NULL:
+            # Reactors see it with the first table that needs it.
+            self.s.affinity = <affinity_entry*>lb_huge_alloc(AFFINITY_SETS * AFFINITY_WAYS * sizeof(affinity_entry))
+            if self.s.affinity == NULL:
+                raise MemoryError
+        return view
 
     def make_table(self, uint64_t generation, dict listeners, dict upstreams):
         """A Table of {name: ListenerView} and {name: UpstreamView}."""
@@ -1158,10 +1169,11 @@ cdef class Engine:
         for name, view in new.upstreams.items():
             if old is not None and old.upstreams.get(name) is view:
                 continue
-            joins = view.p.checked and self.keeps_some(name, view)
+            joins = (view.p.checked or view.p.slow_start_ms) and self.keeps_some(name, view)
             for ep in view.endpoints:
                 if lb_peek_int(&ep.p.retired):
-                    lb_store_int(&ep.p.health, HEALTH_UNTESTED if joins else HEALTH_OK)
+                    lb_store_int(&ep.p.health, HEALTH_UNTESTED if joins and view.p.checked else HEALTH_OK)
+                    lb_put_i64(&ep.p.joined_ms, monotonic_ns() // 1000000 if joins else 0)
                     lb_store_int(&ep.p.retired, 0)
                 self.doomed.pop(ep, None)
         self.current = new
@@ -1699,7 +1711,8 @@ cdef class Engine:
             result.append({
                 "key": ep.key, "state": state, "weight": weight, "active": lb_peek_int(&ep.p.active), "idle": idle,
                 "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures),
-                "ejected_for_ms": ejected, "tls_error": tls_error.decode() if tls_error != NULL else "",
+                "ejected_for_ms": ejected, "slow_share": slow_share(view.p, ep.p, now) / 1000.0,
+                "tls_error": tls_error.decode() if tls_error != NULL else "",
             })
         return result
 
@@ -1708,6 +1721,8 @@ cdef class Engine:
         cdef Upstream live = self.upstreams[upstream]
         cdef Endpoint ep = live.endpoints[key]
         if admin is not None:
+            if admin == "ready" and ep.admin != "ready":
+                self.joins(ep)
             lb_store_int(&ep.p.admin, {"ready": ADMIN_READY, "drain": ADMIN_DRAIN, "down": ADMIN_DOWN}[admin])
             ep.admin = admin
             if admin == "down":
@@ -1732,6 +1747,8 @@ cdef class Engine:
         if ep is None or lb_peek_int(&ep.p.retired):
             return
         before = lb_peek_int(&ep.p.health)
+        if healthy and before != HEALTH_OK:
+            self.joins(ep)
         lb_store_int(&ep.p.health, HEALTH_OK if healthy else HEALTH_FAILED)
         if not healthy and before != HEALTH_FAILED:
             # Whatever broke the endpoint may have broken them: no request should have to find out.
@@ -1740,6 +1757,10 @@ cdef class Engine:
             # Checks have just connected, so connections that failed before say nothing any more (as in Envoy).
             lb_put_int(&ep.p.failures_in_row, 0)
             lb_put_i64(&ep.p.ejected_until_ms, 0)
+
+    cdef joins(self, Endpoint ep):
+        """It comes back to those that serve: from now on it may start slowly."""
+        lb_put_i64(&ep.p.joined_ms, monotonic_ns() // 1000000)
 
     cdef republish(self, str upstream):
         """The current table again, with the operator's weights in it."""

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
 from lb._fastpath.counters cimport counters, stats_space
+from lb._fastpath.endpoint cimport affinity_entry
 from lb._fastpath.memory cimport memory, slab
 from lb._fastpath.message cimport head
 from lb._fastpath.ring cimport ring
@@ -91,6 +92,7 @@ cdef struct shared:
     void (*open_flow)(io* client) noexcept nogil  # the client of a listener that carries bytes has been let in
     void (*log_handshake)(io* client, int reason) noexcept nogil  # a client's handshake is refused
     uint64_t secret  # random; keys the hash of client addresses
+    affinity_entry* affinity  # NULL until an upstream wants it, then for ever
     void* ticket_keys  # tls.pxd; swapped atomically
     char padding_a[64]
     # every reactor, atomically

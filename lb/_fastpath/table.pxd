@@ -8,13 +8,14 @@ is called by the control plane without the GIL; nothing here is checked again wh
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from lb._fastpath.c.sys cimport lb_hash, lb_random
+from lb._fastpath.c.sys cimport lb_hash, lb_peek_i64, lb_random
 from lb._fastpath.endpoint cimport MAX_REACTORS, endpoint, upstream_live
 from lb._fastpath.message cimport head
 from lb._fastpath.shares cimport lot
 
 cdef enum:
     NO_ROUTE = 0xffffffff
+    NO_SEAT = 0xffffffff
     MAX_HOST = 255
 
 cdef enum:  # path_kind
@@ -36,6 +37,10 @@ cdef enum:  # upstream_view.balance
     BALANCE_LEAST_CONNECTIONS
     BALANCE_RANDOM_TWO
     BALANCE_MAGLEV
+
+cdef enum:  # slow_share
+    LEAST_SHARE = 100
+    FULL_SHARE = 1000
 
 cdef enum:  # upstream_view.hash_key
     HASH_SOURCE = 0  # the client's address
@@ -208,6 +213,9 @@ cdef struct upstream_view:
     lot* lots  # random-two: `count` of them; NULL: nobody has weight
     const uint32_t* maglev  # belongs to a MaglevTable (engine.pyx): many views share it
     uint32_t maglev_size
+    uint32_t* seats  # client affinity: indexes by what stands for them in the table of affinity.pxd
+    uint32_t seat_mask
+    int affinity_timeout_ms  # 0: no limit
     uint8_t protocol
     uint8_t proxy_protocol  # which header its connections begin with (proxy_protocol.pxd)
     void* tls  # tls_context (tls.pxd); NULL: plain
@@ -221,6 +229,7 @@ cdef struct upstream_view:
     int queue_timeout_ms
     int max_streams_per_connection
     int checked
+    int slow_start_ms  # 0: none
 
 cdef struct table_pin:
     # Exchanges of one reactor that use the table; written by that reactor only.
@@ -263,6 +272,29 @@ cdef vhost* find_host(const host_index* index, const char* name, size_t size) no
 cdef uint32_t find_route(const vhost* host, const char* path, size_t path_size, const char* query,
         size_t query_size, bint has_query,
                          const head* h) noexcept nogil
+
+cdef inline uint32_t seat_tag(const endpoint* ep) noexcept nogil:
+    """What stands for an endpoint in the table of affinity."""
+    return <uint32_t>ep.hash
+
+cdef inline uint32_t seat_of(const upstream_view* up, uint32_t tag) noexcept nogil:
+    """The index of the endpoint with this tag; NO_SEAT: it is not there any more."""
+    cdef uint32_t at = tag & up.seat_mask
+    while up.seats[at] != NO_SEAT and seat_tag(up.endpoints[up.seats[at]]) != tag:
+        at = (at + 1) & up.seat_mask
+    return up.seats[at]
+
+cdef inline int slow_share(const upstream_view* up, endpoint* ep, int64_t now_ms) noexcept nogil:
+    """How much of its weight an endpoint has that joined not long ago, in thousandths: a straight line from 100 to
+    1,000 (Envoy's slow_start_config with min_weight_percent 10 and aggression 1, its defaults).
+    """
+    cdef int64_t joined = lb_peek_i64(&ep.joined_ms), share
+    if up.slow_start_ms == 0 or joined == 0:
+        return FULL_SHARE
+    share = (now_ms - joined) * FULL_SHARE // up.slow_start_ms
+    if share >= FULL_SHARE:
+        return FULL_SHARE
+    return <int>share if share > LEAST_SHARE else LEAST_SHARE
 
 cdef inline bint in_networks(const network* networks, uint32_t count, const uint8_t* address) noexcept nogil:
     """Whether a 16-byte address (IPv4 as ::ffff:a.b.c.d) lies in one of them."""

@@ -176,6 +176,8 @@ cdef void index_remove(host_index* index, const vhost* host) noexcept nogil:
 
 cdef bint upstream_lay_out(upstream_view* up) noexcept nogil:
     """Make what its algorithm reads, of the endpoints and weights that are there. False: no memory."""
+    if up.client_affinity:
+        return lay_out_seats(up)
     if up.balance == BALANCE_RANDOM_TWO:
         up.lots = <lot*>malloc(up.count * sizeof(lot))
         if up.lots != NULL and not build_lots(up.weights, up.count, up.lots):
@@ -190,11 +192,31 @@ cdef bint upstream_lay_out(upstream_view* up) noexcept nogil:
     return True
 
 
+cdef bint lay_out_seats(upstream_view* up) noexcept nogil:
+    """An index of endpoints by their tags, at most half full. Of two with the same tag the first has it."""
+    cdef uint32_t size = 2, i, at
+    while size < 2 * up.count:
+        size *= 2
+    up.seats = <uint32_t*>malloc(size * sizeof(uint32_t))
+    if up.seats == NULL:
+        return False
+    up.seat_mask = size - 1
+    for i in range(size):
+        up.seats[i] = NO_SEAT
+    for i in range(up.count):
+        at = seat_tag(up.endpoints[i]) & up.seat_mask
+        while up.seats[at] != NO_SEAT:
+            at = (at + 1) & up.seat_mask
+        up.seats[at] = i
+    return True
+
+
 cdef void upstream_forget(upstream_view* up) noexcept nogil:
     free(up.endpoints)
     free(up.weights)
     free(up.sequence)
     free(up.lots)
+    free(up.seats)
     free(up)
 
 

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS
 from lb._fastpath.balance cimport (
     balance_pick,
     balance_release,
@@ -14,10 +15,10 @@ from lb._fastpath.balance cimport (
     flow_hash,
     tried_bit,
 )
-from lb._fastpath.c.sys cimport lb_hash, lb_line_alloc, lb_reason_names, ssize_t
+from lb._fastpath.c.sys cimport lb_hash, lb_huge_alloc, lb_line_alloc, lb_reason_names, ssize_t
 from lb._fastpath.client_hello cimport HELLO_BAD, HELLO_MOST, HELLO_OK, client_hello, hello_read
 from lb._fastpath.clock cimport monotonic_ns
-from lb._fastpath.endpoint cimport CURSOR_WORDS, endpoint, upstream_live
+from lb._fastpath.endpoint cimport CURSOR_WORDS, affinity_entry, endpoint, upstream_live
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
@@ -280,6 +281,7 @@ cdef class Balancer:
 
     def __dealloc__(self):
         self.forget_view()
+        free(self.s.affinity)
         for address in self.endpoints.values():
             free(<void*><size_t>address)
         free(self.live.cursors)
@@ -296,7 +298,8 @@ cdef class Balancer:
         return <endpoint*><size_t>self.endpoints[key]
 
     def swap(self, endpoints, int balance=0, *, int hash_key=0, bint affinity=False, int max_connections=0,
-            int max_connections_per_endpoint=0, int checked=0):
+            int max_connections_per_endpoint=0, int checked=0, int slow_start_ms=0,
+            int affinity_timeout_ms=0):
         """Another view: (key, weight) of each endpoint, and BALANCE_…, HASH_… and CHECKED_… of table.pxd."""
         cdef endpoint* ep
         cdef bytes raw
@@ -315,6 +318,12 @@ cdef class Balancer:
         self.view.max_connections = max_connections
         self.view.max_connections_per_endpoint = max_connections_per_endpoint
         self.view.checked = checked
+        self.view.slow_start_ms = slow_start_ms
+        self.view.affinity_timeout_ms = affinity_timeout_ms
+        if affinity and self.s.affinity == NULL:
+            self.s.affinity = <affinity_entry*>lb_huge_alloc(AFFINITY_SETS * AFFINITY_WAYS * sizeof(affinity_entry))
+            if self.s.affinity == NULL:
+                raise MemoryError
         self.view.endpoints = <endpoint**>calloc(self.view.count + 1, sizeof(endpoint*))
         self.view.weights = <int*>calloc(self.view.count + 1, sizeof(int))
         hashes = <uint64_t*>malloc(self.view.count * sizeof(uint64_t) + 1)
@@ -376,12 +385,33 @@ cdef class Balancer:
                 balance_release(&self.live, self.view.endpoints[chosen])
         return (monotonic_ns() - started) / picks
 
+    def moves(self, list homes, int rounds, int by=0):
+        """How often clients 0, 1, ... are not sent to the endpoint named in `homes`, each asked for so many times.
+        Other threads may do the same meanwhile.
+        """
+        cdef uint32_t* wanted = <uint32_t*>malloc(len(homes) * sizeof(uint32_t) + 1)
+        cdef uint32_t count = <uint32_t>len(homes), i
+        cdef int _, chosen, moved = 0
+        if wanted == NULL:
+            raise MemoryError
+        for i in range(count):
+            wanted[i] = self.keys.index(homes[i])
+        with nogil:
+            for _ in range(rounds):
+                self.reactors[by].now_ms += 64
+                for i in range(count):
+                    chosen = balance_pick(&self.reactors[by], self.view, 0, i)
+                    balance_release(&self.live, self.view.endpoints[chosen])
+                    moved += <uint32_t>chosen != wanted[i]
+        free(wanted)
+        return moved
+
     def flow_hash(self, bytes client, int client_port, bytes destination, int destination_port, int protocol):
         """Addresses of 16 bytes."""
         return flow_hash(self.view, client, client_port, destination, destination_port, protocol)
 
-    def set(self, str key, *, health=None, admin=None, active=None):
-        """HEALTH_… and ADMIN_… of endpoint.pxd, and how many exchanges are under way."""
+    def set(self, str key, *, health=None, admin=None, active=None, bint joins=False):
+        """HEALTH_… and ADMIN_… of endpoint.pxd, how many exchanges are under way, and that it joins others now."""
         cdef endpoint* ep = self.at(key)
         if health is not None:
             ep.health = health
@@ -389,11 +419,13 @@ cdef class Balancer:
             ep.admin = admin
         if active is not None:
             ep.active = active
+        if joins:
+            ep.joined_ms = self.reactors[0].now_ms
 
     def connect(self, str key, bint succeeds):
         """What a connection to an endpoint has come to."""
         if succeeds:
-            endpoint_connected(self.at(key))
+            endpoint_connected(self.at(key), &self.reactors[0])
         else:
             endpoint_connect_failed(self.at(key), &self.reactors[0])
 

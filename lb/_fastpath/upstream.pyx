@@ -268,7 +268,7 @@ cdef void shared_timeout(timer* t) noexcept nogil:
 
 
 cdef void shared_begins(leg* l) noexcept nogil:
-    endpoint_connected(l.c.ep)
+    endpoint_connected(l.c.ep, l.c.base.r)
     calls.connected(l.exchange, l)
 
 
@@ -681,6 +681,6 @@ cdef void established(conn* c) noexcept nogil:
     elif h2:
         share(c, exchange)
     else:
-        endpoint_connected(c.ep)
+        endpoint_connected(c.ep, r)
         c.told.connected(exchange, l)
     batch_flush(r)

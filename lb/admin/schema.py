@@ -266,6 +266,8 @@ class EndpointInfo(msgspec.Struct, frozen=True):
     failures: int
     connections_idle: int
     ejected_for_ms: int
+    slow_share: float
+    """How much of its weight it has: less than 1 while it starts slowly (`slow_start`)."""
     tls_error: str
     """Why its last TLS handshake failed (reason `upstream-tls-failed`); empty since one has succeeded."""
     health: EndpointHealth | None

@@ -337,6 +337,7 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
                 failures=one["failures"],
                 connections_idle=one["idle"],
                 ejected_for_ms=one["ejected_for_ms"],
+                slow_share=one["slow_share"],
                 tls_error=one["tls_error"],
                 health=health.get(one["key"]),
             )

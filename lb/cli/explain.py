@@ -316,6 +316,7 @@ def _endpoint_row(endpoint: EndpointStep) -> Text:
     details = ["chosen"] if endpoint.chosen else []
     details += [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []
+    details += [f"starts slowly ({endpoint.slow_share:.0%})"] if endpoint.slow_share < 1 else []
     details += [endpoint.target] if endpoint.target else []
     details += [endpoint.health] if endpoint.health else []
     details += [f"TLS failed: {endpoint.tls_error}"] if endpoint.tls_error else []

@@ -309,6 +309,9 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         _checked(upstream.health_check),
         PROXY_PROTOCOLS[upstream.proxy_protocol],
         HASH_KEYS[options.hash_key],
+        # A slow start would lead clients elsewhere and back again.
+        0 if upstream.balance == "maglev" or upstream.affinity != "none" else _int32(options.slow_start_ms),
+        _int32(options.affinity_timeout_ms),
     )
 
 

@@ -33,6 +33,7 @@ from lb.model.match import Condition, Named, Request, covers, failed_condition, 
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
 from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
+from lb.model.units import format_duration
 from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
@@ -229,7 +230,9 @@ class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
     tls_error: str = ""
     """Why its last TLS handshake failed; only with live states."""
     chosen: bool = False
-    """It is the one that serves the client who is asked about, wherever nothing else is known to happen."""
+    """The address of the client who is asked about leads to it."""
+    slow_share: float = 1.0
+    """How much of its weight it has while it starts slowly; only with live states."""
 
 
 class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -719,7 +722,9 @@ class _Explainer:
         endpoints = [one for step in steps if step.share for one in step.endpoints]
         chosen = [one.key for one in endpoints if one.chosen]
         if len(chosen) == 1 == sum(1 for step in steps if step.share):
-            return None, "ok", f"{chosen[0]} answers {self._chooser}"
+            known = any(step.affinity != "none" for step in steps if step.share)
+            unless = ", unless another one has answered it before" if known else ""
+            return None, "ok", f"{chosen[0]} answers {self._chooser}{unless}"
         if any(one.state == "ready" for one in endpoints):
             return None, "ok", "one of the ready endpoints answers"
         if _all_fail(endpoints):
@@ -743,7 +748,7 @@ class _Explainer:
             self._notes.append(f"{refused.what}: {refused.why}")
         hash_key = self._hash_key(upstream)
         if upstream.affinity == "client-ip":
-            self._notes.append(f"{name} keeps a client on its endpoint while that can serve")
+            self._notes.append(f"{name} keeps a client on its endpoint while that can serve{_how_long(upstream)}")
         elif hash_key == "source" and not self._ask.client:
             self._notes.append(f"{name} chooses by the client's address: --from tells which endpoint")
         if hash_key == "source" and self._chooser:
@@ -881,13 +886,16 @@ def _why_route(failed: Condition | None, verdict: Verdict) -> str:
 
 def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: Source) -> EndpointStep:
     state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
-    weight, active, health, tls_error = endpoint.weight, None, "", ""
+    weight, active, health, tls_error, slow_share = endpoint.weight, None, "", "", 1.0
     if live is not None:
         weight, active, health = int(live.get("weight", weight)), live.get("active"), str(live.get("health", ""))
         state, tls_error = str(live.get("state", state)), str(live.get("tls_error", ""))
+        slow_share = float(live.get("slow_share", 1))
         if state == "ready" and weight == 0:
             state = "zero-weight"
-    return EndpointStep(endpoint.key, state, weight, endpoint.target, active, health, source, tls_error)
+    return EndpointStep(
+        endpoint.key, state, weight, endpoint.target, active, health, source, tls_error, slow_share=slow_share
+    )
 
 
 def _choose(upstream: Upstream, steps: Sequence[EndpointStep], client: str) -> tuple[EndpointStep, ...]:
@@ -972,13 +980,29 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
     for field in option_fields(UpstreamOptions):
         if field.attribute == "max_streams_per_connection" and upstream.protocol == "http1":
             continue
-        if field.attribute == "hash_key" and (upstream.balance != "maglev" or upstream.affinity != "none"):
-            continue
         value = getattr(upstream.options, field.attribute)
+        if not _is_looked_at(upstream, field.attribute, value):
+            continue
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
     if upstream.health_check.type != "off":
         yield OptionStep("upstream.health_check", describe_check(upstream.health_check), f"upstream {upstream.name}")
+
+
+def _is_looked_at(upstream: Upstream, attribute: str, value: object) -> bool:
+    """Whether an option means something beside what the upstream says otherwise."""
+    if attribute == "hash_key":
+        return upstream.balance == "maglev" and upstream.affinity == "none"
+    if attribute == "affinity_timeout_ms":
+        return upstream.affinity != "none"
+    return attribute != "slow_start_ms" or (
+        bool(value) and upstream.balance != "maglev" and upstream.affinity == "none"
+    )
+
+
+def _how_long(upstream: Upstream) -> str:
+    timeout = upstream.options.affinity_timeout_ms
+    return f", until it has been silent for {format_duration(timeout)}" if timeout else ""
 
 
 def _as_it_says(origin: Origin) -> Origin:

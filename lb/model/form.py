@@ -46,7 +46,7 @@ BUILT_IN = "built-in"
 Unit = Literal["duration", "size", "plain"]
 
 
-_ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue", "https_redirect"})
+_ZERO_IS_NONE = frozenset({"retries", "linger_timeout_ms", "max_queue", "https_redirect", "slow_start_ms"})
 """Options of which 0 says none at all; of the others it says that there is no limit."""
 
 

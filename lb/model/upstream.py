@@ -68,6 +68,11 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     """How many requests may wait when a limit is reached; the next one is answered 503. 0: nobody waits."""
     queue_timeout_ms: int = 10_000
     """How long a request may wait in the queue (503)."""
+    affinity_timeout_ms: int = 10_800_000
+    """How long after its last request or connection affinity keeps a client (Service `sessionAffinityConfig`)."""
+    slow_start_ms: int = 0
+    """An endpoint that joins others, or comes back to them, begins with a tenth of its share and has all of it after
+    this time; 0: at once. Not with maglev, and not with affinity."""
     hash_key: HashKey = "source"
     """What balance maglev chooses by: the client's address; or address and port; or flow: these, where it connects to,
     and the protocol. Requests (HTTP) are chosen for by the client's address alone."""
@@ -87,7 +92,8 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     balance: Balance = "round-robin"
     endpoints: tuple[Endpoint, ...] = ()
     affinity: Literal["none", "client-ip"] = "none"
-    """client-ip keeps a client on its endpoint while that endpoint can serve (Service `sessionAffinity: ClientIP`)."""
+    """client-ip keeps a client on its endpoint while that endpoint can serve, for as long as `affinity_timeout` says
+    (Service `sessionAffinity: ClientIP`)."""
     options: UpstreamOptions = UpstreamOptions()
     unavailable: str = ""
     """Why there are no endpoints, when the reason is known: `Service shop/web does not exist`."""

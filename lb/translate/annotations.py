@@ -438,6 +438,13 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _upstream("max-queue", "max_queue", parse_count, "How many requests may wait when a limit is reached."),
     _upstream("queue-timeout", "queue_timeout_ms", _duration, "How long a request may wait in the queue."),
     _upstream(
+        "slow-start",
+        "slow_start_ms",
+        _duration,
+        "How long the share of an endpoint that joins others, or comes back to them, grows from a tenth to all of it; "
+        "`0`: it has all of it at once. Not with `maglev` or `sessionAffinity`.",
+    ),
+    _upstream(
         "hash-key",
         "hash_key",
         _one_of(*get_args(HashKey)),

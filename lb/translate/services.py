@@ -39,6 +39,8 @@ from lb.translate.options import Options
 from lb.translate.protocols import read_app_protocol
 from lb.translate.vendors import read_service
 
+_MAX_AFFINITY_SECONDS = 86_400
+"""`k8s.io/kubernetes/pkg/apis/core/validation`, ValidateClientIPAffinityConfig."""
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -205,6 +207,8 @@ class _ServiceTranslation:
         self._tls = read_backend_tls(stored, self._values.tls, mistake, material, self._problems)
         self._uses_nodes = self._targets == "nodeports" and not table.external
         self._health_check = self._read_health_check()
+        self._sticky = self._service.spec.session_affinity == "ClientIP"
+        self._affinity_timeout_ms = self._read_affinity_timeout()
         self._resolve = ""
         self._name = f"{self._service.metadata.namespace}/{self._service.metadata.name}"
 
@@ -235,11 +239,13 @@ class _ServiceTranslation:
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
+        if self._affinity_timeout_ms:
+            options = msgspec.structs.replace(options, affinity_timeout_ms=self._affinity_timeout_ms)
         return Upstream(
             use.upstream(self._service.metadata.namespace, self._service.metadata.name),
             self._values.balance or self._wanted.balances.get(wanted) or self._options.balance,
             endpoints,
-            "client-ip" if self._service.spec.session_affinity == "ClientIP" else "none",
+            "client-ip" if self._sticky else "none",
             options,
             "" if endpoints else why,
             resolve,
@@ -264,6 +270,23 @@ class _ServiceTranslation:
                 field_of("health", "type"),
             )
         return HealthCheck()
+
+    def _read_affinity_timeout(self) -> int:
+        """Of sessionAffinityConfig, in milliseconds; 0 when it says nothing that can be used."""
+        config = self._service.spec.session_affinity_config
+        seconds = config.client_ip.timeout_seconds if config is not None and config.client_ip is not None else None
+        if seconds is None or not self._sticky:
+            return 0
+        if not 1 <= seconds <= _MAX_AFFINITY_SECONDS:
+            self._add(
+                "LB4014",
+                f"timeoutSeconds is {seconds}",
+                "clients are kept as long as the default says",
+                f"write 1 to {_MAX_AFFINITY_SECONDS}",
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            )
+            return 0
+        return seconds * 1_000
 
     def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
         if protocol == "http2" and proxy_protocol != "none":

@@ -149,7 +149,15 @@ class FakeStore:
 
 
 def endpoint_state(key: str) -> dict[str, Any]:
-    numbers = {"weight": 1, "active": 0, "idle": 2, "requests": 20, "failures": 0, "ejected_for_ms": 0}
+    numbers = {
+        "weight": 1,
+        "active": 0,
+        "idle": 2,
+        "requests": 20,
+        "failures": 0,
+        "ejected_for_ms": 0,
+        "slow_share": 1.0,
+    }
     return {"key": key, "state": "ready", **numbers, "tls_error": ""}
 
 

@@ -196,6 +196,66 @@ def test_a_client_whose_endpoint_goes_moves_and_the_others_stay(tmp_path: Path, 
         assert moved == []
 
 
+def test_clients_stay_while_endpoints_come_and_go(tmp_path: Path, backends: Named) -> None:
+    a, b, c = backends.values()
+    native = Native()
+    native.serve("sticky.test", a, b, affinity="client-ip")
+    native.serve("brief.test", a, b, affinity="client-ip", affinity_timeout="64ms")
+    sources = [f"127.0.0.{number}" for number in range(2, 42)]
+    with serving(tmp_path, native, threads=2) as site:
+
+        def choices(host: str) -> list[bytes]:
+            chosen = []
+            for source in sources:
+                with site.connect(source=source) as client:
+                    chosen.append(client.ask(get(host)).body)
+            return chosen
+
+        before, brief = choices("sticky.test"), choices("brief.test")
+        assert before == brief  # the first choice is the address's
+        stop = threading.Event()
+        moved: list[str] = []
+        threads = [
+            threading.Thread(target=_keep_asking, args=(site, source, was, stop, moved))
+            for source, was in list(zip(sources, before, strict=True))[:8]
+        ]
+        for thread in threads:
+            thread.start()
+        for members in ([a, b, c], [a, b], [c, b, a], [b, {"address": a.key, "weight": 3}, c]):
+            for host, options in (("sticky.test", {}), ("brief.test", {"affinity_timeout": "64ms"})):
+                native.upstream(host, members, affinity="client-ip", **options)
+            site.apply()
+            assert choices("sticky.test") == before
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert moved == []
+        # Those that are forgotten soon use what has come.
+        wait_until(lambda: b"c" in choices("brief.test"), "a client that was silent is sent to a new endpoint")
+
+
+def _keep_asking(site: Serving, source: str, wanted: bytes, stop: threading.Event, moved: list[str]) -> None:
+    with site.connect(source=source) as client:
+        while not stop.is_set():
+            if client.ask(get("sticky.test")).body != wanted:
+                moved.append(source)
+
+
+def test_a_newcomer_starts_slowly(tmp_path: Path, backends: Named) -> None:
+    a, b, c = backends.values()
+    native = Native()
+    native.serve("slow.test", a, b, slow_start="10h")
+    with serving(tmp_path, native, threads=2) as site:
+        assert Counter(names(site, "slow.test", 20)) == {"a": 10, "b": 10}
+        native.upstream("slow.test", [a, b, c], slow_start="10h")
+        site.apply()
+        seen = Counter(names(site, "slow.test", 630))
+        assert 5 <= seen["c"] <= 70  # 0.1 of 2.1 is 30
+        assert abs(seen["a"] - seen["b"]) <= 60
+        endpoints = {one["endpoint"]: one for one in site.lb.get("/v1/upstreams/slow.test")["endpoints"]}
+        assert [round(endpoints[one.key]["slow_share"], 1) for one in (a, b, c)] == [1, 1, 0.1]
+
+
 def test_random_two_obeys_weights(site: Serving) -> None:
     seen = Counter(names(site, "two.test", 400))
     # Chance stays within five standard deviations of 300.

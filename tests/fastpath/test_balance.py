@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb._fastpath.engine import Engine
 from lb._fastpath.testing import Balancer, maglev_table
-from lb.compile.table import BALANCES, HASH_KEYS
+from lb.compile.table import BALANCES, HASH_KEYS, Compiler
 from lb.model.balance import (
     Share,
     choose_by_maglev,
@@ -19,6 +21,9 @@ from lb.model.balance import (
     hash_client,
 )
 from lb.model.balance import maglev_table as reference_table
+from lb.model.config import Config
+from lb.model.health import HealthCheck
+from lb.model.upstream import Balance, Endpoint, Upstream, UpstreamOptions
 
 NONE, FULL, UNHEALTHY = -1, -2, -3
 READY, DRAIN, DOWN = 0, 1, 2
@@ -254,3 +259,232 @@ def test_what_flows_are_chosen_by() -> None:
     # Affinity is to a client, whatever the key; who chooses by nothing is spared the hash.
     assert balancer("maglev", hash_key=2, affinity=True).flow_hash(client, 1, destination, 2, 6) == key("source")
     assert balancer("random-two", hash_key=2).flow_hash(client, 1, destination, 2, 6) == 0
+
+
+# -- Slow start
+
+SLOW = ["least-connections", "random-two", "round-robin"]
+
+
+@pytest.mark.parametrize("balance", SLOW)
+@pytest.mark.parametrize("reactors", [1, 2])
+def test_the_share_of_a_newcomer_grows(balance: str, reactors: int) -> None:
+    # With little to do least-connections knows the weights no better: who has most of it comes first.
+    most = 1 if balance == "least-connections" else 2
+    one = balancer(balance, (1, 1, most, 1), reactors=reactors, slow_start_ms=10_000)
+    late = KEYS[2]
+    one.set(late, joins=True)
+    for share in (0.1, 0.1, 0.2, 0.5, 0.8, 1.0, 1.0):  # each second from the second one on
+        counts = Counter(one.count(20_000))
+        wanted = 20_000 * most * share / (3 + most * share)
+        assert abs(counts[late] - wanted) < 5 * wanted**0.5  # chance stays within five standard deviations
+        others = [counts[key] for key in KEYS[:4] if key != late]
+        assert max(others) - min(others) < 0.1 * max(others)
+        one.pass_time({0.1: 1_000, 0.2: 3_000, 0.5: 3_000, 0.8: 2_000, 1.0: 1}[share])
+
+
+@pytest.mark.parametrize("balance", ["least-connections", "random-two"])
+def test_under_load_a_newcomer_is_not_overrun(balance: str) -> None:
+    one = balancer(balance, (1,) * 10, slow_start_ms=10_000)
+    one.set(KEYS[9], admin=DRAIN)
+    under_way = [key for key in (one.pick() for _ in range(900)) if isinstance(key, str)]
+    one.set(KEYS[9], admin=READY, joins=True)
+
+    def churn() -> int:
+        """How many of 900 the newcomer has after each of them has ended and another one has begun, three times."""
+        for _ in range(2_700):
+            one.release(under_way.pop(0))
+            key = one.pick()
+            assert isinstance(key, str)
+            under_way.append(key)
+        return one.active()[KEYS[9]]
+
+    # Its weight is 0.1 of 9.1, then 0.5 of 9.5, then 1 of 10.
+    assert 3 <= churn() <= 20
+    one.pass_time(5_000)
+    assert 35 <= churn() <= 60
+    one.pass_time(5_000)
+    assert 80 <= churn() <= 100
+
+
+@pytest.mark.parametrize("balance", SLOW)
+def test_who_starts_slowly_is_not_made_to_wait_for_nobody(balance: str) -> None:
+    one = balancer(balance, slow_start_ms=10_000, max_connections_per_endpoint=20)
+    for key in KEYS[:3]:
+        one.set(key, joins=True)
+    counts = Counter(one.count(9_000))  # all alike
+    assert min(counts[key] for key in KEYS[:3]) > 2_700
+    one.set(KEYS[0], active=20)
+    one.set(KEYS[1], admin=DRAIN)
+    assert {picked(one) for _ in range(50)} == {KEYS[2]}
+
+
+@pytest.mark.parametrize("balance", SLOW)
+def test_who_was_ejected_starts_slowly(balance: str) -> None:
+    one = balancer(balance, slow_start_ms=10_000)
+    for _ in range(EJECT_AFTER):
+        one.connect(KEYS[1], succeeds=False)
+    assert KEYS[1] not in one.count(300)
+    one.pass_time(EJECT_MS)
+    assert 200 < one.count(10_000)[KEYS[1]] < 800  # 0.1 of 2.1 is 476
+    one.connect(KEYS[1], succeeds=True)
+    assert 200 < one.count(10_000)[KEYS[1]] < 800
+    one.pass_time(10_000)
+    assert 3_000 < one.count(10_000)[KEYS[1]] < 3_700
+    # One that a last resort has connected to is back at once, and starts then.
+    for _ in range(EJECT_AFTER):
+        one.connect(KEYS[1], succeeds=False)
+    one.connect(KEYS[1], succeeds=True)
+    assert 200 < one.count(10_000)[KEYS[1]] < 800
+    one.pass_time(10_000)
+    assert 3_000 < one.count(10_000)[KEYS[1]] < 3_700
+
+
+def test_who_starts_slowly_in_an_engine() -> None:
+    engine = Engine(threads=1)
+    compiler = Compiler(engine)
+    hour = UpstreamOptions(slow_start_ms=3_600_000)
+    check = HealthCheck(type="tcp")
+
+    def serve(*members: int, balance: Balance = "round-robin", checked: bool = False) -> None:
+        endpoints = tuple(Endpoint(f"10.0.0.{number}", 80) for number in members)
+        health_check = check if checked else HealthCheck()
+        web = Upstream("web", balance, endpoints, options=hour, health_check=health_check)
+        engine.publish(compiler.compile(Config(upstreams={"web": web}), 1))
+
+    def slow() -> list[int]:
+        """The last bytes of the addresses of those that start slowly."""
+        shares = {one["key"]: one["slow_share"] for one in engine.endpoint_stats("web")}
+        assert set(shares.values()) <= {1.0, 0.1}
+        return [int(key.split(":")[0].rpartition(".")[2]) for key, share in shares.items() if share < 1]
+
+    serve(1, 2)
+    assert slow() == []  # a start of lb is none of theirs
+    serve(1, 2, 3)
+    assert slow() == [3]
+    serve(1, 2)
+    serve(1, 2, 3)
+    assert slow() == [3]
+    serve(4, 5)
+    assert slow() == []  # nobody is left whom they could leave requests to
+    engine.set_endpoint("web", "10.0.0.4:80", admin="drain")
+    engine.set_endpoint("web", "10.0.0.4:80", admin="ready")
+    engine.set_endpoint("web", "10.0.0.5:80", admin="ready")
+    assert slow() == [4]
+    serve(4, 5, checked=True)
+    engine.set_health("web", "10.0.0.5:80", False)
+    assert slow() == [4]
+    engine.set_health("web", "10.0.0.5:80", True)
+    assert slow() == [4, 5]
+    serve(4, 5, balance="maglev")
+    assert slow() == []
+
+
+# -- Affinity
+
+
+def sticky(count: int = 3, timeout_ms: int = 60_000, **policy: int) -> Balancer:
+    return balancer("round-robin", (1,) * count, affinity=True, affinity_timeout_ms=timeout_ms, **policy)
+
+
+def resize(one: Balancer, keys: Sequence[str], timeout_ms: int = 60_000) -> None:
+    one.swap([(key, 1) for key in keys], affinity=True, affinity_timeout_ms=timeout_ms)
+
+
+def test_clients_stay_when_endpoints_are_added() -> None:
+    one = sticky()
+    before = choices(one, 2_000)
+    resize(one, KEYS[:50])
+    assert choices(one, 2_000) == before
+    assert len({picked(one, h) for h in hashes(3_000)[2_000:]}) == 50  # new ones use all
+
+
+def test_clients_move_only_when_their_endpoint_goes() -> None:
+    one = sticky(4)
+    before = choices(one, 2_000)
+    resize(one, KEYS[1:4])
+    after = choices(one, 2_000)
+    assert all(was == now for was, now in zip(before, after, strict=True) if was != KEYS[0])
+    assert {now for was, now in zip(before, after, strict=True) if was == KEYS[0]} == set(KEYS[1:4])
+    resize(one, KEYS[:4])
+    assert choices(one, 2_000) == after  # where they are now
+
+
+@pytest.mark.parametrize("how", ["failed", "ejected", "drain", "tried"])
+def test_a_client_whose_endpoint_may_not_serve_moves_for_good(how: str) -> None:
+    one = sticky()
+    before = choices(one, 500)
+    gone = KEYS[1]
+    if how == "ejected":
+        for _ in range(EJECT_AFTER):
+            one.connect(gone, succeeds=False)
+    one.set(gone, health=FAILED if how == "failed" else None, admin=DRAIN if how == "drain" else None)
+    after = [picked(one, h, (gone,) if how == "tried" else ()) for h in hashes(500)]
+    assert gone not in after
+    assert all(was == now for was, now in zip(before, after, strict=True) if was != gone)
+    one.set(gone, health=OK, admin=READY)
+    one.pass_time(EJECT_MS)
+    assert choices(one, 500) == after
+
+
+def test_a_client_waits_for_its_endpoint_when_that_is_full() -> None:
+    one = sticky(max_connections_per_endpoint=1)
+    home = one.pick(7)
+    assert isinstance(home, str)
+    assert one.pick(7) == FULL
+    one.release(home)
+    assert one.pick(7) == home
+
+
+def test_a_client_that_was_silent_for_long_is_forgotten() -> None:
+    one = sticky(timeout_ms=10_000)
+    before = choices(one, 300)
+    resize(one, KEYS[:30], timeout_ms=10_000)
+    for _ in range(5):
+        one.pass_time(9_900)
+        assert choices(one, 300) == before
+    one.pass_time(10_200)
+    fresh = balancer("round-robin", (1,) * 30, affinity=True)
+    assert choices(one, 300) == choices(fresh, 300) != before
+
+
+def test_zero_keeps_a_client_for_ever() -> None:
+    one = sticky(timeout_ms=0)
+    before = choices(one, 100)
+    resize(one, KEYS[:30], timeout_ms=0)
+    one.pass_time(10**9)
+    assert choices(one, 100) == before
+
+
+def test_those_that_were_unused_longest_are_forgotten_first() -> None:
+    one = sticky()
+    places = 32_768 * 8
+    one.count(places, first_hash=10_000)
+    one.pass_time(100)
+    one.count(10_000)
+    one.pass_time(100)
+    before = choices(one, 10_000)
+    resize(one, KEYS[:50])
+    for number in range(25):  # twice as many as there is room for
+        one.pass_time(100)
+        one.count(places // 12, first_hash=places * (2 + number))
+        one.pass_time(100)
+        after = choices(one, 10_000)
+        # A set that happens to have many of them may lose one.
+        assert sum(was != now for was, now in zip(before, after, strict=True)) <= 10
+    # Those that were never asked for again have made room: they are spread anew.
+    counts = Counter(one.count(20_000, first_hash=10_000))
+    assert len(counts) == 50
+    assert sum(counts[key] for key in KEYS[:3]) < 0.1 * 20_000
+
+
+def test_threads_lose_no_client() -> None:
+    one = sticky_threads(4)
+    homes = [picked(one, number) for number in range(1_000)]
+    resize(one, KEYS[:20])
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda by: one.moves(homes, 300, by), range(4))) == 0
+
+
+def sticky_threads(reactors: int) -> Balancer:
+    return balancer("round-robin", (1,) * 3, reactors=reactors, affinity=True, affinity_timeout_ms=3_600_000)

@@ -30,6 +30,7 @@ LAYERS = (
     ("endpoint", "shares"),
     ("table",),
     ("reactor",),
+    ("affinity",),
     ("balance", "tls", "pipes", "client_hello"),
     ("transport",),
     ("http1_parse", "clients", "http2_meter", "proxy_protocol"),

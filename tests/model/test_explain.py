@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.model import explain as explain_module
-from lb.model.balance import Share, choose_by_maglev, hash_client, maglev_table
+from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain, make_ask
 from lb.model.health import HealthCheck, WhenAllFail
@@ -225,7 +225,7 @@ def test_trust_in_the_client_is_told(config: Config, client: str, verb: str) -> 
     told = explain(config, Ask("shop.example.com", "/", client=client))
     assert told.notes == (
         f"X-Forwarded-* headers from {client} are {verb}",
-        "web keeps a client on its endpoint while that can serve",
+        "web keeps a client on its endpoint while that can serve, until it has been silent for 3h",
     )
 
 
@@ -272,6 +272,12 @@ def test_whom_a_hash_chooses(hash_key: str) -> None:
     assert chosen(Ask("x", "", 4433, "TCP", client="10.8.0.1", scheme="tcp"))[0] == ""
     assert chosen(Ask("x", "/", headers=(("X-Forwarded-For", "10.1.0.1"),), client="10.9.0.1"))[0] == ""
     assert chosen(Ask("x", "/", client="10.9.0.1"))[0] != ""
+    sticky = msgspec.structs.replace(config.upstreams["game"], affinity="client-ip")
+    sticky_config = msgspec.structs.replace(config, upstreams={"game": sticky})
+    told = explain(sticky_config, Ask("x", "/", client="10.1.0.1"))
+    index = choose_by_rendezvous(endpoints, hash_client("10.1.0.1"), lambda _: True)
+    wanted = endpoints[index or 0].key
+    assert told.why == f"{wanted} answers 10.1.0.1, unless another one has answered it before"
     assert (
         explain(config, Ask("x", "/")).notes[-1] == "game chooses by the client's address: --from tells which endpoint"
     )

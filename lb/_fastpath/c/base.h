@@ -42,6 +42,9 @@
 static inline int lb_cas_ptr(void **p, void *expected, void *desired) {
     return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+static inline int lb_cas_u64(uint64_t *p, uint64_t expected, uint64_t desired) {
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
 /* Locks are only ever tried: whoever finds one taken does something else (see upstream.pyx). */
 static inline int lb_try_lock(int *lock) {
     return __atomic_load_n(lock, __ATOMIC_RELAXED) == 0 && __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0;
@@ -165,6 +168,14 @@ static inline uint64_t lb_keyed_hash(const char *p, size_t n, uint64_t secret) {
     LB_SIP_ROUND;
     LB_SIP_ROUND;
     return a ^ b ^ c ^ d;
+}
+
+/* A number as good as random for each number; each bit depends on all bits. */
+#define LB_GOLDEN 0x9e3779b97f4a7c15ULL
+static inline uint64_t lb_mix(uint64_t h) {
+    h *= LB_GOLDEN;
+    h = (h ^ (h >> 32)) * 0xd6e8feb86659fd93ULL;
+    return h ^ (h >> 32);
 }
 
 static inline uint64_t lb_random(uint64_t state[2]) { /* xoroshiro128+, Blackman and Vigna */

@@ -164,6 +164,7 @@ cdef extern from "base.h" nogil:
     int lb_swap_int "lb_swap"(int* p, int value)
     void lb_fence()
     int lb_cas_ptr(void** p, void* expected, void* desired)
+    int lb_cas_u64(uint64_t* p, uint64_t expected, uint64_t desired)
     int lb_try_lock(int* lock)
     void lb_unlock(int* lock)
     int LB_TOKEN, LB_VALUE, LB_TARGET, LB_UNRESERVED, LB_HEX, LB_DIGIT
@@ -175,6 +176,8 @@ cdef extern from "base.h" nogil:
     bint lb_equal_nocase(const char* a, const char* lower, size_t n)
     uint64_t lb_hash(const char* p, size_t n)
     uint64_t lb_keyed_hash(const char* p, size_t n, uint64_t secret)
+    uint64_t LB_GOLDEN
+    uint64_t lb_mix(uint64_t h)
     uint64_t lb_random(uint64_t* state)
     double log(double value)
 
