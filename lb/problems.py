@@ -99,6 +99,8 @@ CODES: dict[str, Code] = {
     "LB3012": Code("error", "certificate is not for the host"),
     "LB3013": Code("error", "Secret or ConfigMap with authorities does not exist"),
     "LB3014": Code("error", "authorities cannot be used"),
+    "LB3015": Code("error", "TLS is not passed through as the Ingress says"),
+    "LB3016": Code("warning", "rule is served by plain HTTP only, because TLS of its host is passed through"),
     # Services, endpoints, nodes
     "LB4001": Code("error", "Service does not exist"),
     "LB4002": Code("error", "Service has no such port"),
@@ -128,6 +130,7 @@ CODES: dict[str, Code] = {
     "LB5011": Code("warning", "plain HTTP is sent to https all the same, because client certificates are required"),
     "LB5012": Code("error", "Ingresses ask different things of the clients of one host"),
     "LB5013": Code("warning", "HTTP/2 gives way to the PROXY protocol"),
+    "LB5014": Code("warning", "host is served by plain HTTP only, because TLS of its name is passed through"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
     "LB6002": Code("warning", "certificate expires soon"),

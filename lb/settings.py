@@ -151,6 +151,8 @@ class Kubernetes(Section, frozen=True):
     """NAMESPACE/NAME of a ConfigMap that maps TCP ports to Services, as ingress-nginx reads it."""
     udp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
     """The same for UDP ports."""
+    ssl_passthrough: bool = False
+    """Whether `nginx.ingress.kubernetes.io/ssl-passthrough` counts: what `--enable-ssl-passthrough` says there."""
 
 
 class Certificates(Section, frozen=True):

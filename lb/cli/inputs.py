@@ -32,6 +32,7 @@ class Flags(msgspec.Struct, frozen=True):
     load_balancers: bool = False
     tcp_services: str = ""
     udp_services: str = ""
+    ssl_passthrough: bool = False
 
     def apply(self, kubernetes: Kubernetes) -> Kubernetes:
         """`kubernetes` with what was given in place of what it says."""
@@ -101,6 +102,11 @@ _TRANSLATION = (
     ),
     click.option(
         "--udp-services", default="", metavar="NAMESPACE/NAME", help="ConfigMap that maps UDP ports to Services."
+    ),
+    click.option(
+        "--ssl-passthrough",
+        is_flag=True,
+        help="Pass TLS through where an Ingress says so by ingress-nginx's annotation ssl-passthrough.",
     ),
 )
 
@@ -179,6 +185,7 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         load_balancers=kubernetes.load_balancers,
         tcp_services=kubernetes.tcp_services,
         udp_services=kubernetes.udp_services,
+        ssl_passthrough=kubernetes.ssl_passthrough,
         balance=defaults.balance,
         http=defaults.http,
         stream=defaults.stream,

@@ -67,7 +67,7 @@ from lb.model.route import (
     VirtualHost,
     WeightedUpstream,
 )
-from lb.model.stream import Mode, NameRoute, Stream, StreamOptions, StreamRoute
+from lb.model.stream import OF_HTTP, Mode, NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import (
@@ -102,9 +102,6 @@ _MAX_SUGGESTIONS = 1_000
 
 _NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
 """Options that list networks."""
-
-_OF_HTTP = ("handshake_timeout_ms", "max_connections_per_client", "max_connections", "proxy_protocol")
-"""Options of streams that an `https` listener has for all its clients, in its `http` section."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 5.6.2."""
@@ -181,7 +178,24 @@ class _Reader:
         upstreams = dict(self._read_each("upstreams", content.get("upstreams"), self._read_upstream))
         hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
         listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
+        for listener in listeners.values():
+            if listener.has_hosts and listener.stream is not None:
+                self._report_hosts_without_tls(listener, hosts.get(listener.host_set, {}))
         return Config(listeners, hosts, upstreams, certificates)
+
+    def _report_hosts_without_tls(self, listener: Listener, hosts: Mapping[str, VirtualHost]) -> None:
+        """On equal names `names` comes first, as passthrough does in ingress-nginx."""
+        for name, routes in listener.stream.names.items() if listener.stream is not None else ():
+            if name in hosts and not routes[-1].alpn:
+                field = f"listeners.{listener.name}.stream.names.{name}"
+                self.problems.add(
+                    "LB5014",
+                    self._place(field),
+                    f"host {name} of host set {listener.host_set} gets no TLS connection of listener {listener.name}",
+                    why="its server name is carried elsewhere, so only plain HTTP can reach the host",
+                    fix="take one of the two away, or add `alpn` to the name's routes",
+                    field=field,
+                )
 
     def _read_certificates(self, value: object) -> dict[str, Certificate]:
         self._named_certificates = dict.fromkeys(value) if isinstance(value, Mapping) else ()
@@ -440,13 +454,12 @@ class _Reader:
         """What concerns the clients of other names as well is said for all of them."""
         if "forward" in content:
             raise _MistakeError(f"{path}.forward", "the listener serves HTTP", "write `names: {NAME: UPSTREAM}`")
-        defaults = StreamOptions()
-        for attribute in _OF_HTTP:
+        for attribute in OF_HTTP:
             key = _key_of(StreamOptions, attribute)
             if key in content:
                 of_http = "head_timeout" if key == "handshake_timeout" else key
                 self._report(f"{path}.{key}", f"`{key}` has no effect here", f"write `{of_http}` under `http`")
-        return msgspec.structs.replace(options, **{one: getattr(defaults, one) for one in _OF_HTTP})
+        return options.beside_http()
 
     def _read_stream_route(
         self,

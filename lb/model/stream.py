@@ -37,6 +37,15 @@ class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Networks of proxies whose connections begin with a PROXY protocol header (version 1 or 2), which says who the
     client is. From elsewhere none is expected."""
 
+    def beside_http(self) -> StreamOptions:
+        """Those of names on an `https` listener: what concerns all its clients is said in its `http` section."""
+        defaults = StreamOptions()
+        return msgspec.structs.replace(self, **{name: getattr(defaults, name) for name in OF_HTTP})
+
+
+OF_HTTP = ("handshake_timeout_ms", "max_connections_per_client", "max_connections", "proxy_protocol")
+"""Options that an `https` listener has for all its clients (HttpOptions; the first one is its `head_timeout`)."""
+
 
 class StreamRoute(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where connections go (Gateway API TCPRoute), with the name that logs, metrics and `explain` show."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -502,6 +502,8 @@ FOREIGN_PREFIXES = (
     "traefik.ingress.kubernetes.io/",
 )
 """Annotations that tell another controller how to serve an Ingress."""
+SSL_PASSTHROUGH = "nginx.ingress.kubernetes.io/ssl-passthrough"
+"""The one that counts here, too, where the operator says so (lb/translate/passthrough.py)."""
 _ACCESS_WORDS = (
     "allow",
     "auth",
@@ -528,13 +530,14 @@ def field_of(part: Part, field: str) -> str:
     return next(f"metadata.annotations[{one.name}]" for one in ANNOTATIONS if (one.part, one.field) == (part, field))
 
 
-def read_annotations(stored: Stored, place: Place, problems: Problems) -> Values:
-    """The values of an object's `lb/…` annotations; what cannot be read becomes a problem and is left out."""
+def read_annotations(stored: Stored, place: Place, problems: Problems, served: Collection[str] = ()) -> Values:
+    """The values of an object's `lb/…` annotations; what cannot be read becomes a problem and is left out. `served` are
+    annotations of other controllers that have an effect."""
     annotations = stored.object.metadata.annotations
     if not annotations:
         return NOTHING
     if place == "Ingress":
-        _report_foreign(stored, problems)
+        _report_foreign(stored, served, problems)
     ours = sorted(name for name in annotations if name.startswith(PREFIX))
     if not ours:
         return NOTHING
@@ -610,9 +613,10 @@ def _report_unknown(stored: Stored, place: Place, name: str, entry: Annotation |
     problems.add("LB5002", stored.origin, what, why="it is ignored", fix=fix, field=f"metadata.annotations[{name}]")
 
 
-def _report_foreign(stored: Stored, problems: Problems) -> None:
+def _report_foreign(stored: Stored, served: Collection[str], problems: Problems) -> None:
     """What another controller would have done for an Ingress, an access rule perhaps, does not happen here."""
     names = [name for name in stored.object.metadata.annotations or () if name.startswith(FOREIGN_PREFIXES)]
+    names = [name for name in names if name not in served]
     report_without_effect(stored, names, problems, "paths are not rewritten, and access is not restricted")
 
 
@@ -622,13 +626,16 @@ def report_without_effect(
     """One warning an object, if there are any (LB5007)."""
     if not names:
         return
+    fix = "see docs/configuration.md for lb's own annotations; do not expose what they protected"
+    if SSL_PASSTHROUGH in names:
+        fix += f"; --ssl-passthrough serves {SSL_PASSTHROUGH}"
     shown = ", ".join(sorted(names, key=lambda name: (not _controls_access(name), name)))
     problems.add(
         "LB5007",
         stored.origin,
         f"annotations of another controller have no effect: {shown}",
         why=f"what they ask for does not happen: {effect}",
-        fix="see docs/configuration.md for lb's own annotations; do not expose what they protected",
+        fix=fix,
         field="metadata.annotations",
     )
 

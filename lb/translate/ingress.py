@@ -29,8 +29,9 @@ from lb.model.upstream import Balance
 from lb.objects.networking import HTTPIngressPath, Ingress, IngressBackend, IngressServiceBackend
 from lb.objects.view import Stored, View
 from lb.problems import Problem, Problems
-from lb.translate.annotations import GUARDED, read_annotations
+from lb.translate.annotations import GUARDED, SSL_PASSTHROUGH, read_annotations
 from lb.translate.options import Options
+from lb.translate.passthrough import wants_passthrough
 from lb.translate.precedence import DEFAULT_FIELD, Age, Claim, age_of
 from lb.translate.services import PortTable, Reference, missing_port, read_port_table, resolve_reference
 from lb.translate.tls import CLIENTS_FIELD, TlsClaim, WantedClients, claim_names, is_strict, read_wanted_clients
@@ -138,6 +139,7 @@ class _IngressTranslation:
         "_namespace",
         "_options",
         "_origin",
+        "_passes_tls",
         "_problems",
         "_references",
         "_tls",
@@ -152,7 +154,9 @@ class _IngressTranslation:
         self._name = f"{self._namespace}/{self._ingress.metadata.name}"
         self._problems = Problems()
         self._references: dict[Reference, None] = {}
-        values = read_annotations(stored, "Ingress", self._problems)
+        served = (SSL_PASSTHROUGH,) if options.ssl_passthrough else ()
+        values = read_annotations(stored, "Ingress", self._problems, served)
+        self._passes_tls = stored.origin if wants_passthrough(stored, options, self._problems) else None
         self._balance: Balance | None = values.balance
         self._options: RouteOptions = (
             msgspec.structs.replace(options.route, **values.route) if values.route else options.route
@@ -205,7 +209,9 @@ class _IngressTranslation:
         age = self._age
         return IngressPart(
             age,
-            tuple([Claim(host, age, tuple(taken), defaults.get(host)) for host, taken in routes.items()]),
+            tuple(
+                [Claim(host, age, tuple(taken), defaults.get(host), self._passes_tls) for host, taken in routes.items()]
+            ),
             tuple(self._references),
             self._balance,
             self._tls,

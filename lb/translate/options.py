@@ -46,6 +46,8 @@ class Options(msgspec.Struct, frozen=True):
     """NAMESPACE/NAME of a ConfigMap that maps TCP ports to Services, as ingress-nginx reads it."""
     udp_services: str = ""
     """The same for UDP ports."""
+    ssl_passthrough: bool = False
+    """Whether ingress-nginx's annotation of this name counts."""
     balance: Balance = "round-robin"
     http: HttpOptions = HttpOptions()
     stream: StreamOptions = StreamOptions()

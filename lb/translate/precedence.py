@@ -19,7 +19,7 @@ import msgspec
 
 from lb.model.route import Route, VirtualHost
 from lb.objects.meta import ObjectMeta
-from lb.problems import Problem, Problems
+from lb.problems import Origin, Problem, Problems
 from lb.translate.shadow import shadowed_routes
 
 _KIND_RANK = {"exact": 0, "prefix": 1, "string-prefix": 2}
@@ -43,6 +43,8 @@ class Claim(msgspec.Struct, frozen=True):
     """As written."""
     default: Route | None = None
     """Takes what no route of the host takes."""
+    passes_tls: Origin | None = None
+    """The Ingress, when TLS connections of its hosts are passed through."""
 
 
 def age_of(metadata: ObjectMeta) -> Age:

@@ -29,6 +29,7 @@ import msgspec
 from lb.model.config import Config
 from lb.model.listener import Listener, Transport
 from lb.model.route import VirtualHost
+from lb.model.stream import NameRoute
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Balance, Upstream
 from lb.objects.discovery import SERVICE_NAME_LABEL
@@ -43,6 +44,8 @@ from lb.translate.material import Material, MaterialName, Parts
 from lb.translate.native import NativePart, clash, missing_upstream, translate_native
 from lb.translate.nodes import NodeTargets, find_node_targets
 from lb.translate.options import Options
+from lb.translate.passthrough import assemble_names as assemble_passthrough
+from lb.translate.passthrough import with_names
 from lb.translate.precedence import Age, Claim, assemble_host
 from lb.translate.services import (
     Reference,
@@ -78,6 +81,8 @@ class _State(msgspec.Struct, frozen=True):
     claims: dict[str, tuple[Claim, ...]]
     """By hostname, oldest first."""
     hosts: dict[str, VirtualHost]
+    names: dict[str, tuple[NameRoute, ...]]
+    """Where TLS connections go that are passed through, by hostname."""
     users: dict[_Name, tuple[_Name, ...]]
     """Service -> the Ingresses that refer to it."""
     services: dict[_Name, ServicePart]
@@ -126,6 +131,7 @@ _NO_STATE = _State(
     {},
     {},
     {},
+    {},
     NativePart(),
     {},
     {},
@@ -165,7 +171,7 @@ class _Build:
         moved_ports = self._services_with_other_ports()
         updates = self._translate_ingresses(classes, moved_ports)
         ingresses = _patch(old.ingresses, updates)
-        claims, hosts = self._assemble_hosts(updates)
+        claims, hosts, names = self._assemble_hosts(updates)
         tls_claims = self._follow_claims(updates)
         tls_hosts, certificates = self._assemble_tls(tls_claims)
         users = self._find_users(updates)
@@ -173,7 +179,7 @@ class _Build:
         services, upstreams = self._translate_services(users, ingresses, native, streams, stale)
         self._check_nodes(services)
         material, shown = self._keep_material(tls_claims, services)
-        config = self._assemble_config(hosts, upstreams, native, streams, tls_hosts, certificates, shown)
+        config = self._assemble_config(hosts, names, upstreams, native, streams, tls_hosts, certificates, shown)
         self._set_problems((_GENERAL, "", ""), self._general_problems(classes, ingresses))
         problems = old.problems.patch(self._problems)
         state = _State(
@@ -182,6 +188,7 @@ class _Build:
             ingresses,
             claims,
             hosts,
+            names,
             users,
             services,
             upstreams,
@@ -290,11 +297,12 @@ class _Build:
 
     def _assemble_hosts(
         self, updates: Mapping[_Name, IngressPart | None]
-    ) -> tuple[dict[str, tuple[Claim, ...]], dict[str, VirtualHost]]:
+    ) -> tuple[dict[str, tuple[Claim, ...]], dict[str, VirtualHost], dict[str, tuple[NameRoute, ...]]]:
         old_claims, old_hosts = self._old.claims, self._old.hosts
         dropped, added = self._changed_claims(updates)
         claims: dict[str, tuple[Claim, ...] | None] = {}
         hosts: dict[str, VirtualHost | None] = {}
+        names: dict[str, tuple[NameRoute, ...] | None] = {}
         for hostname in dict.fromkeys(chain(dropped, added)):
             current = added.get(hostname, [])
             known = old_claims.get(hostname)
@@ -305,10 +313,13 @@ class _Build:
                 current.sort(key=_age)
             claims[hostname] = tuple(current) or None
             host, problems = assemble_host(hostname, current) if current else (None, ())
-            self._set_problems((_HOST, "", hostname), problems)
+            passed, more = assemble_passthrough(hostname, current)
+            self._set_problems((_HOST, "", hostname), (*problems, *more))
+            if passed != self._old.names.get(hostname, ()):
+                names[hostname] = passed or None
             if host != old_hosts.get(hostname):
                 hosts[hostname] = host
-        return _patch(old_claims, claims), _patch(old_hosts, hosts)
+        return _patch(old_claims, claims), _patch(old_hosts, hosts), _patch(self._old.names, names)
 
     def _changed_claims(
         self, updates: Mapping[_Name, IngressPart | None]
@@ -528,6 +539,7 @@ class _Build:
     def _assemble_config(
         self,
         hosts: dict[str, VirtualHost],
+        names: dict[str, tuple[NameRoute, ...]],
         upstreams: dict[str, Upstream],
         native: NativePart,
         streams: dict[_Name, StreamClaim],
@@ -537,11 +549,17 @@ class _Build:
     ) -> Config:
         old = self._old
         same = hosts is old.hosts and upstreams is old.upstreams and native is old.native and streams is old.streams
-        same = same and tls_hosts is old.tls_hosts and certificates is old.certificates and shown is old.shown
+        same = (
+            same
+            and names is old.names
+            and tls_hosts is old.tls_hosts
+            and certificates is old.certificates
+            and shown is old.shown
+        )
         if self._previous is not None and same and self._options == old.options:
             return self._previous.config
         problems = Problems(native.problems)
-        listeners = self._listeners(hosts, tls_hosts, native, streams, problems)
+        listeners = self._listeners(hosts, names, tls_hosts, native, streams, problems)
         host_sets = dict(native.config.hosts)
         if hosts or any(one.host_set == HOST_SET for one in listeners.values()):
             host_sets[HOST_SET] = self._with_native_hosts(self._guard(hosts, tls_hosts, problems), native, problems)
@@ -552,13 +570,14 @@ class _Build:
     def _listeners(
         self,
         hosts: Mapping[str, VirtualHost],
+        names: dict[str, tuple[NameRoute, ...]],
         tls_hosts: dict[str, TlsHost],
         native: NativePart,
         streams: Mapping[_Name, StreamClaim],
         problems: Problems,
     ) -> dict[str, Listener]:
         listeners = self._http_listeners(
-            hosts, tls_hosts, native, problems, alone=not any(claim.listeners for claim in streams.values())
+            hosts, names, tls_hosts, native, problems, alone=not any(claim.listeners for claim in streams.values())
         )
         carrying, disputes = settle(streams.values(), listeners)
         self._set_problems((_STREAMS, "", ""), disputes)
@@ -567,6 +586,7 @@ class _Build:
     def _http_listeners(
         self,
         hosts: Mapping[str, VirtualHost],
+        names: dict[str, tuple[NameRoute, ...]],
         tls_hosts: dict[str, TlsHost],
         native: NativePart,
         problems: Problems,
@@ -577,19 +597,20 @@ class _Build:
         files and others that bring listeners do not need it."""
         listeners = native.config.listeners
         if any(one.host_set == HOST_SET for one in listeners.values()) or (not hosts and (listeners or not alone)):
-            return listeners
+            return {
+                name: with_names(one, names) if one.host_set == HOST_SET else one for name, one in listeners.items()
+            }
         wanted = [Listener(LISTENER, self._options.port, host_set=HOST_SET, http=self._options.http)]
-        if tls_hosts:
-            wanted.append(
-                Listener(
-                    TLS_LISTENER,
-                    self._options.https_port,
-                    protocol="https",
-                    host_set=HOST_SET,
-                    http=self._options.http,
-                    tls=ListenerTls(tls_hosts, self._options.tls_policy, self._options.hsts),
-                )
+        if tls_hosts or names:
+            https = Listener(
+                TLS_LISTENER,
+                self._options.https_port,
+                protocol="https",
+                host_set=HOST_SET,
+                http=self._options.http,
+                tls=ListenerTls(tls_hosts, self._options.tls_policy, self._options.hsts),
             )
+            wanted.append(with_names(https, names, self._options.stream))
         own = {}
         for one in wanted:
             # Two listeners on one port would share its connections at random.

@@ -24,7 +24,9 @@ OPTIONS = st.sampled_from(
         Options(balance="least-connections"),
         Options(load_balancers=True),
         Options(tcp_services="a/tcp"),
-        Options(tcp_services="a/tcp", udp_services="a/tcp", targets="nodeports", load_balancers=True),
+        Options(
+            tcp_services="a/tcp", udp_services="a/tcp", ssl_passthrough=True, targets="nodeports", load_balancers=True
+        ),
     ]
 )
 

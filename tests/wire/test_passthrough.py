@@ -700,8 +700,8 @@ def test_tcp_is_encrypted_on_its_way(world: World) -> None:
 
 
 def test_tcp_goes_to_no_endpoint_of_another_name(world: World) -> None:
-    with world.serving.connect("re-encrypts-nobody") as client:
-        assert ends_by_reset(client.socket)
+    with contextlib.suppress(ConnectionResetError), world.serving.connect("re-encrypts-nobody") as client:
+        assert ends_by_reset(client.socket)  # the reset may come before its connect has returned
     world.record(listener="re-encrypts-nobody", reason="upstream-tls-failed")
 
 
