@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     names = [figure.name for figure in FIGURES]
     peers = [contender.name for contender in CONTENDERS]
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure lb against its floor and its peers.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: 9 minutes, rough numbers")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: 10 minutes, rough numbers")
     parser.add_argument(
         "--only", action="append", choices=[*names, MICRO], metavar="NAME", help=", ".join([*names, MICRO])
     )

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,9 @@ def free_port() -> int:
 _given: set[int] = set()
 
 
-def is_open(port: int) -> bool:
+def is_open(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def fetch(
@@ -116,19 +116,72 @@ def call(port: int, host: str, path: str, certificate: Certificate, message: byt
     return Reply(status[1].decode() if status else "", body[5 : 5 + size])
 
 
+def echoes(port: int, kind: socket.SocketKind) -> bool:
+    """Whether stream_backend.c or datagram_backend.c answers, itself or through others."""
+    message = b"e, is anybody there?"
+    try:
+        with socket.socket(type=kind) as client:
+            client.settimeout(5 if kind == socket.SOCK_STREAM else 0.1)
+            client.connect(("127.0.0.1", port))
+            client.sendall(message)
+            return client.recv(len(message), socket.MSG_WAITALL) == message
+    except OSError:
+        return False
+
+
 @contextmanager
-def backend(program: str = "backend") -> Iterator[tuple[int, int]]:
+def backend(program: str = "backend", ready: Callable[[int], bool] = is_open) -> Iterator[tuple[int, int]]:
     """(port, pid) of a running backend."""
     port = free_port()
     process = start_on_load_cpu([BIN / program, str(port)])
     try:
-        while not is_open(port):
+        while not ready(port):
             if process.poll() is not None:
                 raise RuntimeError(f"{program} does not start")
         yield port, process.pid
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def tls_backend(directory: Path, certificate: Certificate, addresses: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """(port, pid) of an nginx that ends TLS on these addresses, answers 128 bytes and closes when it is asked to."""
+    home, port = directory / "tls-backend", free_port()
+    home.mkdir()
+    listen = " ".join(f"listen {address}:{port} ssl backlog=4096;" for address in addresses)
+    files = {"dir": home, "chain": certificate.chain, "key": certificate.key}
+    text = _TLS_BACKEND % {**files, "listen": listen, "body": "x" * 128}
+    (home / "nginx.conf").write_text(text)
+    process = start_on_load_cpu(["nginx", "-p", home, "-c", home / "nginx.conf", "-e", "stderr"])
+    try:
+        while not is_open(port, next(iter(addresses))):
+            if process.poll() is not None:
+                raise RuntimeError("the TLS backend does not start")
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+_TLS_BACKEND = """\
+daemon off;
+pid %(dir)s/pid;
+worker_processes 1;
+events { worker_connections 8192; }
+http {
+    access_log off;
+    client_body_temp_path %(dir)s/body;
+    proxy_temp_path %(dir)s/proxy;
+    fastcgi_temp_path %(dir)s/fastcgi;
+    uwsgi_temp_path %(dir)s/uwsgi;
+    scgi_temp_path %(dir)s/scgi;
+    ssl_certificate %(chain)s;
+    ssl_certificate_key %(key)s;
+    ssl_protocols TLSv1.3;
+    server { %(listen)s return 200 "%(body)s"; }
+}
+"""
 
 
 @contextmanager
@@ -284,4 +337,12 @@ class StreamClient(LoadProgram):
 
     def __init__(self, mode: str, port: int, connections: int, *seconds: float) -> None:
         command: list[str | Path] = [BIN / "stream_client", mode, str(port), str(connections), *map(str, seconds)]
+        super().__init__(command, opens=True)
+
+
+class DatagramClient(LoadProgram):
+    """datagram_client.c. `mode`: busy or once."""
+
+    def __init__(self, mode: str, port: int, sessions: int, seconds: float) -> None:
+        command: list[str | Path] = [BIN / "datagram_client", mode, str(port), str(sessions), str(seconds)]
         super().__init__(command, opens=True)

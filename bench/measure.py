@@ -183,7 +183,7 @@ def cpu_cost(contender: Proxy, settings: Settings) -> Iterator[Callable[[float],
 
 
 def client_cost(
-    contender: Contender, settings: Settings, targets: Path, how: str, connections: int = 64, body_bytes: int = 128
+    contender: Proxy, settings: Settings, targets: Path, how: str, connections: int = 64, body_bytes: int = 128
 ) -> Cost:
     """Of the requests that client.c gets answered in a turn. What opening kept connections costs is not in it."""
     with (

@@ -10,9 +10,19 @@ from functools import partial
 from statistics import median
 from typing import NamedTuple
 
-from bench.carriers import CARRIERS, Carrier, CopyingHAProxy, HAProxyCarrier, Service, SplicingHAProxy, check_carrying
+from bench.carriers import (
+    ADDRESSES,
+    CARRIERS,
+    Carrier,
+    CopyingHAProxy,
+    HAProxyCarrier,
+    NamedService,
+    Service,
+    SplicingHAProxy,
+)
+from bench.certificate import make_certificate
 from bench.contenders import Contender
-from bench.load import LoadFailed, StreamClient, backend
+from bench.load import LoadFailed, StreamClient, backend, targets_file, tls_backend
 from bench.machine import cpu_seconds, resident_bytes
 from bench.measure import (
     Cost,
@@ -21,6 +31,7 @@ from bench.measure import (
     Settings,
     against_best,
     all_started,
+    client_cost,
     cost_rows,
     cpu_cost,
     started,
@@ -28,6 +39,7 @@ from bench.measure import (
 
 PLAIN = ("floor", "lb", "nginx", "haproxy", "envoy")
 PEERS = ("lb", "nginx", "haproxy", "envoy")
+NAMES = 100
 GIB = 1 << 30
 FEW = 1000
 MANY = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1000) // 2)
@@ -35,19 +47,23 @@ MANY = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1000) // 2)
 
 
 @contextmanager
-def _carrying(
-    names: tuple[str, ...], settings: Settings, *, bulk: bool = False
-) -> Iterator[tuple[list[Carrier], Settings]]:
-    """All of them, in front of one endpoint program."""
-    kinds = [CARRIERS[kind.name] for kind in settings.choose(*names)]
-    if bulk and HAProxyCarrier in kinds:
-        place = kinds.index(HAProxyCarrier)
-        kinds[place : place + 1] = CopyingHAProxy, SplicingHAProxy
+def carrying(kinds: list[type[Carrier]], service: Service, settings: Settings) -> Iterator[list[Carrier]]:
+    """All of them that start, in front of one service."""
+    carriers = [kind(service, settings.directory) for kind in kinds]
+    with all_started(carriers, Carrier.check, settings) as ready:
+        yield ready
+
+
+def choose(settings: Settings, *names: str) -> list[type[Carrier]]:
+    return [CARRIERS[kind.name] for kind in settings.choose(*names)]
+
+
+@contextmanager
+def _streams(kinds: list[type[Carrier]], settings: Settings) -> Iterator[tuple[list[Carrier], Settings]]:
     with backend("stream_backend") as (port, pid):
         there = replace(settings, backend_port=port, backend_pid=pid)
-        carriers = [kind(Service(port), settings.directory) for kind in kinds]
-        with all_started(carriers, check_carrying, there) as ready:
-            yield ready, there
+        with carrying(kinds, Service(port), there) as carriers:
+            yield carriers, there
 
 
 def _cost(mode: str, compared: str) -> Callable[[Settings], list[Row]]:
@@ -59,7 +75,7 @@ def _cost(mode: str, compared: str) -> Callable[[Settings], list[Row]]:
                 client.begin()
                 return cost(client.read_line()["exchanges"])
 
-        with _carrying(PLAIN, settings) as (carriers, there):
+        with _streams(choose(settings, *PLAIN), settings) as (carriers, there):
             return against_best(cost_rows(there.take_turns(carriers, take)), compared)
 
     return run
@@ -83,7 +99,11 @@ def _bulk(flows: int, settings: Settings) -> list[Row]:
                 taken.append((cpu_seconds(carrier.pid) - before) * GIB / carried)
         return Bulk(*taken)
 
-    with _carrying(PEERS, settings, bulk=True) as (carriers, there):
+    kinds = choose(settings, *PEERS)
+    if HAProxyCarrier in kinds:
+        place = kinds.index(HAProxyCarrier)
+        kinds[place : place + 1] = CopyingHAProxy, SplicingHAProxy
+    with _streams(kinds, settings) as (carriers, there):
         taken = there.take_turns(carriers, take)
     rows = [
         Row(
@@ -115,13 +135,30 @@ def _idle(settings: Settings) -> list[Row]:
         values = []
         for _ in range(1 if settings.quick else 3):
             carrier = CARRIERS[kind.name](Service(port), settings.directory)
-            with started(carrier, check_carrying):
+            with started(carrier, Carrier.check):
                 base = _hold(carrier, FEW)
                 values.append((_hold(carrier, MANY) - base) / (MANY - FEW))
         return Row(kind.name, values)
 
     with backend("stream_backend") as (port, _):
         return settings.each(settings.choose(*PEERS), take)
+
+
+def _passthrough(settings: Settings) -> list[Row]:
+    names = tuple(f"app-{number:02d}.example.com" for number in range(NAMES))
+    certificate = make_certificate(settings.directory, ["*.example.com"])
+
+    def take(carrier: Carrier) -> Cost:
+        return client_cost(carrier, there, targets, "resumed")
+
+    with tls_backend(settings.directory, certificate, ADDRESSES) as (port, pid):
+        there = replace(settings, backend_port=port, backend_pid=pid)
+        service = NamedService(port, names=names, certificate=certificate)
+        with (
+            carrying(choose(settings, *PEERS), service, there) as carriers,
+            targets_file([(names[NAMES // 2], "/")]) as targets,
+        ):
+            return against_best(cost_rows(there.take_turns(carriers, take)), "haproxy")
 
 
 TCP = Figure(
@@ -178,4 +215,15 @@ TCP_IDLE = Figure(
     1024,
     f"Growth from {FEW:,} to {MANY:,} flows, two connections each, after one exchange. Kernel memory is not counted.",
     _idle,
+)
+PASSTHROUGH = Figure(
+    "passthrough",
+    "CPU per TLS connection that is passed through by its server name: handshake, one request, close",
+    "µs",
+    "HAProxy",
+    "≤ HAProxy",
+    1.0,
+    f"64 at a time, one of {NAMES} names with an upstream each; the endpoint (nginx) has the key and closes. TLS 1.3, "
+    "resumed handshakes, client.c, closed loop. HAProxy has `req.ssl_sni`, nginx `ssl_preread`, Envoy `tls_inspector`.",
+    _passthrough,
 )
