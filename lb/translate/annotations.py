@@ -10,6 +10,7 @@ default. Route options come from the Ingress alone.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -159,7 +160,7 @@ def parse_addresses(value: str) -> tuple[str, ...]:
     for one in addresses:
         if not is_ip_address(one):
             raise ValueError(f"{one!r} is no IP address")
-    return addresses
+    return tuple(dict.fromkeys(str(ipaddress.ip_address(one)) for one in addresses))
 
 
 def _redirect(value: str) -> int:

@@ -231,10 +231,11 @@ class _ServiceTranslation:
             endpoints, why = self._node_endpoints(port)
         else:
             endpoints, why = self._pod_endpoints(port)
-        if self._tls.why:
+        is_tcp = use.transport == "tcp"  # datagrams go as they come: no TLS, no header
+        if self._tls.why and is_tcp:
             endpoints, why = (), self._tls.why
         header: ProxyProtocol = "none"
-        if use.transport == "tcp":
+        if is_tcp:
             header = use.header if use.header != "none" else self._values.proxy_protocol or "none"
         options = self._options.upstream
         if self._values.upstream:
@@ -250,7 +251,7 @@ class _ServiceTranslation:
             "" if endpoints else why,
             resolve,
             self._stored.origin,
-            self._tls.tls,
+            self._tls.tls if is_tcp else None,
             # Bytes that are carried speak for themselves, whatever the appProtocol is.
             protocol=self._spoken(self._protocol(port), header) if use in self._wanted.requests else "http1",
             health_check=self._check_of(use),
@@ -381,7 +382,9 @@ class _ServiceTranslation:
             why, fix = f"{self._lost}; {count} not ready", "look at the pods' readiness"
         else:
             why = f"{self._lost}; the input has no EndpointSlice with an address for it"
-            fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
+            families = families_of(self._service)
+            wanted = f" of family {families[0]}" if len(families) == 1 else ""
+            fix = f"check the Service's selector, and that the input holds EndpointSlices{wanted} (or Endpoints)"
         self._add("LB4003", self._nobody_ready, why, fix)
 
     def _node_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:

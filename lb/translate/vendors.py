@@ -139,6 +139,11 @@ def _nothing(_: str) -> Iterable[Said]:
     return ()
 
 
+def _only(served: str, value: str, name: str) -> Iterable[Said]:
+    """Of what can be said, lb does one thing anyway; the rest has no effect."""
+    return () if value == served else (Said(None, f"{name}: {value}", value),)
+
+
 def _seconds(value: str) -> int:
     return parse_count(value) * 1000
 
@@ -190,12 +195,12 @@ def _drain(value: str) -> Iterable[Said]:
 
 _ATTRIBUTES: dict[str, Callable[[str], Iterable[Said]]] = {
     "deregistration_delay.timeout_seconds": _drain,
-    # Once flows have had their time they are ended; 0 lets them go on.
-    "deregistration_delay.connection_termination.enabled": _nothing,
+    "deregistration_delay.connection_termination.enabled": lambda value: _only("true", value, "connection_termination"),
     "proxy_protocol_v2.enabled": lambda value: (Said("proxy_protocol", "", "v2" if value == "true" else "none"),),
-    "load_balancing.cross_zone.enabled": lambda value: () if value == "true" else (Said(None, "cross_zone", value),),
+    "load_balancing.cross_zone.enabled": lambda value: _only("true", value, "cross_zone"),
 }
 
+_INSIDE_AWS = "Means nothing outside of AWS."
 _SHARING = "lb lets Services share an address on different ports without it."
 
 VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
@@ -206,6 +211,14 @@ VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
     VendorAnnotation("metallb.universe.tf/allow-shared-ip", _nothing, _SHARING),
     VendorAnnotation("metallb.io/allow-shared-ip", _nothing, _SHARING),
     VendorAnnotation(f"{_AWS}type", _kind, "`nlb-ip` as `lb/targets: endpoints`."),
+    VendorAnnotation(f"{_AWS}name", _nothing, _INSIDE_AWS),
+    VendorAnnotation(f"{_AWS}additional-resource-tags", _nothing, _INSIDE_AWS),
+    VendorAnnotation(
+        f"{_AWS}scheme",
+        lambda value: _only("internet-facing", value, "scheme"),
+        "`internet-facing` is what lb does; for `internal` say where to listen with `lb/addresses`.",
+    ),
+    VendorAnnotation(f"{_AWS}enable-tcp-udp-listener", _nothing, "TCP and UDP ports may always have one number."),
     VendorAnnotation(
         f"{_AWS}nlb-target-type",
         _says("targets", "", _target_type),
@@ -215,7 +228,8 @@ VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
         f"{_AWS}target-group-attributes",
         _attributes,
         "`deregistration_delay.timeout_seconds` as `lb/tcp-drain-timeout` and `lb/udp-drain-timeout`; "
-        "`proxy_protocol_v2.enabled` as `lb/proxy-protocol`. Targets of all zones are used.",
+        "`proxy_protocol_v2.enabled` as `lb/proxy-protocol`. Connections are ended when the delay is over, and targets "
+        "of all zones are used.",
     ),
     VendorAnnotation(
         f"{_AWS}attributes",

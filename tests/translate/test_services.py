@@ -86,3 +86,53 @@ spec: {{ports: [{{{port}}}]}}
     upstream = translation.config.upstreams["shop/web:80"]
     assert (upstream.protocol, upstream.proxy_protocol) == ("http1", "v2")
     assert [one.code for one in translation.problems].count("LB5013") == 1
+
+
+def test_a_native_listener_may_lead_to_a_udp_port() -> None:
+    native = """---
+apiVersion: lb/v1
+kind: Config
+listeners:
+  dns: {port: 53, protocol: udp, datagram: {forward: shop/dns:53/udp}}
+  dns-tcp: {port: 53, protocol: tcp, stream: {forward: shop/dns:53}}
+  gone: {port: 54, protocol: udp, datagram: {forward: shop/dns:54/udp}}
+"""
+    service = """---
+apiVersion: v1
+kind: Service
+metadata: {name: dns, namespace: shop}
+spec: {ports: [{name: a, port: 53, protocol: UDP, targetPort: 5353}, {name: b, port: 53}, {name: c, port: 54}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-1, namespace: shop, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv4
+ports: [{name: a, port: 5353, protocol: UDP}, {name: b, port: 53}]
+endpoints: [{addresses: [10.0.0.1]}]
+"""
+    translation = translate_text(native + service)
+    targets = {name: [one.key for one in found.endpoints] for name, found in translation.config.upstreams.items()}
+    assert targets == {"shop/dns:53": ["10.0.0.1:53"], "shop/dns:53/udp": ["10.0.0.1:5353"], "shop/dns:54/udp": []}
+    (problem,) = [one for one in translation.problems if one.code == "LB4002"]
+    assert problem.what == "Service shop/dns has no UDP port 54"
+
+
+@pytest.mark.parametrize("protocol", ["https", "kubernetes.io/h2c"])
+def test_what_endpoints_speak_matters_to_requests_only(protocol: str) -> None:
+    """Bytes that are carried speak for themselves, also while an Ingress leads to the same port."""
+    service = f"""---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop, annotations: {{lb/proxy-protocol: v1}}}}
+spec: {{type: LoadBalancer, loadBalancerClass: lb/lb, ports: [{{port: 80, appProtocol: {protocol}}}]}}
+"""
+    about_protocols = {"LB4009", "LB5013"}
+    alone = translate_text(service)
+    assert not about_protocols & {one.code for one in alone.problems}
+    assert (alone.config.upstreams["shop/web:80"].protocol, alone.config.upstreams["shop/web:80"].tls) == (
+        "http1",
+        None,
+    )
+    both = translate_text(service + ingress("web", ("h", "Prefix", "/", "web")))
+    assert about_protocols & {one.code for one in both.problems}
+    assert both.config.upstreams["shop/web:80"].tls is None
