@@ -129,7 +129,7 @@ CODES: dict[str, Code] = {
     "LB5010": Code("error", "client certificates cannot be asked for as the Ingress says"),
     "LB5011": Code("warning", "plain HTTP is sent to https all the same, because client certificates are required"),
     "LB5012": Code("error", "Ingresses ask different things of the clients of one host"),
-    "LB5013": Code("warning", "HTTP/2 gives way to the PROXY protocol"),
+    "LB5013": Code("warning", "HTTP/2 gives way: connections are for one client"),
     "LB5014": Code("warning", "host is served by plain HTTP only, because TLS of its name is passed through"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
@@ -141,6 +141,7 @@ CODES: dict[str, Code] = {
     "LB6007": Code("error", "certificate is refused by OpenSSL"),
     "LB6008": Code("error", "authorities or revocation lists are refused by OpenSSL"),
     "LB6009": Code("error", "revocation list is out of date"),
+    "LB6010": Code("error", "connections cannot leave with clients' addresses"),
 }
 
 

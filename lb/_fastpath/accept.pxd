@@ -3,8 +3,6 @@
 The ladder under pressure: above 90 % of the descriptors the longest idle clients are closed; when accept fails for
 want of descriptors or memory, listening stops for 100 ms instead of spinning, and idle connections make room.
 """
-from libc.stdint cimport uint32_t
-
 from lb._fastpath.client_hello cimport client_hello
 from lb._fastpath.reactor cimport command, reactor
 from lb._fastpath.table cimport listener_view, name_route
@@ -17,8 +15,6 @@ cdef enum:
 
 cdef const name_route* choose_route(const listener_view* view, const client_hello* hello, bint* known) noexcept nogil
 cdef void client_gone(conn* c) noexcept nogil
-cdef bint count_client(reactor* r, const unsigned char* peer, uint32_t room, int most) noexcept nogil
-cdef void forget_client(reactor* r, const unsigned char* peer, uint32_t room) noexcept nogil
 cdef void run_listen(reactor* r, command* c) noexcept nogil
 cdef void run_close_listener(reactor* r, command* c) noexcept nogil
 cdef void run_stop_accepting(reactor* r, command* c) noexcept nogil

@@ -1,8 +1,9 @@
 """Accepting (accept.pxd)."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
 
+from lb._fastpath.announce cimport keep_header
 from lb._fastpath.c.sys cimport (
     EAGAIN,
     ECONNABORTED,
@@ -17,11 +18,14 @@ from lb._fastpath.c.sys cimport (
     LB_R_BAD_CLIENT_HELLO,
     LB_R_BAD_PROXY_HEADER,
     LB_R_CLIENT_CLOSED,
+    LB_R_CLIENT_CONNECTION_RATE,
     LB_R_CLIENT_RESET,
+    LB_R_CONNECTION_RATE,
     LB_R_NO_APPLICATION_PROTOCOL,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
+    LB_R_OK,
     LB_R_PRESSURE,
     LB_R_PROXY_HEADER_TIMEOUT,
     LB_R_PLAIN_HTTP,
@@ -40,11 +44,8 @@ from lb._fastpath.c.sys cimport (
     epoll_event,
     errno,
     lb_add_int,
-    lb_hash,
     lb_peek_int,
     lb_reason_statuses,
-    lb_try_lock,
-    lb_unlock,
     linger_option,
     recv,
     send,
@@ -71,8 +72,9 @@ from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.counters cimport bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_gone, server_open
 from lb._fastpath.http2_server cimport http2_server_open
+from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
 from lb._fastpath.memory cimport slab_alloc, slab_free
-from lb._fastpath.proxy_protocol cimport PROXY_BAD, PROXY_MORE, PROXY_MOST, proxy_client, proxy_read
+from lb._fastpath.proxy_protocol cimport PROXY_BAD, PROXY_MORE, PROXY_MOST, proxy_header, proxy_read
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_DEAD,
@@ -81,8 +83,6 @@ from lb._fastpath.reactor cimport (
     IO_READABLE,
     IO_WRITABLE,
     SCRATCH_BYTES,
-    client_cell,
-    client_shard,
     current_table,
     io,
     io_bury,
@@ -109,7 +109,6 @@ from lb._fastpath.transport cimport (
     batch_flush,
     conn_drain,
     conn_handshake,
-    conn_leave,
     conn_new,
     conn_receive,
     conn_shut,
@@ -123,70 +122,6 @@ cdef listener_traffic* stats_of(reactor* r, uint32_t slot) noexcept nogil:
 
 
 # ----------------------------------------------------------------------------------------------------------- admission
-
-cdef client_shard* shard_of(reactor* r, const unsigned char* peer, uint32_t* row) noexcept nogil:
-    # Clients choose their addresses, IPv6 ones freely: without the secret they could choose their bucket, too.
-    cdef char keyed[24]
-    cdef unsigned long long hash
-    memcpy(keyed, peer, 16)
-    memcpy(keyed + 16, &r.s.secret, 8)
-    hash = lb_hash(keyed, 24)
-    row[0] = <uint32_t>((hash >> 8) & 255)
-    return &r.s.clients[hash & 63]
-
-
-cdef bint admit_client(reactor* r, conn* c, int most) noexcept nogil:
-    c.counted = count_client(r, c.peer, 0, most)
-    return c.counted
-
-
-cdef bint count_client(reactor* r, const unsigned char* peer, uint32_t room, int most) noexcept nogil:
-    """Count a connection of this client address, unless it has `most` already. Exact over all reactors. Each `room`
-    counts for itself: 0 is that of connections, the others those of the sessions of a UDP listener.
-    """
-    cdef uint32_t row
-    cdef client_shard* shard = shard_of(r, peer, &row)
-    cdef client_cell* cell
-    cdef bint admitted = True
-    while not lb_try_lock(&shard.lock):
-        pass  # a few instructions, and only for listeners with this limit
-    cell = shard.cells[row]
-    while cell != NULL and (cell.room != room or memcmp(cell.address, peer, 16) != 0):
-        cell = cell.next
-    if cell == NULL:
-        cell = <client_cell*>calloc(1, sizeof(client_cell))
-        if cell != NULL:
-            memcpy(cell.address, peer, 16)
-            cell.room = room
-            cell.next = shard.cells[row]
-            shard.cells[row] = cell
-    if cell == NULL or cell.count >= most:
-        admitted = False
-    else:
-        cell.count += 1
-    lb_unlock(&shard.lock)
-    return admitted
-
-
-cdef void forget_client(reactor* r, const unsigned char* peer, uint32_t room) noexcept nogil:
-    cdef uint32_t row
-    cdef client_shard* shard = shard_of(r, peer, &row)
-    cdef client_cell** link
-    cdef client_cell* cell
-    while not lb_try_lock(&shard.lock):
-        pass
-    link = &shard.cells[row]
-    while link[0] != NULL:
-        cell = link[0]
-        if cell.room == room and memcmp(cell.address, peer, 16) == 0:
-            cell.count -= 1
-            if cell.count == 0:
-                link[0] = cell.next
-                free(cell)
-            break
-        link = &cell.next
-    lb_unlock(&shard.lock)
-
 
 cdef void client_gone(conn* c) noexcept nogil:
     """A client's connection has been closed."""
@@ -237,43 +172,42 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     cdef table* t = current_table(r)
     cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
     cdef listener_traffic* stats = stats_of(r, l.slot)
+    cdef unsigned char peer[16]
+    cdef uint16_t port = 0
+    cdef bint local = not note_address(address, peer, &port)
+    cdef bint proxied = view != NULL and view.proxies_count and in_networks(view.proxies, view.proxies_count, peer)
+    cdef bint counted = False
     cdef conn* c
-    cdef bint proxied
+    cdef int reason = LB_R_OK
     cdef int open_now = lb_add_int(&r.s.connections, 1)
     if view != NULL:
         l.carries = view.carries
+    if r.s.max_connections and open_now > r.s.max_connections:
+        reason = LB_R_TOO_MANY_CONNECTIONS
+    elif view != NULL:
+        reason = why_not(l, view, NULL if local or proxied else peer, &counted)
     elif l.carries:  # a change has removed it, and with it where its clients went
+        reason = LB_R_NO_UPSTREAM
+    if reason != LB_R_OK:
         lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, LB_R_NO_UPSTREAM)
-        return
-    if (r.s.max_connections and open_now > r.s.max_connections) or (
-        view != NULL and view.max_connections and stats != NULL and listener_active(r, l.slot) >= view.max_connections
-    ):
-        lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, LB_R_TOO_MANY_CONNECTIONS)
-        if stats != NULL:
+        turn_away(l, fd, reason)
+        if stats != NULL and reason != LB_R_NO_UPSTREAM:
             bump(&stats.rejected)
         return
     c = conn_new(r, fd)
     if c == NULL:
+        if counted:
+            forget_client(r, peer, 0)
         lb_add_int(&r.s.connections, -1)
         turn_away(l, fd, LB_R_NO_MEMORY)
         return
-    c.local = not note_address(address, c.peer, &c.peer_port)
+    c.local = local
+    memcpy(c.peer, peer, 16)
+    c.peer_port = port
+    c.counted = counted
     c.slot = l.slot
     c.listener_name = l.name
     c.listener_name_size = l.name_size
-    proxied = view != NULL and view.proxies_count and in_networks(view.proxies, view.proxies_count, c.peer)
-    if view != NULL and view.max_connections_per_client and not c.local and not proxied:
-        if not admit_client(r, c, view.max_connections_per_client):
-            lb_add_int(&r.s.connections, -1)
-            lb_add_int(&r.s.descriptors, -1)
-            turn_away(l, fd, LB_R_TOO_MANY_FROM_CLIENT)
-            conn_leave(c)
-            io_bury(&c.base)
-            if stats != NULL:
-                bump(&stats.rejected)
-            return
     bump(&r.counts.connections_opened)
     if stats != NULL:
         bump(&stats.accepted)
@@ -285,6 +219,38 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         greet(c, view)
     if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
         relieve(r)
+
+
+cdef int why_not(listening* l, const listener_view* view, const unsigned char* peer, bint* counted) noexcept nogil:
+    """Why a client is not let in, before any memory is spent on it. `peer` is NULL while it is not known who it is.
+
+    Its own limits come first: a client that is over them takes nothing of what is there for all.
+    """
+    cdef reactor* r = l.base.r
+    cdef int reason = LB_R_OK
+    if view.max_connections and listener_active(r, l.slot) >= view.max_connections:
+        return LB_R_TOO_MANY_CONNECTIONS
+    if peer != NULL:
+        reason = why_not_client(r, view, l.slot, peer, counted)
+    if reason == LB_R_OK and view.max_connection_rate and not listener_in_rate(r, l.slot, view.max_connection_rate):
+        if counted[0]:
+            forget_client(r, peer, 0)
+        reason = LB_R_CONNECTION_RATE
+    return reason
+
+
+cdef int why_not_client(reactor* r, const listener_view* view, uint32_t slot, const unsigned char* peer,
+        bint* counted) noexcept nogil:
+    """The limits of one client; `counted` tells whether it is one of those that it may have at a time."""
+    if view.max_connection_rate_per_client and not (
+        client_in_rate(r, peer, slot, view.max_connection_rate_per_client)
+    ):
+        return LB_R_CLIENT_CONNECTION_RATE
+    if view.max_connections_per_client:
+        counted[0] = count_client(r, peer, 0, view.max_connections_per_client)
+        if not counted[0]:
+            return LB_R_TOO_MANY_FROM_CLIENT
+    return LB_R_OK
 
 
 cdef void greet(conn* c, listener_view* view) noexcept nogil:
@@ -331,14 +297,14 @@ cdef void proxied_ready(io* source) noexcept nogil:
     cdef reactor* r = source.r
     cdef table* t = current_table(r)
     cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
-    cdef proxy_client client
+    cdef proxy_header header
     cdef ssize_t n
     cdef int size = PROXY_MORE
     if not source.flags & IO_READABLE:
         return
     n = recv(source.fd, r.scratch_in, PROXY_MOST, MSG_PEEK | MSG_DONTWAIT)
     if n > 0:
-        size = proxy_read(r.scratch_in, <size_t>n, &client)
+        size = proxy_read(r.scratch_in, <size_t>n, &header)
     elif n == 0 or errno != EAGAIN:
         size = PROXY_BAD
     if view == NULL or size == PROXY_BAD or (size == PROXY_MORE and source.flags & (IO_HALF_CLOSED | IO_BROKEN)):
@@ -347,20 +313,22 @@ cdef void proxied_ready(io* source) noexcept nogil:
     if size == PROXY_MORE:
         source.flags &= ~<uint32_t>IO_READABLE
         return
+    if not keep_header(c, &header):
+        server_close(c, LB_R_NO_MEMORY)
+        return
     recv(source.fd, r.scratch_in, <size_t>size, MSG_DONTWAIT)
     timer_rest(&c.timer)
-    if client.known:
-        c.local = 0  # whoever has told the address by a Unix socket: it is that of a client, who is not trusted for it
-        memcpy(c.peer, client.address, 16)
-        c.peer_port = client.port
     r.serving = t
     proceed(c, view)
 
 
 cdef void proceed(conn* c, listener_view* view) noexcept nogil:
-    """The client behind a proxy is known: its limit, and then what every client begins with."""
-    if view.max_connections_per_client and not admit_client(c.base.r, c, view.max_connections_per_client):
-        server_close(c, LB_R_TOO_MANY_FROM_CLIENT)
+    """The client behind a proxy is known: its limits, and then what every client begins with."""
+    cdef bint counted = False
+    cdef int reason = LB_R_OK if c.local else why_not_client(c.base.r, view, c.slot, c.peer, &counted)
+    c.counted = counted
+    if reason != LB_R_OK:
+        server_close(c, reason)
         return
     if view.stream != NULL:
         carry(c, view.stream)

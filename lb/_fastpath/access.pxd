@@ -50,6 +50,8 @@ cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_GRPC_STATUS
     LOG_TLS_ERROR
     LOG_ALPN
+    LOG_PROXY
+    LOG_PROXY_UNIQUE_ID
     LOG_FIELD_COUNT
 
 cdef enum:  # ways of escaping

@@ -28,6 +28,15 @@ from lb._fastpath.counters cimport bump
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.forwarded cimport put_address
 from lb._fastpath.memory cimport page_data
+from lb._fastpath.proxy_protocol cimport (
+    VALUE_AUTHORITY,
+    VALUE_SSL_CIPHER,
+    VALUE_SSL_CN,
+    VALUE_SSL_VERSION,
+    VALUE_UNIQUE_ID,
+    proxy_find,
+    proxy_value,
+)
 from lb._fastpath.reactor cimport current_table, reactor
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
@@ -41,6 +50,8 @@ from lb._fastpath.ring cimport (
     TEXT_ALPN,
     TEXT_TLS_ERROR,
     TEXT_TLS_VERSION,
+    TEXT_PROXY,
+    TEXT_PROXY_UNIQUE_ID,
     TEXT_COUNT,
     TEXT_ENDPOINT,
     TEXT_HOST,
@@ -62,7 +73,7 @@ from lb._fastpath.ring cimport (
 )
 from lb._fastpath.table cimport table, text_at
 from lb._fastpath.tls cimport client_text, tls, tls_cipher, tls_version
-from lb._fastpath.transport cimport conn
+from lb._fastpath.transport cimport conn, kept_values
 
 cdef enum:
     BUFFER_BYTES = 262144
@@ -81,6 +92,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     cdef uint32_t sizes[TEXT_COUNT]
     cdef log_record* record
     cdef const char* texts = page_data(x.request) if x.request != NULL else NULL
+    cdef char proxy[46]
     cdef int i
     for i in range(TEXT_COUNT):
         at[i] = NULL
@@ -108,6 +120,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     if x.ep != NULL:
         at[TEXT_ENDPOINT] = x.ep.key
         sizes[TEXT_ENDPOINT] = x.ep.key_size
+    note_proxy(x.client, proxy, at, sizes)
     if x.tls != NULL:
         note_tls(x.tls, at, sizes)
     record = begin_record(x.r, at, sizes)
@@ -159,6 +172,7 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     cdef const char* at[TEXT_COUNT]
     cdef uint32_t sizes[TEXT_COUNT]
     cdef char client[46]
+    cdef char proxy[46]
     cdef log_record* record
     memset(at, 0, sizeof(at))
     memset(sizes, 0, sizeof(sizes))
@@ -170,6 +184,9 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     at[TEXT_ROUTE] = f.route_name
     sizes[TEXT_ROUTE] = f.route_name_size
     note_way(at, sizes, f.live, f.ep)
+    at[TEXT_REQUEST_ID] = <const char*>f.unique_id
+    sizes[TEXT_REQUEST_ID] = f.unique_id_size
+    note_proxy(f.d, proxy, at, sizes)
     note_hello(f.d, at, sizes)
     if f.d.tls != NULL:
         note_tls(f.d.tls, at, sizes)
@@ -304,6 +321,31 @@ cdef void note_tls(const tls* t, const char** at, uint32_t* sizes) noexcept nogi
         note_client(TEXT_CLIENT_SERIAL, t.client.serial, at, sizes)
         note_client(TEXT_CLIENT_FINGERPRINT, t.client.fingerprint, at, sizes)
         note_client(TEXT_CLIENT_SAN, t.client.san, at, sizes)
+
+
+cdef void note_proxy(const conn* c, char* proxy, const char** at, uint32_t* sizes) noexcept nogil:
+    """What a PROXY header has said: of TLS, if lb itself does not speak it. `proxy` has room for an address."""
+    cdef proxy_value values
+    if c.proxied == NULL:
+        return
+    if c.proxied.proxy_known:
+        at[TEXT_PROXY] = proxy
+        sizes[TEXT_PROXY] = <uint32_t>put_address(proxy, c.proxied.proxy)
+    values = kept_values(c)
+    if values.size == 0:
+        return
+    note_value(TEXT_PROXY_UNIQUE_ID, proxy_find(&values, VALUE_UNIQUE_ID), at, sizes)
+    if c.tls == NULL:  # what lb has seen itself is put over it
+        note_value(TEXT_SERVER_NAME, proxy_find(&values, VALUE_AUTHORITY), at, sizes)
+        note_value(TEXT_TLS_VERSION, proxy_find(&values, VALUE_SSL_VERSION), at, sizes)
+        note_value(TEXT_TLS_CIPHER, proxy_find(&values, VALUE_SSL_CIPHER), at, sizes)
+        note_value(TEXT_CLIENT_SUBJECT, proxy_find(&values, VALUE_SSL_CN), at, sizes)
+
+
+cdef void note_value(int text, proxy_value value, const char** at, uint32_t* sizes) noexcept nogil:
+    if value.size:
+        at[text] = <const char*>value.at
+        sizes[text] = value.size
 
 
 cdef void note_client(int text, client_text value, const char** at, uint32_t* sizes) noexcept nogil:
@@ -478,6 +520,10 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_TLS_ERROR
     if field == LOG_ALPN:
         return TEXT_ALPN
+    if field == LOG_PROXY:
+        return TEXT_PROXY
+    if field == LOG_PROXY_UNIQUE_ID:
+        return TEXT_PROXY_UNIQUE_ID
     return -1
 
 

@@ -3,7 +3,6 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from lb._fastpath.accept cimport count_client, forget_client
 from lb._fastpath.access cimport log_session
 from lb._fastpath.balance cimport (
     PICK_FULL,
@@ -114,6 +113,7 @@ from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.counters cimport bump, bump_by, observe, stats_block
 from lb._fastpath.endpoint cimport HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
+from lb._fastpath.limits cimport count_client, forget_client
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
 from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue
 from lb._fastpath.table cimport datagram_view, draw_target, in_networks, listener_view, table, target, upstream_view

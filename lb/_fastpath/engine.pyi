@@ -20,7 +20,7 @@ LOG_FIELDS: tuple[str, ...]
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
 route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation,
 tls_version, tls_cipher, server_name, client_subject, client_verify, client_serial,
-client_fingerprint, client_san, grpc_status, tls_error, alpn."""
+client_fingerprint, client_san, grpc_status, tls_error, alpn, proxy, proxy_unique_id."""
 
 class Traffic(TypedDict):
     """Counters since start, summed over threads."""

@@ -113,6 +113,7 @@ from lb._fastpath.exchange cimport exchange, exchange_install
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
+from lb._fastpath.limits cimport RATE_ROWS, rate_row
 from lb._fastpath.memory cimport PAGE_CLASSES, slab_init
 from lb._fastpath.message cimport MAX_FIELDS, head
 from lb._fastpath.pipes cimport pipes_release
@@ -165,7 +166,7 @@ from lb._fastpath.table cimport (
 )
 from lb._fastpath.stream cimport flow, flows_drain, stream_install
 from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
-from lb._fastpath.transport cimport conn, listening
+from lb._fastpath.transport cimport conn, listening, proxied
 from lb._fastpath.upstream cimport pool_close
 
 REASONS = tuple(lb_reason_names[i].decode() for i in range(LB_REASON_COUNT))
@@ -175,7 +176,7 @@ LOG_FIELDS = (
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
     "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation", "tls_version",
     "tls_cipher", "server_name", "client_subject", "client_verify", "client_serial",
-    "client_fingerprint", "client_san", "grpc_status", "tls_error", "alpn",
+    "client_fingerprint", "client_san", "grpc_status", "tls_error", "alpn", "proxy", "proxy_unique_id",
 )
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
@@ -331,8 +332,9 @@ cdef class UpstreamView:
             int protocol=0, ClientTls tls=None):
         """`policy`: BALANCE_… of table.pxd, client affinity, connect timeout, idle timeout, requests per connection,
         connections, connections per endpoint, queue, queue timeout, streams per connection, health checks (CHECKED_… of
-        table.pxd), PROXY header (0 none, or its version), hash key (HASH_…), slow start, affinity timeout. `protocol`:
-        0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
+        table.pxd), PROXY header (0 none, or its version), hash key (HASH_…), slow start, affinity timeout, what lb
+        tells in the header besides addresses (TELL_… of proxy_protocol.pxd), whether connections leave with the
+        client's address. `protocol`: 0 HTTP/1, 1 HTTP/2, 2 by ALPN."""
         cdef uint32_t i, count = <uint32_t>len(endpoints)
         cdef Endpoint ep
         self.live = live
@@ -355,7 +357,9 @@ cdef class UpstreamView:
         (self.p.balance, self.p.client_affinity, self.p.connect_timeout_ms, self.p.idle_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_connections, self.p.max_connections_per_endpoint,
          self.p.max_queue, self.p.queue_timeout_ms, self.p.max_streams_per_connection, self.p.checked,
-         self.p.proxy_protocol, self.p.hash_key, self.p.slow_start_ms, self.p.affinity_timeout_ms) = policy
+         self.p.proxy_protocol, self.p.hash_key, self.p.slow_start_ms, self.p.affinity_timeout_ms,
+         self.p.proxy_values, self.p.transparent) = policy
+        self.p.for_one_client = self.p.transparent or self.p.proxy_protocol != 0
         if count == 0:
             return
         self.p.endpoints = <endpoint**>calloc(count, sizeof(endpoint*))
@@ -642,7 +646,8 @@ cdef class ListenerView:
         self.p.port_text_size = snprintf(self.p.port_text, sizeof(self.p.port_text), b"%d", port)
         (self.p.head_timeout_ms, self.p.keepalive_timeout_ms, self.p.idle_timeout_ms, self.p.linger_timeout_ms,
          self.p.max_requests_per_connection, self.p.max_head_bytes, self.p.max_headers, self.p.max_target_bytes,
-         self.p.max_connections, self.p.max_connections_per_client, self.p.max_body_bytes, self.p.forwarded_header,
+         self.p.max_connections, self.p.max_connections_per_client, self.p.max_connection_rate,
+         self.p.max_connection_rate_per_client, self.p.max_body_bytes, self.p.forwarded_header,
          self.p.merge_slashes, self.p.keep_escaped_slashes, self.p.reject_bare_lf,
          self.p.accept_host_mismatch) = options
         if trusted:
@@ -823,7 +828,8 @@ cdef class Engine:
         self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - spare_descriptors
         self.s.secret = int.from_bytes(os.urandom(8), "little")
         self.s.reactors = <reactor*>lb_line_alloc(threads * sizeof(reactor))
-        if self.s.reactors == NULL:
+        self.s.client_rates = calloc(RATE_ROWS, sizeof(rate_row))  # 2 MiB that take no memory until they are used
+        if self.s.reactors == NULL or self.s.client_rates == NULL:
             raise MemoryError
         exchange_install(&self.s)
         stream_install(&self.s)
@@ -836,6 +842,7 @@ cdef class Engine:
             slab_init(&self.s.reactors[i].stream_slab, sizeof(stream))
             slab_init(&self.s.reactors[i].flow_slab, sizeof(flow))
             slab_init(&self.s.reactors[i].hello_slab, sizeof(hello_texts))
+            slab_init(&self.s.reactors[i].proxied_slab, sizeof(proxied))
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []
@@ -858,6 +865,7 @@ cdef class Engine:
             release_reactor(&self.s.reactors[i])
         free(self.s.reactors)
         free(self.s.affinity)
+        free(self.s.client_rates)
         free(self.s.ticket_keys)
         for keys, _ in self.retired_tickets:
             free(<void*><size_t>keys)

@@ -15,7 +15,7 @@ from lb._fastpath.ring cimport TEXT_COUNT
 from lb._fastpath.table cimport listener_view, route, table, upstream_view, vhost
 from lb._fastpath.timers cimport timer
 from lb._fastpath.tls cimport tls
-from lb._fastpath.transport cimport leg
+from lb._fastpath.transport cimport conn, leg
 
 cdef enum:
     REQUEST_ID_SIZE = 64
@@ -86,6 +86,7 @@ cdef struct exchange:
     uint32_t route_id
     uint64_t generation
     const tls* tls  # of the client's connection, which outlives the exchange; NULL: plain
+    const conn* client  # as well
     char* listener_name
     uint32_t listener_name_size
     uint8_t request_id_size

@@ -1,8 +1,9 @@
 """The phases of exchange.pxd, in the order in which a request meets them."""
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lb._fastpath.access cimport log_exchange, log_handshake
+from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
 from lb._fastpath.c.sys cimport (
@@ -42,7 +43,6 @@ from lb._fastpath.c.sys cimport (
     lb_load_ptr,
     lb_peek_int,
     lb_put_int,
-    lb_random,
     lb_reason_statuses,
 )
 from lb._fastpath.clock cimport monotonic_ns
@@ -101,7 +101,9 @@ from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_DEAD,
     IO_READABLE,
+    RANDOM_ID_BYTES,
     io_enqueue,
+    put_random_id,
     reactor_wake,
     table_pin_one,
     table_unpin_one,
@@ -142,7 +144,6 @@ from lb._fastpath.transport cimport (
     outgoing,
 )
 from lb._fastpath.upstream cimport (
-    announce_client,
     connect_timed_out,
     upstream_lease,
     upstream_set_calls,
@@ -163,6 +164,7 @@ cdef exchange* exchange_new(leg* d, listener_view* view) noexcept nogil:
     x.view = view
     x.slot = c.slot
     x.tls = c.tls
+    x.client = c
     x.version = 20 if c.session != NULL else 11
     x.started_ns = r.now_ns
     x.mark_ns = r.now_ns
@@ -313,15 +315,8 @@ cdef void take_request_id(exchange* x, field* f) noexcept nogil:
 
 
 cdef void make_request_id(exchange* x) noexcept nogil:
-    cdef uint64_t words[2]
-    cdef int i
-    cdef uint64_t nibble
-    words[0] = lb_random(x.r.random)
-    words[1] = lb_random(x.r.random)
-    for i in range(32):
-        nibble = (words[i >> 4] >> ((i & 15) * 4)) & 15
-        x.request_id[i] = <char>(nibble + (c"0" if nibble < 10 else c"a" - 10))
-    x.request_id_size = 32
+    put_random_id(x.r, x.request_id)
+    x.request_id_size = RANDOM_ID_BYTES
 
 
 cdef void note_texts(exchange* x, head* h) noexcept nogil:
@@ -441,8 +436,8 @@ cdef void attempt(exchange* x) noexcept nogil:
         bump(&stats.attempts)
         if x.attempts > 1:
             bump(&stats.retries)
-    fresh = (x.flags & X_FRESH) != 0 or x.up.proxy_protocol != PROXY_NONE  # one that names a client is for that client
-    u = upstream_lease(r, x.up, x.ep, x, fresh, not repeatable(x), &connecting, &reason)
+    fresh = (x.flags & X_FRESH) != 0 or x.up.for_one_client
+    u = upstream_lease(r, x.up, x.ep, x, x.d.c if x.d != NULL else NULL, fresh, not repeatable(x), &connecting, &reason)
     if u == NULL:
         if stats != NULL:
             bump(&stats.connects)
@@ -462,7 +457,7 @@ cdef void attempt(exchange* x) noexcept nogil:
 cdef bint on_opened(void* exchange_pointer, conn* u) noexcept nogil:
     cdef exchange* x = <exchange*>exchange_pointer
     return x.up.proxy_protocol == PROXY_NONE or (
-        x.d != NULL and announce_client(u, x.d.c, x.up.proxy_protocol)
+        x.d != NULL and announce_client(u, x.d.c, x.up, x.request_id, x.request_id_size)
     )
 
 
@@ -1094,8 +1089,8 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
         if x.flags & X_RESPONSE_DONE and x.flags & X_REQUEST_DONE and reason == LB_R_OK:
             if x.up.max_requests_per_connection and u.c.requests >= <uint32_t>x.up.max_requests_per_connection:
                 u.flags |= LEG_CLOSE
-            if x.up.proxy_protocol != PROXY_NONE:
-                u.flags |= LEG_CLOSE  # it was this client's
+            if x.up.for_one_client:
+                u.flags |= LEG_CLOSE
             u.calls.done(u)
         else:
             u.calls.abort(u)

@@ -7,7 +7,7 @@ have pinned.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
-from lb._fastpath.counters cimport counters, stats_space
+from lb._fastpath.counters cimport STATS_CHUNK, counters, stats_space
 from lb._fastpath.endpoint cimport affinity_entry
 from lb._fastpath.memory cimport memory, slab
 from lb._fastpath.message cimport head
@@ -22,6 +22,7 @@ cdef enum:
     BULK_BYTES = 196608  # read at once of a body whose other side takes all of it
     BATCH_IOV = 64
     HANDSHAKE_NS = 200000  # of handshakes in one turn
+    RANDOM_ID_BYTES = 32  # of the ids that lb makes for requests and connections
 
 cdef enum:  # io flags
     IO_READABLE = 1  # the kernel may have bytes: set by an event, cleared by a short read
@@ -52,7 +53,7 @@ cdef struct command:
     int64_t number
 
 cdef struct client_cell:
-    # Connections of one client address, or sessions of it at one UDP listener (accept.pxd, count_client).
+    # Connections of one client, or its sessions at one UDP listener (limits.pxd).
     client_cell* next
     unsigned char address[16]
     uint32_t room
@@ -101,6 +102,8 @@ cdef struct shared:
     int descriptors
     char padding_b[48]
     client_shard clients[64]
+    void* client_rates  # rate_row* (limits.pxd)
+    int64_t listener_full_ns[STATS_CHUNK]  # by listener slot: the buckets of their rates
 
 cdef struct reactor:
     # set once
@@ -134,6 +137,7 @@ cdef struct reactor:
     slab stream_slab
     slab flow_slab
     slab hello_slab  # hello_texts
+    slab proxied_slab
     void* datagrams  # datagrams*: all of its UDP listeners and sessions; NULL: it has none
     void* pipes_unused  # pipe* (pipes.pxd)
     int64_t pipes_after_ms  # when new ones may be asked for again
@@ -187,6 +191,7 @@ cdef void reactor_release(reactor* r) noexcept nogil
 cdef bint io_watch(io* source) noexcept nogil
 cdef void io_mute(io* source) noexcept nogil
 cdef void io_unmute(io* source) noexcept nogil
+cdef void put_random_id(reactor* r, char* out) noexcept nogil
 
 cdef inline table* current_table(reactor* r) noexcept nogil:
     """Valid until the end of the turn, longer only when pinned."""

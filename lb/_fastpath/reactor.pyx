@@ -29,6 +29,7 @@ from lb._fastpath.c.sys cimport (
     lb_peek_int,
     lb_put_i64,
     lb_put_int,
+    lb_random,
     lb_store_u64,
     lb_swap_ptr,
     read,
@@ -86,6 +87,7 @@ cdef void reactor_release(reactor* r) noexcept nogil:
     slab_release(&r.stream_slab)
     slab_release(&r.flow_slab)
     slab_release(&r.hello_slab)
+    slab_release(&r.proxied_slab)
     free(r.scratch_in)
     free(r.scratch_out)
     free(r.scratch_text)
@@ -255,3 +257,15 @@ cdef void* reactor_main(void* argument) noexcept nogil:
     r.s.cut_sessions(r)
     r.s.cut_off(r)
     return NULL
+
+
+cdef void put_random_id(reactor* r, char* out) noexcept nogil:
+    """RANDOM_ID_BYTES hexadecimal digits."""
+    cdef uint64_t words[2]
+    cdef int i
+    cdef uint64_t nibble
+    words[0] = lb_random(r.random)
+    words[1] = lb_random(r.random)
+    for i in range(RANDOM_ID_BYTES):
+        nibble = (words[i >> 4] >> ((i & 15) * 4)) & 15
+        out[i] = <char>(nibble + (c"0" if nibble < 10 else c"a" - 10))

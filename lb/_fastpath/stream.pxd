@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.counters cimport listener_traffic, traffic, upstream_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
-from lb._fastpath.reactor cimport reactor, shared
+from lb._fastpath.reactor cimport RANDOM_ID_BYTES, reactor, shared
 from lb._fastpath.table cimport table, upstream_view
 from lb._fastpath.transport cimport conn, connect_calls
 
@@ -68,6 +68,8 @@ cdef struct flow:
     int64_t progress_ms  # the last byte in either direction
     int64_t connect_deadline_ms
     int64_t drain_deadline_ms  # its endpoint has been removed; 0: it has not
+    uint8_t unique_id_size
+    char unique_id[RANDOM_ID_BYTES]  # which its endpoint is told by a PROXY header
     uint8_t client_bulk  # how far it is from being spliced, and from being copied again
     uint8_t endpoint_bulk
     int idle_timeout_ms

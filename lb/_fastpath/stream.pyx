@@ -4,6 +4,7 @@ from libc.string cimport memset
 
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.access cimport log_flow
+from lb._fastpath.announce cimport announce_client
 from lb._fastpath.balance cimport (
     PICK_FULL,
     PICK_UNHEALTHY,
@@ -49,7 +50,7 @@ from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
 from lb._fastpath.pipes cimport PIPE_BYTES, pipe, pipe_give, pipe_take
-from lb._fastpath.proxy_protocol cimport PROXY_NONE
+from lb._fastpath.proxy_protocol cimport PROXY_NONE, TELL_UNIQUE_ID, VALUE_UNIQUE_ID, proxy_find, proxy_value
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
@@ -57,11 +58,13 @@ from lb._fastpath.reactor cimport (
     IO_MUTED,
     IO_READABLE,
     IO_WRITABLE,
+    RANDOM_ID_BYTES,
     SCRATCH_BYTES,
     io,
     io_enqueue,
     io_mute,
     io_unmute,
+    put_random_id,
     table_pin_one,
     table_unpin_one,
 )
@@ -84,10 +87,11 @@ from lb._fastpath.transport cimport (
     conn_write,
     conn_write_pipe,
     connect_calls,
+    kept_values,
     leg,
     note_address,
 )
-from lb._fastpath.upstream cimport announce_client, connect_timed_out, upstream_connect, upstream_end
+from lb._fastpath.upstream cimport connect_timed_out, upstream_connect, upstream_end
 
 cdef connect_calls connecting
 cdef connect_calls passing
@@ -226,7 +230,7 @@ cdef void attempt(flow* f) noexcept nogil:
         bump(&stats.connects)
         if f.attempts > 1:
             bump(&stats.retries)
-    f.u = upstream_connect(r, f.up, f.ep, f, f.told, &reason)
+    f.u = upstream_connect(r, f.up, f.ep, f, f.d, f.told, &reason)
     if f.u == NULL:
         attempt_failed(f, reason)
         return
@@ -236,9 +240,24 @@ cdef void attempt(flow* f) noexcept nogil:
 
 cdef bint on_opened(void* flow_pointer, conn* u) noexcept nogil:
     cdef flow* f = <flow*>flow_pointer
+    cdef uint32_t size
     if u.tls != NULL and f.d.tls != NULL:
         tls_offer_same(u.tls, f.d.tls)
-    return f.up.proxy_protocol == PROXY_NONE or announce_client(u, f.d, f.up.proxy_protocol)
+    if f.up.proxy_protocol == PROXY_NONE:
+        return True
+    size = unique_id(f)
+    return announce_client(u, f.d, f.up, f.unique_id, size)
+
+
+cdef uint32_t unique_id(flow* f) noexcept nogil:
+    """The size of an id of lb's own, where the endpoint is to be told one and no proxy has given one before."""
+    cdef proxy_value values = kept_values(f.d)
+    if f.up.proxy_values & TELL_UNIQUE_ID and f.unique_id_size == 0 and (
+        proxy_find(&values, VALUE_UNIQUE_ID).size == 0
+    ):
+        put_random_id(f.r, f.unique_id)
+        f.unique_id_size = RANDOM_ID_BYTES
+    return f.unique_id_size
 
 
 cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:

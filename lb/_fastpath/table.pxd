@@ -178,6 +178,8 @@ cdef struct listener_view:
     int max_target_bytes
     int max_connections
     int max_connections_per_client
+    int max_connection_rate  # a second
+    int max_connection_rate_per_client
     int64_t max_body_bytes
     network* trusted
     uint32_t trusted_count
@@ -218,6 +220,9 @@ cdef struct upstream_view:
     int affinity_timeout_ms  # 0: no limit
     uint8_t protocol
     uint8_t proxy_protocol  # which header its connections begin with (proxy_protocol.pxd)
+    uint8_t proxy_values  # what lb tells in it besides addresses
+    bint transparent  # connections leave with the client's address
+    bint for_one_client  # a connection is: it tells who that is, or has its address
     void* tls  # tls_context (tls.pxd); NULL: plain
     uint64_t wire  # how connections are made, the protocol in its lowest two bits: others are not used
     int connect_timeout_ms

@@ -29,7 +29,9 @@ from lb._fastpath.http1_parse cimport (
     normalize_host as c_normalize_host,
     normalize_target as c_normalize_target,
 )
+from lb._fastpath.limits cimport RATE_ROWS, client_in_rate, listener_in_rate, rate_row
 from lb._fastpath.message cimport head
+from lb._fastpath.proxy_protocol cimport proxy_end, proxy_header, proxy_read
 from lb._fastpath.reactor cimport io, io_first_in_line, io_stand_in_line, reactor, shared
 from lb._fastpath.shares cimport build_maglev, build_sequence
 from lb._fastpath.table cimport (
@@ -161,6 +163,51 @@ def decode_chunks(list pieces):
             if step == CHUNK_TRAILERS:
                 return bytes(body), piece[at:] + b"".join(pieces[number + 1:])
     return (bytes(body),)
+
+
+def read_proxy_header(bytes data):
+    """(size, client, target, values) of the PROXY header that `data` begins with, ends as (16-byte address, port) or
+    None; 0 while it may still become one, -1 when it is none.
+    """
+    cdef proxy_header header
+    cdef int size = proxy_read(data, len(data), &header)
+    if size <= 0:
+        return size
+    values = header.values.at[:header.values.size] if header.values.size else b""
+    return size, describe_end(&header.client), describe_end(&header.target), values
+
+
+cdef object describe_end(const proxy_end* end):
+    return ((<const char*>end.address)[:16], end.port) if end.known else None
+
+
+def connections_in_rate(int rate, list attempts):
+    """Which of these connections are within `rate` a second: (nanosecond, 16-byte address or None for anybody)."""
+    cdef shared* s = <shared*>calloc(1, sizeof(shared))
+    cdef reactor* r = <reactor*>calloc(1, sizeof(reactor))
+    cdef bytes address
+    try:
+        if s == NULL or r == NULL:
+            raise MemoryError
+        s.client_rates = calloc(RATE_ROWS, sizeof(rate_row))
+        if s.client_rates == NULL:
+            raise MemoryError
+        s.secret = 7
+        r.s = s
+        result = []
+        for now_ns, client in attempts:
+            r.now_ns = now_ns
+            if client is None:
+                result.append(bool(listener_in_rate(r, 3, rate)))
+            else:
+                address = client
+                result.append(bool(client_in_rate(r, <const unsigned char*><const char*>address, 3, rate)))
+        return result
+    finally:
+        if s != NULL:
+            free(s.client_rates)
+        free(s)
+        free(r)
 
 
 def smooth_sequence(weights, uint32_t capacity=8192):

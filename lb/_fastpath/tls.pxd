@@ -150,6 +150,9 @@ cdef const tls_host* tls_lookup(const tls_view* view, const char* name, size_t s
 cdef const char* tls_version(const tls* t) noexcept nogil
 cdef const char* tls_cipher(const tls* t) noexcept nogil
 cdef bint tls_resumed(const tls* t) noexcept nogil
+cdef const unsigned char* tls_alpn(const tls* t, uint32_t* size) noexcept nogil
+cdef uint32_t tls_verify_result(const tls* t) noexcept nogil
+cdef uint32_t tls_common_name(const tls* t, char* out, uint32_t room) noexcept nogil
 
 # Making contexts (control plane); the callbacks that every server's context needs.
 cdef void prepare_server_context(tls_context* context) noexcept nogil

@@ -9,6 +9,7 @@ from lb._fastpath.c.openssl cimport (
     ASN1_STRING,
     ASN1_STRING_get0_data,
     ASN1_STRING_length,
+    ASN1_STRING_to_UTF8,
     BIO,
     BIO_CTRL_FLUSH,
     BIO_CTRL_GET_KTLS_SEND,
@@ -54,7 +55,9 @@ from lb._fastpath.c.openssl cimport (
     GENERAL_NAME_get0_value,
     GENERAL_NAMES,
     GENERAL_NAMES_free,
+    NID_commonName,
     NID_subject_alt_name,
+    OPENSSL_free,
     OPENSSL_memdup,
     OSSL_PARAM,
     OSSL_PARAM_construct_end,
@@ -159,10 +162,14 @@ from lb._fastpath.c.openssl cimport (
     X509_STORE_CTX_get_ex_data,
     X509_STORE_CTX_set_error,
     X509_V_ERR_HOSTNAME_MISMATCH,
+    X509_V_ERR_UNSPECIFIED,
     X509_V_OK,
     X509_check_host,
     X509_check_ip_asc,
     X509_NAME,
+    X509_NAME_ENTRY_get_data,
+    X509_NAME_get_entry,
+    X509_NAME_get_index_by_NID,
     X509_NAME_print_ex,
     X509_digest,
     X509_free,
@@ -806,6 +813,42 @@ cdef const char* tls_cipher(const tls* t) noexcept nogil:
 
 cdef bint tls_resumed(const tls* t) noexcept nogil:
     return SSL_session_reused(t.ssl) != 0
+
+
+cdef const unsigned char* tls_alpn(const tls* t, uint32_t* size) noexcept nogil:
+    """The protocol that was agreed on; `size` is 0 when there is none."""
+    cdef const unsigned char* protocol = NULL
+    cdef unsigned int length = 0
+    SSL_get0_alpn_selected(t.ssl, &protocol, &length)
+    size[0] = length
+    return protocol
+
+
+cdef uint32_t tls_verify_result(const tls* t) noexcept nogil:
+    """0 when the client has shown a certificate that holds, else OpenSSL's number for what is wrong."""
+    return <uint32_t>SSL_get_verify_result(t.ssl) if t.client != NULL else X509_V_ERR_UNSPECIFIED
+
+
+cdef uint32_t tls_common_name(const tls* t, char* out, uint32_t room) noexcept nogil:
+    """The first common name of the client's certificate in UTF-8, and its size; 0: there is none, or no room for it."""
+    cdef X509* leaf = SSL_get1_peer_certificate(t.ssl)
+    cdef const X509_NAME* subject
+    cdef unsigned char* text = NULL
+    cdef int at, size
+    cdef uint32_t copied = 0
+    if leaf == NULL:
+        return 0
+    subject = X509_get_subject_name(leaf)
+    at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1)
+    if at >= 0:
+        size = ASN1_STRING_to_UTF8(&text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)))
+        if 0 < size <= <int>room:
+            memcpy(out, text, <size_t>size)
+            copied = <uint32_t>size
+        OPENSSL_free(text)
+    X509_free(leaf)
+    ERR_clear_error()
+    return copied
 
 
 cdef void put_name(BIO* out, const X509_NAME* name) noexcept nogil:

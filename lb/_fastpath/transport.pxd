@@ -10,9 +10,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from lb._fastpath.c.sys cimport sockaddr_storage, ssize_t
 from lb._fastpath.client_hello cimport hello_texts
 from lb._fastpath.endpoint cimport endpoint
-from lb._fastpath.memory cimport page
+from lb._fastpath.memory cimport page, page_data
 from lb._fastpath.message cimport head
 from lb._fastpath.pipes cimport pipe
+from lb._fastpath.proxy_protocol cimport proxy_value
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
 from lb._fastpath.table cimport listener_view, stream_view, table, tls_view
 from lb._fastpath.timers cimport timer
@@ -121,6 +122,15 @@ cdef struct connect_calls:
     void (*connected)(void* exchange, leg* u) noexcept nogil
     void (*connect_failed)(void* exchange, int reason) noexcept nogil
 
+cdef struct proxied:
+    # What a PROXY header has said of a client besides its address.
+    unsigned char proxy[16]  # who has sent it
+    bint proxy_known  # no: it came by a Unix socket
+    bint target_known
+    unsigned char target[16]  # whom the client has connected to
+    uint16_t target_port
+    page* values  # its type-length-values; NULL: none
+
 cdef struct conn:
     io base
     leg leg  # HTTP/1: the exchange it carries
@@ -145,6 +155,7 @@ cdef struct conn:
     uint16_t peer_port
     uint8_t local  # client side: a Unix socket
     uint8_t counted  # client side: in the per-client counts
+    proxied* proxied  # client side: NULL: no PROXY header
     unsigned char peer[16]  # client side: address, IPv4 as ::ffff:a.b.c.d
     char* listener_name
     uint32_t listener_name_size
@@ -162,6 +173,16 @@ cdef struct conn:
     # in the list of idle clients, or in its endpoint's idle pool
     conn* newer
     conn* older
+
+cdef inline proxy_value kept_values(const conn* c) noexcept nogil:
+    """What a PROXY header has said of a client, in its own form (proxy_protocol.pxd)."""
+    cdef proxy_value values
+    values.at = NULL
+    values.size = 0
+    if c.proxied != NULL and c.proxied.values != NULL:
+        values.at = <const uint8_t*>page_data(c.proxied.values)
+        values.size = c.proxied.values.end
+    return values
 
 cdef ssize_t conn_receive(conn* c, char* buffer, size_t size) noexcept nogil
 cdef ssize_t conn_receive_pipe(conn* c, pipe* p, size_t most) noexcept nogil
@@ -181,5 +202,6 @@ cdef bint conn_quiet(conn* c) noexcept nogil
 cdef bint conn_open(const conn* c) noexcept nogil
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
 cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, uint16_t* port) noexcept nogil
+cdef int socket_as_client(int fd, int family, const unsigned char* address, uint16_t port) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil
 cdef void conn_leave(conn* c) noexcept nogil

@@ -1,6 +1,6 @@
 """Byte streams (transport.pxd): TCP and Unix sockets, plain or with TLS in between."""
 from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from lb._fastpath.c.sys cimport (
     AF_INET,
@@ -8,6 +8,14 @@ from lb._fastpath.c.sys cimport (
     EAGAIN,
     EINTR,
     EINVAL,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_TRANSPARENT,
+    IP_BIND_ADDRESS_NO_PORT,
+    IP_TRANSPARENT,
+    LB_R_NO_CLIENT_ADDRESS,
+    LB_R_OK,
+    LB_R_TRANSPARENCY_REFUSED,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     MSG_PEEK,
@@ -15,9 +23,12 @@ from lb._fastpath.c.sys cimport (
     POLLRDHUP,
     SHUT_WR,
     SO_LINGER,
+    SO_REUSEADDR,
     SOL_SOCKET,
+    bind,
     close,
     errno,
+    htons,
     iovec,
     lb_add_int,
     linger_option,
@@ -31,7 +42,10 @@ from lb._fastpath.c.sys cimport (
     setsockopt,
     shutdown,
     sockaddr_in,
+    sockaddr,
     sockaddr_in6,
+    sockaddr_storage,
+    socklen_t,
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
@@ -103,6 +117,39 @@ cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, ui
     return True
 
 
+cdef int socket_as_client(int fd, int family, const unsigned char* address, uint16_t port) noexcept nogil:
+    """Have a new socket leave with a client's address (16 bytes) and, when it is free, its port (0: any): LB_R_OK, or
+    why it cannot (IP_TRANSPARENT, ip(7)).
+    """
+    cdef sockaddr_storage own
+    cdef bint ipv4 = memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+    cdef socklen_t size = sizeof(sockaddr_in) if ipv4 else sizeof(sockaddr_in6)
+    cdef int one = 1
+    cdef bint refused
+    if family != (AF_INET if ipv4 else AF_INET6):
+        return LB_R_NO_CLIENT_ADDRESS  # one family's addresses cannot go to the other's
+    memset(&own, 0, sizeof(own))
+    own.ss_family = <unsigned short>family
+    if ipv4:
+        memcpy(&(<sockaddr_in*>&own).sin_addr, address + 12, 4)
+        (<sockaddr_in*>&own).sin_port = htons(port)
+        refused = setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &one, sizeof(one)) != 0
+    else:
+        memcpy(&(<sockaddr_in6*>&own).sin6_addr, address, 16)
+        (<sockaddr_in6*>&own).sin6_port = htons(port)
+        refused = setsockopt(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, &one, sizeof(one)) != 0
+    if refused:
+        return LB_R_TRANSPARENCY_REFUSED
+    if port:
+        # Whoever had the port before may be in TIME_WAIT; connect sees to it that both ends together are new.
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+        if bind(fd, <sockaddr*>&own, size) == 0:
+            return LB_R_OK
+        (<sockaddr_in*>&own).sin_port = 0  # of both families it stands in the same place
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))
+    return LB_R_OK if bind(fd, <sockaddr*>&own, size) == 0 else LB_R_TRANSPARENCY_REFUSED
+
+
 cdef void conn_shut(conn* c) noexcept nogil:
     """Nothing more will be written: say so to the peer. All that was written before has gone out."""
     batch_flush(c.base.r)
@@ -149,6 +196,7 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
         c.piped = NULL
     c.out_bytes = 0
     conn_unpark(c)
+    forget_header(c)
     if reset:
         option.l_onoff = 1
         option.l_linger = 0
@@ -157,6 +205,14 @@ cdef void conn_close(conn* c, bint reset) noexcept nogil:
     conn_leave(c)
     lb_add_int(&r.s.descriptors, -1)
     io_bury(&c.base)
+
+
+cdef void forget_header(conn* c) noexcept nogil:
+    if c.proxied != NULL:
+        if c.proxied.values != NULL:
+            page_free(&c.base.r.pages, c.proxied.values)
+        slab_free(&c.base.r.proxied_slab, c.proxied)
+        c.proxied = NULL
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

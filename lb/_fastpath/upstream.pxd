@@ -15,11 +15,10 @@ from lb._fastpath.table cimport upstream_view
 from lb._fastpath.transport cimport conn, connect_calls, leg
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
-cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, bint fresh,
-        bint must_be_open, bint* connecting, int* reason) noexcept nogil
-cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
+cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
+        bint fresh, bint must_be_open, bint* connecting, int* reason) noexcept nogil
+cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
         const connect_calls* told, int* reason) noexcept nogil
-cdef bint announce_client(conn* u, const conn* client, int version) noexcept nogil
 cdef void connect_timed_out(conn* c) noexcept nogil
 cdef void upstream_end(conn* c, bint reset) noexcept nogil
 cdef void upstream_take_back(reactor* r) noexcept nogil

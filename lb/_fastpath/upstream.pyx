@@ -1,6 +1,6 @@
 """Pools and connecting (upstream.pxd)."""
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from lb._fastpath.c.sys cimport (
     AF_UNIX,
@@ -15,13 +15,13 @@ from lb._fastpath.c.sys cimport (
     IPPROTO_TCP,
     LB_R_BAD_RESPONSE,
     LB_R_CONNECT_FAILED,
+    LB_R_NO_CLIENT_ADDRESS,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_MEMORY,
+    LB_R_OK,
     LB_R_UPSTREAM_PROTOCOL,
     LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_TLS_FAILED,
-    MSG_DONTWAIT,
-    MSG_NOSIGNAL,
     SO_ERROR,
     SOCK_CLOEXEC,
     SOCK_NONBLOCK,
@@ -32,7 +32,6 @@ from lb._fastpath.c.sys cimport (
     connect,
     epoll_ctl,
     errno,
-    getsockname,
     getsockopt,
     lb_add_int,
     lb_cas_ptr,
@@ -44,13 +43,10 @@ from lb._fastpath.c.sys cimport (
     lb_swap_ptr,
     lb_try_lock,
     lb_unlock,
-    send,
     setsockopt,
     sockaddr,
-    sockaddr_storage,
     socket,
     socklen_t,
-    ssize_t,
 )
 from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected
 from lb._fastpath.counters cimport bump
@@ -79,7 +75,6 @@ from lb._fastpath.http2_client cimport (
     http2_set_pool_calls,
     pool_calls,
 )
-from lb._fastpath.proxy_protocol cimport PROXY_ROOM, proxy_client, proxy_write
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CONNECTING,
@@ -115,7 +110,7 @@ from lb._fastpath.transport cimport (
     conn_open,
     conn_quiet,
     leg_calls,
-    note_address,
+    socket_as_client,
 )
 
 cdef connect_calls calls
@@ -147,9 +142,10 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
 
 # --------------------------------------------------------------------------------------------------------------- leases
 
-cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, bint fresh,
-        bint must_be_open, bint* connecting, int* reason) noexcept nogil:
-    """What carries one exchange to the endpoint: a kept connection unless `fresh`, else a new one.
+cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
+        bint fresh, bint must_be_open, bint* connecting, int* reason) noexcept nogil:
+    """What carries one exchange of a client (NULL: it has gone) to the endpoint: a kept connection unless `fresh`, else
+    a new one.
 
     While it is `connecting`, `connected` or `connect_failed` follow. With `must_be_open` a kept connection is looked at
     first: a request that cannot be repeated must not go out on one that has been closed meanwhile. NULL with a reason
@@ -169,7 +165,7 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
             upstream_close(c)
             c = pool_take(r, ep)
     if c == NULL:
-        c = upstream_connect(r, view, ep, exchange, &calls, reason)
+        c = upstream_connect(r, view, ep, exchange, client, &calls, reason)
         connecting[0] = True
     if c == NULL:
         return NULL
@@ -203,7 +199,7 @@ cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn
     """A stream of this connection, or of a new one."""
     cdef leg* l
     if c == NULL:
-        c = upstream_connect(r, view, ep, NULL, &calls, reason)
+        c = upstream_connect(r, view, ep, NULL, NULL, &calls, reason)
         if c == NULL:
             return NULL
         c.idle_timeout_ms = view.idle_timeout_ms
@@ -508,21 +504,51 @@ cdef void upstream_end(conn* c, bint reset) noexcept nogil:
     conn_close(c, reset)
 
 
-cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange,
-        const connect_calls* told, int* reason) noexcept nogil:
-    """Begin to connect; one call of `told` follows. NULL with a reason when it cannot even begin."""
+cdef int new_socket(const upstream_view* view, const endpoint* ep, const conn* client, bint same_port,
+        int* reason) noexcept nogil:
+    """A socket towards an endpoint, or -1 with a reason."""
     cdef int one = 1
     cdef int fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    cdef int offer = OFFER_ALL
-    cdef conn* c
     reason[0] = LB_R_CONNECT_FAILED
     if fd < 0:
         if errno == EMFILE or errno == ENFILE:
             reason[0] = LB_R_NO_DESCRIPTORS
-        return NULL
+        return -1
     if ep.family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    if connect(fd, <sockaddr*>&ep.address, ep.address_size) != 0 and errno != EINPROGRESS:
+    if view.transparent:
+        reason[0] = LB_R_NO_CLIENT_ADDRESS
+        if client != NULL and not client.local:
+            reason[0] = socket_as_client(fd, ep.family, client.peer, client.peer_port if same_port else 0)
+        if reason[0] != LB_R_OK:
+            close(fd)
+            return -1
+        reason[0] = LB_R_CONNECT_FAILED
+    return fd
+
+
+cdef bint begin_to_connect(int fd, const endpoint* ep) noexcept nogil:
+    return connect(fd, <sockaddr*>&ep.address, ep.address_size) == 0 or errno == EINPROGRESS
+
+
+cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
+        const connect_calls* told, int* reason) noexcept nogil:
+    """Begin to connect for a client; one call of `told` follows. NULL with a reason when it cannot even begin."""
+    cdef int fd = new_socket(view, ep, client, True, reason)
+    cdef int offer = OFFER_ALL
+    cdef bint begun
+    cdef conn* c
+    if fd < 0:
+        return NULL
+    begun = begin_to_connect(fd, ep)
+    if not begun and errno == EADDRNOTAVAIL and view.transparent:
+        # From the client's port there is a connection to this endpoint already: another one of it, or one in TIME_WAIT.
+        close(fd)
+        fd = new_socket(view, ep, client, False, reason)
+        if fd < 0:
+            return NULL
+        begun = begin_to_connect(fd, ep)
+    if not begun:
         # What this machine lacks (ports, buffers) is not held against the endpoint.
         if errno != EADDRNOTAVAIL and errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
             endpoint_connect_failed(ep, r)
@@ -583,24 +609,6 @@ cdef void connect_ready(io* source) noexcept nogil:
         handshake_ready(source)
     else:
         established(c)
-
-
-cdef bint announce_client(conn* u, const conn* client, int version) noexcept nogil:
-    """Begin a connection with a PROXY header. A fresh socket takes so few bytes; False when it is broken."""
-    cdef char header[PROXY_ROOM]
-    cdef proxy_client source, local
-    cdef sockaddr_storage address
-    cdef socklen_t size = sizeof(address)
-    cdef size_t length
-    memset(&address, 0, sizeof(address))
-    memcpy(source.address, client.peer, 16)
-    source.port = client.peer_port
-    source.known = not client.local
-    local.known = getsockname(client.base.fd, <sockaddr*>&address, &size) == 0 and note_address(
-        &address, local.address, &local.port
-    )
-    length = proxy_write(version, &source, &local, header)
-    return send(u.base.fd, header, length, MSG_NOSIGNAL | MSG_DONTWAIT) == <ssize_t>length
 
 
 cdef void handshake_ready(io* source) noexcept nogil:

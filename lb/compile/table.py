@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import operator
+import socket
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ PROTOCOLS = {"http1": 0, "http2": 1, "auto": 2}
 BALANCES = {"round-robin": 0, "least-connections": 1, "random-two": 2, "maglev": 3}
 HASH_KEYS = {"source": 0, "source-port": 1, "flow": 2}
 PROXY_PROTOCOLS = {"none": 0, "v1": 1, "v2": 2}
+PROXY_VALUES = {"alpn": 1, "authority": 2, "ssl": 4, "unique-id": 8, "crc32c": 16}
+"""TELL_… of proxy_protocol.pxd."""
 
 
 class Compiler:
@@ -48,8 +51,9 @@ class Compiler:
         self._listeners: dict[str, ListenerView] = {}
         self._tls = TlsParts()
         self.refused: Mapping[str, Problem] = {}
-        """What OpenSSL would not take of the newest Config (TlsParts.refused). Whole and never changed: others read it
-        while the next one is compiled."""
+        """What OpenSSL (TlsParts.refused) or the kernel would not take of the newest Config. Whole and never changed:
+        others read it while the next one is compiled."""
+        self._transparency_mistake = _transparency_mistake()
 
     def compile(self, config: Config, generation: int) -> Table:
         """A Table of everything in `config`. Raises ValueError for an address or network that cannot be parsed; the
@@ -70,8 +74,23 @@ class Compiler:
         table = self._engine.make_table(generation, listeners, upstreams)
         self._config = config
         self._indexes, self._upstreams, self._listeners = indexes, upstreams, listeners
-        self.refused = self._tls.refused
+        self.refused = self._tls.refused | self._refused_by_kernel(config.upstreams.values())
         return table
+
+    def _refused_by_kernel(self, upstreams: Iterable[Upstream]) -> dict[str, Problem]:
+        if not self._transparency_mistake:
+            return {}
+        return {
+            f"transparency {upstream.name}": Problem(
+                "LB6010",
+                upstream.origin,
+                f"connections to {upstream.name} cannot leave with clients' addresses: {self._transparency_mistake}",
+                "none is made (reason transparency-refused): the endpoints would see a wrong address",
+                "give the service the capability CAP_NET_RAW or CAP_NET_ADMIN, or take `transparent` away",
+            )
+            for upstream in upstreams
+            if upstream.transparent
+        }
 
     def _compile_hosts(self, name: str, hosts: Mapping[str, VirtualHost]) -> HostIndex:
         """The index of a host set: the one before, with what is new or different compiled and put in."""
@@ -151,6 +170,20 @@ class Compiler:
         )
 
 
+_IP_TRANSPARENT = 19
+"""linux/in.h"""
+
+
+def _transparency_mistake() -> str:
+    """Why connections may not leave with clients' addresses (ip(7)); empty when they may."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
 def _limits(listener: Listener) -> HttpOptions:
     """What is looked at when a client connects is the same for all listeners."""
     if listener.stream is None or listener.has_hosts:
@@ -160,6 +193,8 @@ def _limits(listener: Listener) -> HttpOptions:
         head_timeout_ms=options.handshake_timeout_ms,
         max_connections=options.max_connections,
         max_connections_per_client=options.max_connections_per_client,
+        max_connection_rate=options.max_connection_rate,
+        max_connection_rate_per_client=options.max_connection_rate_per_client,
     )
 
 
@@ -312,6 +347,8 @@ def _policy(upstream: Upstream) -> tuple[int, ...]:
         # A slow start would lead clients elsewhere and back again.
         0 if upstream.balance == "maglev" or upstream.affinity != "none" else _int32(options.slow_start_ms),
         _int32(options.affinity_timeout_ms),
+        sum(PROXY_VALUES[value] for value in upstream.proxy_values),
+        int(upstream.transparent),
     )
 
 
@@ -327,6 +364,8 @@ def _http_options(options: HttpOptions) -> tuple[int, ...]:
         min(options.max_target_bytes or _MOST_HEAD_BYTES, _MOST_HEAD_BYTES),
         _int32(options.max_connections),
         _int32(options.max_connections_per_client),
+        _int32(options.max_connection_rate),
+        _int32(options.max_connection_rate_per_client),
         _int64(options.max_body_bytes),
         int(options.forwarded_header),
         int(options.merge_slashes),

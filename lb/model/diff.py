@@ -289,9 +289,19 @@ def _upstream_effects(old: Upstream, new: Upstream) -> Iterator[str]:
     if old.endpoints and not new.endpoints:
         why = f": {new.unavailable}" if new.unavailable else ""
         yield f"upstream {new.name} has no endpoints any more, requests are answered 503{why}"
-    for field in ("balance", "affinity", "protocol", "proxy_protocol", "resolve", "unavailable"):
+    for field in (
+        "balance",
+        "affinity",
+        "protocol",
+        "proxy_protocol",
+        "proxy_values",
+        "transparent",
+        "resolve",
+        "unavailable",
+    ):
         was, now = getattr(old, field), getattr(new, field)
         if was != now:
+            was, now = (", ".join(one) if isinstance(one, tuple) else one for one in (was, now))
             yield f"upstream {new.name}: {field} {was or 'none'} -> {now or 'none'}"
     for option in _changed_options(old.options, new.options):
         yield f"upstream {new.name}: {option}"

@@ -985,6 +985,11 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
             continue
         set_by = "built in" if value == field.default else f"upstream {upstream.name}"
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
+    if upstream.proxy_protocol != "none":
+        header = ", ".join((upstream.proxy_protocol, *upstream.proxy_values))
+        yield OptionStep("upstream.proxy_protocol", header, f"upstream {upstream.name}")
+    if upstream.transparent:
+        yield OptionStep("upstream.transparent", "true", f"upstream {upstream.name}")
     if upstream.health_check.type != "off":
         yield OptionStep("upstream.health_check", describe_check(upstream.health_check), f"upstream {upstream.name}")
 

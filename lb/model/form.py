@@ -25,7 +25,7 @@ HOST_KEYS = ("one_label", "routes")
 ROUTE_KEYS = ("path", "methods", "headers", "query", "forward", "respond", "name", "origin", "field")
 UPSTREAM_KEYS = (
     "endpoints", "balance", "affinity", "protocol", "resolve", "unavailable", "tls", "health_check",
-    "proxy_protocol", "origin",
+    "proxy_protocol", "proxy_values", "transparent", "origin",
 )  # fmt: skip
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 

@@ -42,7 +42,11 @@ class HttpOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     max_connections: int = 0
     """Client connections open on this listener (503)."""
     max_connections_per_client: int = 0
-    """Client connections open from one address (429)."""
+    """Client connections open from one address (429); of IPv6 from one /64 network."""
+    max_connection_rate: int = 0
+    """New client connections a second (503), as many at once as in one second."""
+    max_connection_rate_per_client: int = 0
+    """The same from one address (429); of IPv6 from one /64 network."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose X-Forwarded-* and Forwarded headers are believed and extended; everybody else's are replaced."""
     proxy_protocol: tuple[str, ...] = ()

@@ -75,10 +75,11 @@ from lb.model.upstream import (
     Endpoint,
     Protocol,
     ProxyProtocol,
+    ProxyValue,
     Upstream,
     UpstreamOptions,
     split_key,
-    spoken_with_header,
+    spoken_for,
 )
 from lb.problems import Origin, Problem, Problems
 
@@ -576,11 +577,14 @@ class _Reader:
         proxy_protocol: ProxyProtocol = self._choice(
             f"{path}.proxy_protocol", content.get("proxy_protocol", "none"), get_args(ProxyProtocol)
         )
-        if protocol == "http2" and proxy_protocol != "none":
+        transparent = self._flag(f"{path}.transparent", content.get("transparent", False))
+        spoken = spoken_for(protocol, proxy_protocol, transparent=transparent)
+        if protocol == "http2" and spoken != protocol:
+            also = "transparent" if transparent else f"proxy_protocol {proxy_protocol}"
             self.problems.add(
                 "LB5013",
                 self._place(f"{path}.protocol"),
-                f"protocol http2 and proxy_protocol {proxy_protocol} exclude each other",
+                f"protocol http2 and {also} exclude each other",
                 why="a connection is for one client then, so its endpoints are spoken to with HTTP/1.1",
                 fix="take one of the two away",
                 field=f"{path}.protocol",
@@ -595,10 +599,23 @@ class _Reader:
             self._text(f"{path}.resolve", content.get("resolve", "")),
             self._place(path) if inherited is None else inherited,
             self._read_upstream_tls(f"{path}.tls", content["tls"]) if "tls" in content else None,
-            spoken_with_header(protocol, proxy_protocol),
+            spoken,
             self._read_health_check(f"{path}.health_check", content.get("health_check"), has_tls="tls" in content),
             proxy_protocol,
+            self._read_proxy_values(f"{path}.proxy_values", content.get("proxy_values"), proxy_protocol),
+            transparent,
         )
+
+    def _read_proxy_values(self, path: str, value: object, proxy_protocol: ProxyProtocol) -> tuple[ProxyValue, ...]:
+        values = (
+            self._attempt(self._choice, f"{path}[{index}]", one, get_args(ProxyValue))
+            for index, one in enumerate(self._list(path, value))
+        )
+        known = tuple(dict.fromkeys(one for one in values if one is not None))
+        if known and proxy_protocol != "v2":
+            self._report(path, "only headers of version 2 tell them", "add `proxy_protocol: v2`")
+            return ()
+        return known
 
     def _read_health_check(self, path: str, value: object, *, has_tls: bool) -> HealthCheck:
         """No check at all when there is a mistake in it."""

@@ -31,7 +31,7 @@ from lb.model.route import (
 from lb.model.stream import Mode, NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
 from lb.model.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
-from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, UpstreamOptions
+from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, ProxyValue, Upstream, UpstreamOptions
 from lb.problems import Origin
 
 Schema = dict[str, Any]
@@ -271,6 +271,13 @@ def _upstream() -> Schema:
             "default": "none",
             "description": texts["proxy_protocol"],
         },
+        "proxy_values": {
+            "type": "array",
+            "items": {"enum": list(get_args(ProxyValue))},
+            "default": [],
+            "description": texts["proxy_values"],
+        },
+        "transparent": {**_FLAG, "default": False, "description": texts["transparent"]},
         "resolve": {**_TEXT, "description": texts["resolve"]},
         "unavailable": {**_TEXT, "description": texts["unavailable"]},
         "tls": _object(_options(UpstreamTls) | _bundle_files(), text=_class_text(UpstreamTls)),

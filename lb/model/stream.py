@@ -30,7 +30,11 @@ class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     max_connections: int = 0
     """Client connections open on this listener; those over it are reset."""
     max_connections_per_client: int = 0
-    """Client connections open from one address."""
+    """Client connections open from one address; of IPv6 from one /64 network."""
+    max_connection_rate: int = 0
+    """New client connections a second, as many at once as in one second."""
+    max_connection_rate_per_client: int = 0
+    """The same from one address; of IPv6 from one /64 network."""
     allow: tuple[str, ...] = ()
     """Networks whose clients are let in; all others are reset. Empty: everybody is let in."""
     proxy_protocol: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ Balance = Literal["round-robin", "least-connections", "random-two", "maglev"]
 HashKey = Literal["source", "source-port", "flow"]
 Protocol = Literal["http1", "http2", "auto"]
 ProxyProtocol = Literal["none", "v1", "v2"]
+ProxyValue = Literal["alpn", "authority", "ssl", "unique-id", "crc32c"]
 
 
 class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,11 +79,11 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     and the protocol. Requests (HTTP) are chosen for by the client's address alone."""
 
 
-def spoken_with_header(protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
-    """What endpoints are spoken to with when connections begin with a PROXY header: HTTP/2 gives way, because each
-    connection is for one client then, and HTTP/2 would share it among many.
+def spoken_for(protocol: Protocol, proxy_protocol: ProxyProtocol, *, transparent: bool) -> Protocol:
+    """What endpoints are spoken to with: HTTP/2 gives way where each connection is for one client, because it tells or
+    has its address, and HTTP/2 would share it among many.
     """
-    return protocol if proxy_protocol == "none" else "http1"
+    return "http1" if transparent or proxy_protocol != "none" else protocol
 
 
 class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,3 +110,10 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     proxy_protocol: ProxyProtocol = "none"
     """Begin each connection with a PROXY protocol header that tells the client's address. Connections are then made for
     one client and not kept."""
+    proxy_values: tuple[ProxyValue, ...] = ()
+    """What a v2 header tells besides addresses and what a proxy before lb has said: alpn and authority (the protocol
+    and the name that the client's TLS has agreed on and asked for), ssl (its version, cipher and client certificate),
+    unique-id (of the request or connection, as in the access log), crc32c (a checksum of the header)."""
+    transparent: bool = False
+    """Connections leave with the client's address, and its port when it is free (IP_TRANSPARENT). They are then made
+    for one client and not kept. Needs a privilege, and routes that lead the answers back through lb."""

@@ -232,7 +232,11 @@ def _write_respond(respond: Respond) -> object:
 
 
 def _write_upstream(upstream: Upstream) -> Content:
-    content = _differing(upstream, "balance", "affinity", "protocol", "proxy_protocol", "resolve", "unavailable")
+    content = _differing(
+        upstream, "balance", "affinity", "protocol", "proxy_protocol", "transparent", "resolve", "unavailable"
+    )
+    if upstream.proxy_values:
+        content["proxy_values"] = list(upstream.proxy_values)
     content |= _write_options(upstream.options, UpstreamOptions())
     if upstream.tls is not None:
         content["tls"] = _write_options(upstream.tls, UpstreamTls())

@@ -21,7 +21,7 @@ import msgspec
 from lb.model.address import is_ip_address
 from lb.model.health import CheckTls, CheckType, WhenAllFail, split_statuses
 from lb.model.units import parse_duration, parse_size
-from lb.model.upstream import Balance, HashKey
+from lb.model.upstream import Balance, HashKey, ProxyProtocol, ProxyValue
 from lb.objects.view import Stored
 from lb.problems import Problems
 from lb.translate.protocols import BACKEND_PROTOCOLS
@@ -39,6 +39,7 @@ Part = Literal[
     "targets",
     "health",
     "proxy_protocol",
+    "transparent",
     "load_balancer",
     "addresses",
     "clients",
@@ -101,6 +102,7 @@ class Values(msgspec.Struct, frozen=True):
     health: Mapping[str, Any] = {}
     stream: Mapping[str, Any] = {}
     datagram: Mapping[str, Any] = {}
+    transparent: Any = None
     borrowed: frozenset[str] = frozenset()
     """Fields of `health` that annotations of others say."""
 
@@ -233,6 +235,17 @@ def _protocol(value: str) -> object:
     return BACKEND_PROTOCOLS[value]
 
 
+def _proxy_protocol(value: str) -> object:
+    """(version, what its header tells besides addresses)"""
+    version, *told = (one.strip() for one in value.split(","))
+    _one_of(*get_args(ProxyProtocol))(version)
+    for one in told:
+        _one_of(*get_args(ProxyValue))(one)
+    if told and version != "v2":
+        raise ValueError(f"{value!r}: only headers of version 2 tell more than addresses")
+    return version, tuple(dict.fromkeys(told))
+
+
 def _route(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
     return Annotation(f"{PREFIX}{name}", ("Ingress",), "route", field, parse, text)
 
@@ -245,8 +258,8 @@ def _tls(name: str, field: str, parse: Callable[[str], object], text: str) -> An
     return Annotation(f"{PREFIX}{name}", ("Service",), "tls", field, parse, text)
 
 
-def _stream(name: str, field: str, text: str) -> Annotation:
-    return Annotation(f"{PREFIX}{name}", ("Service",), "stream", field, _duration, text)
+def _stream(name: str, field: str, text: str, parse: Callable[[str], object] = _duration) -> Annotation:
+    return Annotation(f"{PREFIX}{name}", ("Service",), "stream", field, parse, text)
 
 
 def _datagram(name: str, field: str, parse: Callable[[str], object], text: str) -> Annotation:
@@ -309,9 +322,19 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         ("Service",),
         "proxy_protocol",
         "",
-        _one_of("none", "v1", "v2"),
+        _proxy_protocol,
         "Begin each connection to the Service with a PROXY protocol header, which tells the client's address: `v1`, "
-        "`v2`, or `none`.",
+        "`v2`, or `none`. Behind `v2` may stand, with commas, what else lb tells: `v2,alpn,authority,ssl,unique-id,"
+        "crc32c`.",
+    ),
+    Annotation(
+        "lb/transparent",
+        ("Service",),
+        "transparent",
+        "",
+        _flag,
+        "Whether connections to the Service leave with the client's address: `true` or `false`. See "
+        "[Transparency](operations.md#transparency) for what that needs.",
     ),
     _stream("tcp-idle-timeout", "idle_timeout_ms", "How long a TCP connection may be silent; `0` for no limit."),
     _stream("tcp-half-closed-timeout", "half_closed_timeout_ms", "The same once one side has ended its half."),
@@ -319,6 +342,18 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "tcp-drain-timeout",
         "drain_timeout_ms",
         "How long TCP connections go on when their endpoint is removed; `0`: until they end by themselves.",
+    ),
+    _stream(
+        "max-connection-rate",
+        "max_connection_rate",
+        "New TCP connections a second on each port of a Service of type LoadBalancer; those over it are reset.",
+        parse_count,
+    ),
+    _stream(
+        "max-connection-rate-per-client",
+        "max_connection_rate_per_client",
+        "The same from one address; of IPv6 from one /64 network.",
+        parse_count,
     ),
     _datagram("udp-idle-timeout", "idle_timeout_ms", _duration, "How long a UDP session may be silent; `0`: no limit."),
     _datagram(
@@ -570,6 +605,7 @@ def read_annotations(stored: Stored, place: Place, problems: Problems, served: C
         health=values["health"],
         stream=values["stream"],
         datagram=values["datagram"],
+        transparent=values["transparent"].get(""),
     )
 
 

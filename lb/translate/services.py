@@ -18,7 +18,7 @@ import msgspec
 from lb.model.address import is_ip_address
 from lb.model.health import HealthCheck, is_used, mistakes
 from lb.model.listener import Transport
-from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, Upstream, spoken_with_header
+from lb.model.upstream import Balance, Endpoint, Protocol, ProxyProtocol, ProxyValue, Upstream, spoken_for
 from lb.objects.core import Service, ServicePort
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Resolution, Stored, View
@@ -234,9 +234,11 @@ class _ServiceTranslation:
         is_tcp = use.transport == "tcp"  # datagrams go as they come: no TLS, no header
         if self._tls.why and is_tcp:
             endpoints, why = (), self._tls.why
+        said: tuple[ProxyProtocol, tuple[ProxyValue, ...]] = self._values.proxy_protocol or ("none", ())
         header: ProxyProtocol = "none"
         if is_tcp:
-            header = use.header if use.header != "none" else self._values.proxy_protocol or "none"
+            header = use.header if use.header != "none" else said[0]
+        transparent = bool(self._values.transparent)
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)
@@ -253,9 +255,13 @@ class _ServiceTranslation:
             self._stored.origin,
             self._tls.tls if is_tcp else None,
             # Bytes that are carried speak for themselves, whatever the appProtocol is.
-            protocol=self._spoken(self._protocol(port), header) if use in self._wanted.requests else "http1",
+            protocol=(
+                self._spoken(self._protocol(port), header, transparent) if use in self._wanted.requests else "http1"
+            ),
             health_check=self._check_of(use),
             proxy_protocol=header,
+            proxy_values=said[1] if header == said[0] else (),
+            transparent=transparent,
         )
 
     def _check_of(self, use: PortUse) -> HealthCheck:
@@ -289,16 +295,19 @@ class _ServiceTranslation:
             return 0
         return seconds * 1_000
 
-    def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol) -> Protocol:
-        if protocol == "http2" and proxy_protocol != "none":
+    def _spoken(self, protocol: Protocol, proxy_protocol: ProxyProtocol, transparent: bool) -> Protocol:
+        spoken = spoken_for(protocol, proxy_protocol, transparent=transparent)
+        if protocol == "http2" and spoken != protocol:
+            place = field_of("transparent" if transparent else "proxy_protocol", "")
+            annotation = place.partition("[")[2].removesuffix("]")
             self._add(
                 "LB5013",
-                f"lb/proxy-protocol: {proxy_protocol} and HTTP/2 exclude each other",
+                f"{annotation} and HTTP/2 exclude each other",
                 "a connection is for one client then, so requests go to the endpoints with HTTP/1.1",
-                "take lb/proxy-protocol away, or what asks for HTTP/2 (lb/backend-protocol, appProtocol)",
-                field_of("proxy_protocol", ""),
+                f"take {annotation} away, or what asks for HTTP/2 (lb/backend-protocol, appProtocol)",
+                place,
             )
-        return spoken_with_header(protocol, proxy_protocol)
+        return spoken
 
     def _protocol(self, port: ServicePort | None) -> Protocol:
         annotated = cast("Protocol | None", self._values.protocol)

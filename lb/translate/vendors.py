@@ -162,10 +162,10 @@ def _kind(value: str) -> Iterable[Said]:
     return (Said("targets", "", "endpoints"),) if value == "nlb-ip" else ()
 
 
-def _proxy_protocol(value: str) -> str:
+def _proxy_protocol(value: str) -> object:
     if value != "*":
         raise ValueError(f"{value!r} is not *")
-    return "v2"
+    return "v2", ()
 
 
 def _check_protocol(value: str) -> Iterable[Said]:
@@ -196,7 +196,7 @@ def _drain(value: str) -> Iterable[Said]:
 _ATTRIBUTES: dict[str, Callable[[str], Iterable[Said]]] = {
     "deregistration_delay.timeout_seconds": _drain,
     "deregistration_delay.connection_termination.enabled": lambda value: _only("true", value, "connection_termination"),
-    "proxy_protocol_v2.enabled": lambda value: (Said("proxy_protocol", "", "v2" if value == "true" else "none"),),
+    "proxy_protocol_v2.enabled": lambda value: (Said("proxy_protocol", "", ("v2" if value == "true" else "none", ())),),
     "load_balancing.cross_zone.enabled": lambda value: _only("true", value, "cross_zone"),
 }
 

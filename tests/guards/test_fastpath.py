@@ -26,14 +26,14 @@ PYTHON_SURFACE = frozenset({"engine", "credentials", "testing"})
 
 LAYERS = (
     ("c", "reasons"),
-    ("memory", "clock", "timers", "counters", "ring", "message", "ktls"),
+    ("memory", "clock", "timers", "counters", "ring", "message", "ktls", "proxy_protocol"),
     ("endpoint", "shares"),
     ("table",),
     ("reactor",),
     ("affinity",),
-    ("balance", "tls", "pipes", "client_hello"),
+    ("balance", "tls", "pipes", "client_hello", "limits"),
     ("transport",),
-    ("http1_parse", "clients", "http2_meter", "proxy_protocol"),
+    ("http1_parse", "clients", "http2_meter", "announce"),
     ("http2_fields",),
     ("http2",),
     ("http2_server", "http2_client"),

@@ -49,7 +49,9 @@ class LbProcess:
         environment: Mapping[str, str] | None = None,
         open_files: int | None = None,
         wait: bool = True,
+        through: Sequence[str] = (),
     ) -> None:
+        """`through`: a command that starts the one behind it, such as `setpriv`."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.admin_socket = directory / "admin.sock"
@@ -61,6 +63,7 @@ class LbProcess:
             "--access-log", str(self.access_log), "--log-format", "json",
             "--threads", str(threads), *options,
         ]  # fmt: skip
+        command = [*through, *command]
         if open_files is not None:
             command = ["prlimit", f"--nofile={open_files}:{open_files}", *command]
         with self.stderr_path.open("ab") as stderr:

@@ -125,6 +125,12 @@ def sending_fails(sender: socket.socket) -> bool:
         return True
 
 
+def listens_on(port: int) -> bool:
+    """Whether somebody on this machine listens on an IPv4 port. Connecting would tell as well, and be counted."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(columns[1].endswith(f":{port:04X}") and columns[3] == "0A" for columns in map(str.split, lines))
+
+
 def unread_bytes(connected: socket.socket) -> int:
     """What the other end of an IPv4 connection on this machine has in its receive queue; 0 when it is gone.
 

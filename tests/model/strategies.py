@@ -32,7 +32,7 @@ from lb.model.route import (
 )
 from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import ListenerTls
-from lb.model.upstream import Balance, Endpoint, HashKey, Upstream, UpstreamOptions, spoken_with_header
+from lb.model.upstream import Balance, Endpoint, HashKey, ProxyValue, Upstream, UpstreamOptions, spoken_for
 from lb.problems import Origin
 
 LABELS = ["a", "b", "ab", "com", "example"]
@@ -161,6 +161,12 @@ endpoints = st.builds(
 )
 
 
+def _as_it_is_read(one: Upstream) -> Upstream:
+    protocol = spoken_for(one.protocol, one.proxy_protocol, transparent=one.transparent)
+    values = one.proxy_values if one.proxy_protocol == "v2" else ()
+    return msgspec.structs.replace(one, protocol=protocol, proxy_values=values)
+
+
 # Parts are drawn without names, which `configs` gives them: building a strategy costs more than drawing from it.
 _upstreams = st.builds(
     Upstream,
@@ -170,12 +176,14 @@ _upstreams = st.builds(
     affinity=st.sampled_from(["none", "client-ip"]),
     protocol=st.sampled_from(["http1", "http2", "auto"]),
     proxy_protocol=st.sampled_from(["none", "v1", "v2"]),
+    proxy_values=st.lists(st.sampled_from(get_args(ProxyValue)), max_size=3, unique=True).map(tuple),
+    transparent=st.booleans(),
     options=upstream_options,
     unavailable=st.just("") | texts,
     resolve=st.sampled_from(["", "db.example.com"]),
     origin=origins,
     health_check=health_checks,
-).map(lambda one: msgspec.structs.replace(one, protocol=spoken_with_header(one.protocol, one.proxy_protocol)))
+).map(_as_it_is_read)
 _shares = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0, 1, 1, 9])), min_size=1, max_size=3)
 _responds = st.builds(Respond, st.sampled_from([200, 204, 404, 503]), st.just("") | texts, st.just("") | texts)
 _routes = st.tuples(

@@ -157,6 +157,20 @@ def test_options_say_who_set_them(config: Config) -> None:
     assert options["idle_timeout"] == options["client_idle_timeout"] == ("1m", "built in")
 
 
+def test_options_say_what_endpoints_are_told_of_clients() -> None:
+    text = """
+listeners: {http: {port: 80}}
+hosts: {default: {"*": [{path: /, forward: web}]}}
+upstreams: {web: {endpoints: [10.0.0.1:80], proxy_protocol: v2, proxy_values: [ssl, crc32c], transparent: true}}
+"""
+    config, problems = from_content(yaml.safe_load(text), Origin(file="lb.yaml"))
+    assert problems == []
+    told = explain(config, Ask("shop.example.com"))
+    options = {step.name: (step.value, step.set_by) for step in told.options}
+    assert options["upstream.proxy_protocol"] == ("v2, ssl, crc32c", "upstream web")
+    assert options["upstream.transparent"] == ("true", "upstream web")
+
+
 @pytest.mark.parametrize(
     ("ask", "status", "reason"),
     [

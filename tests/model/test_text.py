@@ -349,6 +349,27 @@ def test_http2_gives_way_to_the_proxy_protocol(protocol: str, codes: list[str]) 
     assert (config.upstreams["web"].protocol, config.upstreams["web"].proxy_protocol) == ("http1", "v1")
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "codes"),
+    [
+        ("proxy_protocol: v2, proxy_values: [ssl, alpn, ssl]", ("ssl", "alpn"), []),
+        ("proxy_protocol: v2, proxy_values: [ssl, tls]", ("ssl",), ["LB5003"]),
+        ("proxy_protocol: v1, proxy_values: [ssl]", (), ["LB5003"]),
+        ("proxy_values: [ssl]", (), ["LB5003"]),
+    ],
+)
+def test_what_a_proxy_header_tells(text: str, values: tuple[str, ...], codes: list[str]) -> None:
+    config, problems = load(f"upstreams: {{web: {{{text}}}}}")
+    assert config.upstreams["web"].proxy_values == values
+    assert [one.code for one in problems] == codes
+
+
+def test_http2_gives_way_to_transparency() -> None:
+    config, problems = load("upstreams: {web: {protocol: http2, transparent: true}}")
+    assert [one.code for one in problems] == ["LB5013"]
+    assert (config.upstreams["web"].protocol, config.upstreams["web"].transparent) == ("http1", True)
+
+
 def test_reference_to_nothing_is_reported_and_the_route_stays() -> None:
     config, problems = load("hosts: {default: {a: [{forward: wbe}]}}\nupstreams: {web: []}", {"hosts.default.a": 7})
     assert [(one.code, one.origin.line, one.fix) for one in problems] == [("LB5004", 7, "did you mean `web`?")]

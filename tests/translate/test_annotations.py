@@ -73,6 +73,32 @@ def test_a_value_that_cannot_be_read_is_a_problem_and_left_out(name: str, text: 
     assert [one.code for one in problems] == ["LB5001"]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("none", ("none", ())),
+        ("v1", ("v1", ())),
+        ("v2", ("v2", ())),
+        ("v2, ssl,unique-id,ssl", ("v2", ("ssl", "unique-id"))),
+        ("v2,alpn,authority,crc32c", ("v2", ("alpn", "authority", "crc32c"))),
+        ("v3", None),
+        ("v1,ssl", None),
+        ("v2,netns", None),
+        ("ssl", None),
+    ],
+)
+def test_a_header_and_what_it_tells(text: str, value: object) -> None:
+    values, problems = read("Service", proxy_protocol=text)
+    assert values.proxy_protocol == value
+    assert [one.code for one in problems] == ([] if value else ["LB5001"])
+
+
+def test_rates_of_a_load_balancer() -> None:
+    values, problems = read("Service", max_connection_rate="100", max_connection_rate_per_client="5")
+    assert values.stream == {"max_connection_rate": 100, "max_connection_rate_per_client": 5}
+    assert not len(problems)
+
+
 def test_an_annotation_in_the_wrong_place_is_ignored_and_said() -> None:
     values, problems = read("Ingress", targets="nodeports", connect_timeout="1s", retries="1")
     assert values == Values(route={"retries": 1})

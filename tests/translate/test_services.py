@@ -72,10 +72,13 @@ def test_a_slice_that_moves_to_another_service_changes_both() -> None:
 
 @pytest.mark.parametrize(
     ("annotations", "port"),
-    [("lb/backend-protocol: http2, lb/proxy-protocol: v2", "port: 80"), ("lb/proxy-protocol: v2", H2C)],
+    [
+        ("lb/backend-protocol: http2, lb/proxy-protocol: v2", "port: 80"),
+        ("lb/proxy-protocol: v2", H2C),
+        ('lb/transparent: "true"', H2C),
+    ],
 )
-def test_http2_gives_way_to_the_proxy_protocol(annotations: str, port: str) -> None:
-    """A connection is for one client then; a Problem says so."""
+def test_http2_gives_way_where_connections_are_for_one_client(annotations: str, port: str) -> None:
     service = f"""---
 apiVersion: v1
 kind: Service
@@ -84,7 +87,8 @@ spec: {{ports: [{{{port}}}]}}
 """
     translation = translate_text(ingress("web", ("h", "Prefix", "/", "web")) + service)
     upstream = translation.config.upstreams["shop/web:80"]
-    assert (upstream.protocol, upstream.proxy_protocol) == ("http1", "v2")
+    assert (upstream.protocol, upstream.proxy_protocol) == ("http1", "v2" if "proxy" in annotations else "none")
+    assert upstream.transparent == ("transparent" in annotations)
     assert [one.code for one in translation.problems].count("LB5013") == 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import ssl
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,32 +16,13 @@ from tests.harness.certificates import Authority
 from tests.harness.client import RawClient, bytewise, get, whole
 from tests.harness.native import Native
 from tests.harness.ports import free_port
+from tests.harness.proxy_header import SIGNATURE, checked, framed, receive, ssl_value, tlv, v1, v2
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, echo, ends_by_reset, read_all, read_exactly
 from tests.harness.waiting import wait_until
 
-SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 PROXY = "127.0.0.7"
 """The address that is believed."""
-
-
-def v1(client: str = "192.0.2.1", port: int = 4711, kind: str = "TCP4", local: str = "192.0.2.2") -> bytes:
-    return f"PROXY {kind} {client} {local} {port} 443\r\n".encode()
-
-
-def v2(client: str = "192.0.2.1", port: int = 4711, *, command: int = 0x21, rest: bytes = b"") -> bytes:
-    family = socket.AF_INET6 if ":" in client else socket.AF_INET
-    local = "2001:db8::2" if ":" in client else "192.0.2.2"
-    addresses = socket.inet_pton(family, client) + socket.inet_pton(family, local) + struct.pack("!HH", port, 443)
-    return framed(addresses + rest, command=command, kind=0x21 if ":" in client else 0x11)
-
-
-def framed(payload: bytes, *, command: int = 0x21, kind: int = 0x11) -> bytes:
-    return SIGNATURE + struct.pack("!BBH", command, kind, len(payload)) + payload
-
-
-def tlv(kind: int, value: bytes) -> bytes:
-    return struct.pack("!BH", kind, len(value)) + value
 
 
 GOOD = {
@@ -58,6 +38,11 @@ GOOD = {
     "v2 unspecified": (framed(b"", kind=0), PROXY, None),
     "v2 unix": (framed(b"\0" * 216, kind=0x31), PROXY, None),
     "v2 with values": (v2(rest=tlv(1, b"h2") + tlv(2, b"shop.test") + tlv(4, b"")), "192.0.2.1", 4711),
+    "v2 with a checksum": (checked(v2(rest=tlv(1, b"h2"))), "192.0.2.1", 4711),
+    "v2 with SSL": (v2(rest=ssl_value(tlv(0x21, b"TLSv1.3"), tlv(0x22, b"me"))), "192.0.2.1", 4711),
+    "v2 unspecified with values": (framed(tlv(2, b"shop.test"), kind=0), PROXY, None),
+    "v2 unix with values": (framed(b"\0" * 216 + tlv(2, b"shop.test"), kind=0x31), PROXY, None),
+    "v2 local with anything": (framed(b"anything", command=0x20, kind=0x99), PROXY, None),
     "v2 largest": (v2(rest=tlv(4, b"\0" * (4096 - 16 - 12 - 3))), "192.0.2.1", 4711),
 }
 BAD = {
@@ -85,6 +70,13 @@ BAD = {
     "v2 IPv6 short": framed(b"\0" * 35, kind=0x21),
     "v2 torn value": v2(rest=b"\1\0\x09abc"),
     "v2 two bytes behind": v2(rest=b"\1\0"),
+    "v2 wrong checksum": v2(rest=tlv(3, b"abcd")),
+    "v2 short checksum": v2(rest=tlv(3, b"abc")),
+    "v2 two checksums": checked(checked(v2())),
+    "v2 half of SSL": v2(rest=tlv(0x20, b"\0" * 4)),
+    "v2 torn inside of SSL": v2(rest=ssl_value(b"\x21\0\x09abc")),
+    "v2 long id": v2(rest=tlv(5, b"x" * 129)),
+    "v2 unspecified, not values": framed(b"\0" * 4 + b"x", kind=0),
     "v2 too large": v2(rest=tlv(4, b"\0" * 4096)),
     "v2 signature": SIGNATURE[:-1] + b"X" + b"\x21\x11\0\x0c" + b"\0" * 12,
 }
@@ -262,21 +254,11 @@ def test_limits_count_clients_and_not_proxies(site: Serving) -> None:
 
 def read_header(peer: socket.socket) -> tuple[str, int, str, int]:
     """(client, its port, address and port that it connected to) of the header a connection begins with."""
-    start = read_exactly(peer, 12)
-    if start == SIGNATURE:
-        command, kind, length = struct.unpack("!BBH", read_exactly(peer, 4))
-        assert (command, kind) in ((0x21, 0x11), (0x21, 0x21))
-        payload = read_exactly(peer, length)
-        family, width = (socket.AF_INET, 4) if kind == 0x11 else (socket.AF_INET6, 16)
-        ports = struct.unpack("!HH", payload[2 * width :])
-        addresses = [socket.inet_ntop(family, payload[at : at + width]) for at in (0, width)]
-        return addresses[0], ports[0], addresses[1], ports[1]
-    line = start
-    while not line.endswith(b"\r\n"):
-        line += read_exactly(peer, 1)
-    word, kind_word, client, local, client_port, local_port = line.decode().split()
-    assert (word, kind_word) == ("PROXY", "TCP6" if ":" in client else "TCP4")
-    return client, int(client_port), local, int(local_port)
+    header = receive(peer)
+    assert header.client is not None
+    assert header.target is not None
+    assert header.values == []
+    return *header.client, *header.target
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

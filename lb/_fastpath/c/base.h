@@ -45,6 +45,9 @@ static inline int lb_cas_ptr(void **p, void *expected, void *desired) {
 static inline int lb_cas_u64(uint64_t *p, uint64_t expected, uint64_t desired) {
     return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
+static inline int lb_cas_i64(int64_t *p, int64_t expected, int64_t desired) {
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
 /* Locks are only ever tried: whoever finds one taken does something else (see upstream.pyx). */
 static inline int lb_try_lock(int *lock) {
     return __atomic_load_n(lock, __ATOMIC_RELAXED) == 0 && __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0;

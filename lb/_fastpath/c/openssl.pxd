@@ -154,11 +154,13 @@ cdef extern from "<openssl/x509.h>" nogil:
         pass
     ctypedef struct ASN1_INTEGER:
         pass
+    ctypedef struct ASN1_STRING:
+        pass
     ctypedef struct STACK_OF_X509 "STACK_OF(X509)":
         pass
     ctypedef struct STACK_OF_X509_NAME "STACK_OF(X509_NAME)":
         pass
-    int X509_V_ERR_HOSTNAME_MISMATCH
+    int X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_UNSPECIFIED, NID_commonName
     int X509_V_OK, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_V_FLAG_PARTIAL_CHAIN
     unsigned int X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     unsigned long XN_FLAG_RFC2253
@@ -168,6 +170,11 @@ cdef extern from "<openssl/x509.h>" nogil:
     X509_NAME* X509_get_issuer_name(const X509* certificate)
     X509_NAME* X509_NAME_dup(const X509_NAME* name)
     const ASN1_INTEGER* X509_get0_serialNumber(const X509* certificate)
+    ctypedef struct X509_NAME_ENTRY:
+        pass
+    int X509_NAME_get_index_by_NID(const X509_NAME* name, int nid, int after)
+    const X509_NAME_ENTRY* X509_NAME_get_entry(const X509_NAME* name, int index)
+    ASN1_STRING* X509_NAME_ENTRY_get_data(const X509_NAME_ENTRY* entry)
     int X509_NAME_print_ex(BIO* out, const X509_NAME* name, int indent, unsigned long flags)
     int X509_digest(const X509* certificate, const EVP_MD* type, unsigned char* digest, unsigned int* size)
     int X509_check_private_key(const X509* certificate, const EVP_PKEY* key)
@@ -204,8 +211,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     void* GENERAL_NAME_get0_value(const GENERAL_NAME* name, int* type)
 
 cdef extern from "<openssl/asn1.h>" nogil:
-    ctypedef struct ASN1_STRING:
-        pass
+    int ASN1_STRING_to_UTF8(unsigned char** out, const ASN1_STRING* string)
     const unsigned char* ASN1_STRING_get0_data(const ASN1_STRING* string)
     int ASN1_STRING_length(const ASN1_STRING* string)
     int i2a_ASN1_INTEGER(BIO* out, const ASN1_INTEGER* number)

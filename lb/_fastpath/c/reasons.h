@@ -64,6 +64,8 @@
     /* the endpoint */                                                   \
     LB_REASON(CONNECT_FAILED, "connect-failed", 502)                     \
     LB_REASON(CONNECT_TIMEOUT, "connect-timeout", 504)                   \
+    LB_REASON(NO_CLIENT_ADDRESS, "no-client-address", 502)               \
+    LB_REASON(TRANSPARENCY_REFUSED, "transparency-refused", 502)         \
     LB_REASON(UPSTREAM_TLS_FAILED, "upstream-tls-failed", 502)           \
     LB_REASON(UPSTREAM_PROTOCOL, "upstream-protocol", 502)               \
     LB_REASON(UPSTREAM_CLOSED, "upstream-closed", 502)                   \
@@ -86,6 +88,8 @@
     /* lb itself */                                                      \
     LB_REASON(TOO_MANY_CONNECTIONS, "too-many-connections", 503)         \
     LB_REASON(TOO_MANY_FROM_CLIENT, "too-many-from-client", 429)         \
+    LB_REASON(CONNECTION_RATE, "connection-rate", 503)                   \
+    LB_REASON(CLIENT_CONNECTION_RATE, "client-connection-rate", 429)     \
     LB_REASON(SESSION_EVICTED, "session-evicted", 0)                     \
     LB_REASON(RECEIVE_BUFFER_FULL, "receive-buffer-full", 0)             \
     LB_REASON(SEND_BUFFER_FULL, "send-buffer-full", 0)                   \

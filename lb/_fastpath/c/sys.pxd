@@ -61,8 +61,10 @@ cdef extern from "base.h" nogil:
     enum:
         LB_SK_MEMINFO_DROPS "SK_MEMINFO_DROPS"
         LB_SK_MEMINFO_VARS "SK_MEMINFO_VARS"
+    int SO_REUSEADDR, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT
     int socket(int domain, int type, int protocol)
     int connect(int fd, const sockaddr* address, socklen_t size)
+    int bind(int fd, const sockaddr* address, socklen_t size)
     int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int getsockname(int fd, sockaddr* address, socklen_t* size)
     int getsockopt(int fd, int level, int name, void* value, socklen_t* size)
@@ -165,6 +167,7 @@ cdef extern from "base.h" nogil:
     void lb_fence()
     int lb_cas_ptr(void** p, void* expected, void* desired)
     int lb_cas_u64(uint64_t* p, uint64_t expected, uint64_t desired)
+    int lb_cas_i64(int64_t* p, int64_t expected, int64_t desired)
     int lb_try_lock(int* lock)
     void lb_unlock(int* lock)
     int LB_TOKEN, LB_VALUE, LB_TARGET, LB_UNRESERVED, LB_HEX, LB_DIGIT
@@ -201,6 +204,7 @@ cdef extern from "reasons.h" nogil:
     int LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED, LB_R_UPSTREAM_TRUNCATED, LB_R_BAD_RESPONSE, LB_R_RESPONSE_TOO_LARGE
     int LB_R_RESPONSE_TIMEOUT, LB_R_UPSTREAM_IDLE_TIMEOUT, LB_R_REQUEST_TIMEOUT, LB_R_GRPC_DEADLINE, LB_R_TUNNEL_TIMEOUT
     int LB_R_TOO_MANY_CONNECTIONS, LB_R_TOO_MANY_FROM_CLIENT, LB_R_NO_DESCRIPTORS, LB_R_NO_MEMORY, LB_R_PRESSURE
+    int LB_R_CONNECTION_RATE, LB_R_CLIENT_CONNECTION_RATE, LB_R_NO_CLIENT_ADDRESS, LB_R_TRANSPARENCY_REFUSED
     int LB_R_DRAIN, LB_R_SHUTDOWN, LB_R_TLS_HANDSHAKE_FAILED, LB_R_TLS_TIMEOUT, LB_R_PLAIN_HTTP, LB_R_MISDIRECTED
     int LB_R_UPSTREAM_TLS_FAILED, LB_R_UPSTREAM_PROTOCOL
     int LB_R_BAD_PROTOCOL, LB_R_H2_PROTOCOL_ERROR, LB_R_H2_RAPID_RESET, LB_R_H2_MADE_YOU_RESET, LB_R_H2_STREAM_FLOOD

@@ -1,0 +1,187 @@
+"""Connections that leave with the client's address, between hosts of their own: what servers see, and what fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.client import RawClient, get
+from tests.harness.native import Native
+from tests.harness.netns import NFT, Host, link, require_hosts
+from tests.harness.ports import free_port
+from tests.harness.process import LbProcess
+from tests.harness.proxy_header import v2
+from tests.harness.tcp import TcpServer, echo, ends_by_reset, read_exactly
+
+CLIENT, CLIENT6, SECOND = "10.71.1.2", "fd71:1::2", "10.71.1.3"
+LB, LB6 = "10.71.1.1", "fd71:1::1"
+SERVER, SERVER6 = "10.71.2.2", "fd71:2::2"
+TABLE = "108"
+DIVERT = """
+table inet lb {
+  chain divert {
+    type filter hook prerouting priority mangle; policy accept;
+    meta l4proto tcp socket transparent 1 meta mark set 0x6c62 accept
+  }
+}
+"""
+
+
+def say_who(connected: socket.socket) -> None:
+    """Tells the client what it is seen as, then sends back what comes."""
+    address, port = connected.getpeername()[:2]
+    connected.sendall(f"{address} {port}\n".encode())
+    echo(connected)
+
+
+def answer_who(connected: socket.socket) -> None:
+    """The same in HTTP."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        more = connected.recv(65_536)
+        if not more:
+            return
+        data += more
+    body = connected.getpeername()[0].encode()
+    connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    answer_who(connected)
+
+
+def divert(lb: Host) -> None:
+    """What comes for clients from the servers' side is for lb (docs/operations.md); without nftables by its device."""
+    rule = f"rule add iif back lookup {TABLE}"
+    if NFT is not None:
+        with contextlib.suppress(AssertionError):  # a kernel without nft_socket
+            lb.nft(DIVERT)
+            rule = f"rule add fwmark 0x6c62 lookup {TABLE}"
+    lb.ip(rule, f"route add local 0.0.0.0/0 dev lo table {TABLE}")
+    lb.run("ip", "-6", *rule.split())
+    lb.run("ip", "-6", *f"route add local ::/0 dev lo table {TABLE}".split())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    require_hosts()
+    with contextlib.ExitStack() as stack:
+        yield Site(stack, tmp_path_factory.mktemp("transparency"))
+
+
+class Site:
+    """A client, lb and a server, each a host; the server knows no way to the client but through lb."""
+
+    def __init__(self, stack: contextlib.ExitStack, directory: Path) -> None:
+        self.client, self.host, self.server = (stack.enter_context(Host(name)) for name in ("client", "lb", "server"))
+        clients = [f"{CLIENT}/24", f"{SECOND}/24", f"{CLIENT6}/64"]
+        link(self.host, "front", [f"{LB}/24", f"{LB6}/64"], self.client, "eth0", clients)
+        servers = [f"{SERVER}/24", f"{SERVER6}/64"]
+        link(self.host, "back", ["10.71.2.1/24", "fd71:2::1/64"], self.server, "eth0", servers)
+        self.server.ip("route add default via 10.71.2.1", "route add default via fd71:2::1")
+        divert(self.host)
+        with self.server.entered():
+            keys = [
+                stack.enter_context(TcpServer(handle, address=address)).key
+                for handle in (say_who, answer_who)
+                for address in (SERVER, SERVER6)
+            ]
+        native = Native()
+        for name, endpoints in {"ipv4": keys[:1], "ipv6": keys[1:2], "both": keys[:2], "http": keys[2:]}.items():
+            native.upstream(name, endpoints, transparent=True)
+            if name != "http":
+                native.carry(name, free_port(), name, proxy_protocol=[f"{SECOND}/32"])
+                native.listeners[name]["address"] = ""
+        native.listen("http", free_port(), address="")
+        native.host("shop.test", {"path": "/", "forward": "http"})
+        self.native = native
+        native.write(directory / "lb.yaml")
+        with self.host.entered():
+            self.lb = stack.enter_context(LbProcess([directory / "lb.yaml"], directory / "lb"))
+
+    def connect(self, listener: str, source: str) -> RawClient:
+        port = self.native.listeners[listener]["port"]
+        with self.client.entered():
+            return RawClient((LB6 if ":" in source else LB, port), source=source)
+
+
+def read_line(connected: socket.socket) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += read_exactly(connected, 1)
+    return line.decode().strip()
+
+
+@pytest.mark.parametrize(("listener", "source"), [("ipv4", CLIENT), ("ipv6", CLIENT6)])
+def test_a_server_sees_the_client(site: Site, listener: str, source: str) -> None:
+    for _ in range(3):
+        with site.connect(listener, source) as client:
+            assert read_line(client.socket) == f"{source} {client.socket.getsockname()[1]}"
+            client.send(b"hello" * 10_000)
+            assert read_exactly(client.socket, 50_000) == b"hello" * 10_000
+
+
+@pytest.mark.parametrize("source", [CLIENT, CLIENT6])
+def test_the_endpoint_is_of_the_clients_family(site: Site, source: str) -> None:
+    for _ in range(4):
+        with site.connect("both", source) as client:
+            assert read_line(client.socket).split()[0] == source
+
+
+@pytest.mark.parametrize(("listener", "source"), [("ipv4", CLIENT6), ("ipv6", CLIENT)])
+def test_no_endpoint_of_its_family(site: Site, listener: str, source: str) -> None:
+    with contextlib.suppress(ConnectionResetError), site.connect(listener, source) as client:
+        assert ends_by_reset(client.socket)
+    site.lb.wait_log(1, listener=listener, client=source, reason="no-client-address")
+
+
+def test_requests_have_connections_of_their_client(site: Site) -> None:
+    """Also when one client sends several in a row: its port leads to the endpoint already, or did a moment ago."""
+    for source in (CLIENT, CLIENT6, SECOND):
+        with site.connect("http", source) as client:
+            for _ in range(4):
+                assert client.ask(get("shop.test")).body == source.encode()
+
+
+def test_the_client_of_a_proxy_is_shown(site: Site) -> None:
+    """An address that no device has, neither here nor there."""
+    with site.connect("ipv4", SECOND) as client:
+        client.send(v2("192.0.2.9", 4711))
+        assert read_line(client.socket) == "192.0.2.9 4711"
+
+
+def test_all_of_it_was_clean(site: Site) -> None:
+    site.lb.assert_healthy()
+    site.lb.assert_at_rest()
+    assert not [one for one in site.lb.get("/v1/problems")["items"] if one["code"] == "LB6010"]
+
+
+def test_without_the_privilege_nothing_leaves(tmp_path: Path) -> None:
+    setpriv = shutil.which("setpriv")
+    through: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        if setpriv is None:
+            pytest.skip("setpriv (util-linux) is not installed, and root has the privilege")
+        through = (setpriv, "--bounding-set", "-net_raw,-net_admin")
+    native = Native()
+    with TcpServer(echo) as server:
+        native.upstream("server", [server.key], transparent=True)
+        native.carry("tcp", free_port(), "server")
+        native.listen("http", free_port())
+        native.host("shop.test", {"path": "/", "forward": "server"})
+        native.write(tmp_path / "lb.yaml")
+        with LbProcess([tmp_path / "lb.yaml"], tmp_path / "lb", through=through) as lb:
+            (problem,) = [one for one in lb.get("/v1/problems")["items"] if one["code"] == "LB6010"]
+            assert "CAP_NET_RAW" in problem["fix"]
+            with (
+                contextlib.suppress(ConnectionResetError),
+                RawClient(("127.0.0.1", native.listeners["tcp"]["port"]), source="127.0.0.9") as client,
+            ):
+                assert ends_by_reset(client.socket)
+            with RawClient(("127.0.0.1", native.listeners["http"]["port"])) as client:
+                assert client.ask(get("shop.test")).status == 502
+            assert len(lb.wait_log(2, reason="transparency-refused")) == 2
+            assert server.connections == 0

@@ -1,0 +1,110 @@
+"""Limits of connections a second, of a listener and of a client: who is let in, who is turned away, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.harness.backend import RawBackend
+from tests.harness.client import get
+from tests.harness.native import Native
+from tests.harness.ports import free_port
+from tests.harness.proxy_header import v2
+from tests.harness.serving import Serving, serving
+from tests.harness.tcp import TcpServer, echo
+from tests.harness.waiting import wait_until
+
+PROXY = "127.0.0.7"
+RATE = 3
+MOST = 200
+"""Attempts within which a rate of RATE must show: they would have to take a minute."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    native = Native()
+    with ExitStack() as stack:
+        server = stack.enter_context(TcpServer(echo))
+        native.upstream("server", [server.key])
+        native.serve("shop.test", stack.enter_context(RawBackend()))
+        for name, options in {
+            "all": {"max_connection_rate": RATE},
+            "each": {"max_connection_rate_per_client": RATE},
+            "both": {"max_connection_rate": 10, "max_connection_rate_per_client": RATE},
+        }.items():
+            native.carry(f"tcp-{name}", free_port(), "server", proxy_protocol=[PROXY], **options)
+            native.listen(f"http-{name}", free_port(), proxy_protocol=[PROXY], **options)
+        yield stack.enter_context(serving(tmp_path_factory.mktemp("limits"), native))
+
+
+def is_let_in(site: Serving, listener: str, source: str, header: bytes = b"") -> bool:
+    """Whether a new connection is served; if it is not, it must have been turned away as it should be."""
+    tcp = listener.startswith("tcp")
+    try:
+        with site.connect(listener, source=source) as client:
+            client.send(header + (b"hello" if tcp else get("shop.test")))
+            data = client.socket.recv(10_000)
+    except (ConnectionResetError, BrokenPipeError):
+        return False  # even connecting may be told so
+    if tcp:
+        return data == b"hello"
+    refusal = b"HTTP/1.1 503 " if listener == "http-all" else b"HTTP/1.1 429 "
+    assert data.startswith((b"HTTP/1.1 200 ", refusal)) or (header and not data)
+    return data.startswith(b"HTTP/1.1 200 ")
+
+
+def count_until_refused(site: Serving, listener: str, source: str, header: bytes = b"") -> int:
+    """How many connections are let in before the first one that is not."""
+    for count in range(MOST):
+        if not is_let_in(site, listener, source, header):
+            return count
+    raise AssertionError(f"{MOST} connections in a row were let in")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "http"])
+@pytest.mark.parametrize(("limit", "reason"), [("all", "connection-rate"), ("each", "client-connection-rate")])
+def test_a_rate_is_kept(site: Serving, protocol: str, limit: str, reason: str) -> None:
+    listener = f"{protocol}-{limit}"
+    ended = site.lb.metric("lb_exchange_end_total", reason=reason)
+    rejected = site.lb.metric("lb_listener_connections_rejected_total", listener=listener)
+    assert count_until_refused(site, listener, "127.0.0.11") >= RATE
+    wait_until(lambda: site.lb.metric("lb_exchange_end_total", reason=reason) > ended, "it is counted")
+    assert site.lb.metric("lb_listener_connections_rejected_total", listener=listener) > rejected
+    wait_until(lambda: is_let_in(site, listener, "127.0.0.11"), "time brings new ones")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "http"])
+def test_a_client_over_its_rate_takes_nothing_from_others(site: Serving, protocol: str) -> None:
+    listener = f"{protocol}-both"
+    count_until_refused(site, listener, "127.0.0.12")
+    before = site.lb.metric("lb_exchange_end_total", reason="connection-rate")
+    for _ in range(20):  # more than the listener's rate
+        is_let_in(site, listener, "127.0.0.12")
+    assert site.lb.metric("lb_exchange_end_total", reason="connection-rate") == before
+    wait_until(lambda: is_let_in(site, listener, "127.0.0.13"), "the other one is let in")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "http"])
+def test_behind_a_proxy_it_is_the_clients_rate(site: Serving, protocol: str) -> None:
+    listener = f"{protocol}-each"
+    assert count_until_refused(site, listener, PROXY, v2("192.0.2.1")) >= RATE
+    for number in range(2, 2 + 2 * RATE):
+        assert is_let_in(site, listener, PROXY, v2(f"192.0.2.{number}"))
+
+
+def test_a_change_resets_no_bucket(tmp_path: Path) -> None:
+    native = Native()
+    with TcpServer(echo) as server:
+        native.upstream("server", [server.key])
+        native.carry("tcp-each", free_port(), "server", max_connection_rate_per_client=1)
+        with serving(tmp_path, native) as site:
+            let_in = changes = 0
+            while let_in == changes:  # every change would let in one more; time alone lets in one a second
+                native.upstreams["server"]["max_queue"] = changes + 1
+                site.apply()
+                changes += 1
+                let_in += is_let_in(site, "tcp-each", "127.0.0.14")
+                assert changes < MOST
