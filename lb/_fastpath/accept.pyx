@@ -451,10 +451,10 @@ cdef void hello_ready(io* source) noexcept nogil:
         follow(c, t, view, route, &hello)
     elif not view.carries:
         # For a host of HTTP; and of what is no such message, OpenSSL says what is wrong with it.
-        timer_rest(&c.timer)
         if view.tls != NULL:
-            begin_tls(c, view)
+            shake_hands(c, view)
         else:
+            timer_rest(&c.timer)
             server_open(c)
         io_enqueue(source)
     elif n <= 0:
@@ -512,9 +512,8 @@ cdef void follow(conn* c, table* t, listener_view* view, const name_route* route
         c.carried = route.stream
         c.carried_by = t
         table_pin_one(r, t)
-        c.tls = tls_new_server(r, view.tls)
+        shake_hands(c, view)
         tls_carry(c.tls, route.alpn, route.alpn_size)
-        c.base.ready = handshake_ready
     else:
         bump(&r.counts.tls_passed)
         timer_rest(&c.timer)
@@ -540,10 +539,15 @@ cdef void refuse_hello(conn* c, listener_view* view, int reason) noexcept nogil:
 
 cdef void begin_tls(conn* c, listener_view* view) noexcept nogil:
     """The handshake comes first; only then is it known which codec takes the connection."""
-    c.tls = tls_new_server(c.base.r, view.tls)
-    c.base.ready = handshake_ready
+    shake_hands(c, view)
     c.timer.fire = handshake_timeout
     timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
+
+
+cdef void shake_hands(conn* c, listener_view* view) noexcept nogil:
+    """Until the timer fires that has been set."""
+    c.tls = tls_new_server(c.base.r, view.tls)
+    c.base.ready = handshake_ready
 
 
 cdef void handshake_timeout(timer* t) noexcept nogil:

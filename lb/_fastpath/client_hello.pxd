@@ -7,7 +7,8 @@ from libc.stdint cimport uint8_t, uint32_t
 
 cdef enum:
     HELLO_MOST = 16384  # bytes that are looked at, the headers of records included
-    HELLO_NAME = 255
+    HELLO_NAME = 253
+    HELLO_PROTOCOLS = 63
 
 cdef enum:  # results
     HELLO_OK = 1
@@ -22,10 +23,10 @@ cdef struct client_hello:
 
 cdef struct hello_texts:
     # What a connection keeps of it, for whoever tells of the client later.
-    uint32_t name_size
-    uint32_t protocols_size
+    uint8_t name_size
+    uint8_t protocols_size
     char name[HELLO_NAME]
-    char protocols[HELLO_NAME]  # `h2,http/1.1`; as many as there is room for
+    char protocols[HELLO_PROTOCOLS]  # `h2,http/1.1`; as many as there is room for
 
 cdef int hello_read(uint8_t* data, size_t size, client_hello* hello) noexcept nogil
 cdef void hello_note(const client_hello* hello, hello_texts* texts) noexcept nogil

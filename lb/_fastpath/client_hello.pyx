@@ -12,7 +12,6 @@ cdef enum:
     CLIENT_HELLO = 1
     EXTENSION_SERVER_NAME = 0
     EXTENSION_ALPN = 16
-    NAME_MOST = 253
 
 cdef struct span:
     # What is left to be read of a vector.
@@ -131,7 +130,7 @@ cdef bint read_server_name(span* s, client_hello* hello) noexcept nogil:
         return False
     if name.at != name.end and (name.end - 1)[0] == c".":
         name.end -= 1
-    if name.at == name.end or name.end - name.at > NAME_MOST:
+    if name.at == name.end or name.end - name.at > HELLO_NAME:
         return False
     if is_address(name.at, name.end):
         return True  # RFC 6066 3: it is no name, whoever says it
@@ -199,10 +198,10 @@ cdef const uint8_t* hello_offers(const client_hello* hello, const uint8_t* wante
 cdef void hello_note(const client_hello* hello, hello_texts* texts) noexcept nogil:
     cdef uint32_t k = 0, used = 0, size
     memcpy(texts.name, hello.name, hello.name_size)
-    texts.name_size = hello.name_size
+    texts.name_size = <uint8_t>hello.name_size
     while k < hello.protocols_size:
         size = hello.protocols[k]
-        if used + 1 + size > HELLO_NAME:
+        if used + 1 + size > HELLO_PROTOCOLS:
             break
         if used:
             texts.protocols[used] = c","
@@ -210,4 +209,4 @@ cdef void hello_note(const client_hello* hello, hello_texts* texts) noexcept nog
         memcpy(texts.protocols + used, hello.protocols + k + 1, size)
         used += size
         k += 1 + size
-    texts.protocols_size = used
+    texts.protocols_size = <uint8_t>used

@@ -32,6 +32,7 @@ from tests.harness.client_hello import (
 from tests.harness.native import Native, respond
 from tests.harness.payload import MEGABYTE, payload
 from tests.harness.ports import free_port
+from tests.harness.process import LbProcess
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, ends_by_reset, read_all, read_exactly
 from tests.harness.tls_client import TlsClient, ask
@@ -738,8 +739,14 @@ def test_a_protocol_of_its_own_leaves_the_host_to_http(world: World) -> None:
 
 
 def test_http2_beside_names_that_are_passed_through(world: World) -> None:
-    with world.connect("https", "web.example.com", protocols=("h2", "http/1.1")) as client:
-        assert client.selected_alpn_protocol() == "h2"
+    (world.directory / "ca.pem").write_text(world.authority.pem)
+    host, port = world.serving.address("https")
+    done = subprocess.run(
+        ["curl", "--silent", "--http2", "--cacert", str(world.directory / "ca.pem"), "--write-out", " %{http_version}",
+         "--resolve", f"web.example.com:{port}:{host}", f"https://web.example.com:{port}/"],
+        capture_output=True, timeout=DEADLINE, check=True,
+    )  # fmt: skip
+    assert done.stdout == b"http web.example.com 2"
 
 
 def test_clients_without_a_name_are_for_http(world: World) -> None:
@@ -753,3 +760,54 @@ def test_openssl_answers_what_is_no_hello_there(world: World) -> None:
         client.sendall(b"GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
         assert read_all(client).startswith(b"HTTP/1.1 400 Bad Request")
     assert isinstance(say(world.serving.address("https"), BAD["another handshake message"]), Alert)
+
+
+# ------------------------------------------------------------------------------------------------------------- Ingress
+
+INGRESS = """
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {{name: db, namespace: shop, annotations: {{nginx.ingress.kubernetes.io/ssl-passthrough: "true"}}}}
+spec:
+  rules:
+  - host: db.example.com
+    http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: db, port: {{number: 443}}}}}}}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: db, namespace: shop}}
+spec: {{ports: [{{port: 443}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: db-1, namespace: shop, labels: {{kubernetes.io/service-name: db}}}}
+addressType: IPv4
+ports: [{{port: {port}}}]
+endpoints: [{{addresses: [127.0.0.1]}}]
+"""
+
+
+def test_an_ingress_whose_tls_is_passed_through(world: World, tmp_path: Path) -> None:
+    """As ingress-nginx's own test has it: the endpoint's certificate for the host, 404 of lb's own for all else."""
+    path = tmp_path / "ingress.yaml"
+    path.write_text(INGRESS.format(port=world.endpoints["db"].server.port))
+    address = ("127.0.0.1", free_port())
+    publish = ("--publish", f"443=127.0.0.1:{address[1]}", "--publish", f"80=127.0.0.1:{free_port()}")
+    with LbProcess([path], tmp_path / "lb", "--ssl-passthrough", *publish, threads=1) as lb:
+        with connect_to(address, world.authority, "db.example.com") as client:
+            assert subject(client) == "db"
+            assert read_exactly(client, 16).strip() == b"db"
+        record = lb.wait_log(1, server_name="db.example.com")[-1]
+        assert (record["route"], record["upstream"]) == ("shop/db:0:0:tls", "shop/db:443")
+        for name in ("other.example.com", None):
+            with connect_to(address, None, name) as client:
+                assert ask(client, "other.example.com").status == 404
+
+
+def connect_to(address: Address, authority: Authority | None, name: str | None) -> ssl.SSLSocket:
+    """Without an authority: whatever certificate is shown."""
+    context = ssl.create_default_context(cadata=authority.pem if authority is not None else None)
+    context.check_hostname = False
+    if authority is None:
+        context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(socket.create_connection(address, DEADLINE), server_hostname=name)
