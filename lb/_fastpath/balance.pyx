@@ -60,12 +60,12 @@ cdef struct willing:
     bint held_back  # somebody was passed over because it starts slowly
 
 
-cdef bint is_in_service(upstream_view* up, uint32_t i) noexcept nogil:
+cdef inline bint is_in_service(upstream_view* up, uint32_t i) noexcept nogil:
     """By its weight and the operator's word."""
     return up.weights[i] > 0 and lb_peek_int(&up.endpoints[i].admin) == ADMIN_READY
 
 
-cdef bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* who) noexcept nogil:
+cdef inline bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* who) noexcept nogil:
     cdef endpoint* ep = up.endpoints[i]
     if not is_in_service(up, i) or lb_peek_int(&ep.health) > who.worst_health:
         return False
@@ -146,10 +146,12 @@ cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
             i = (cursor[0] + step) % up.count
             if not may_serve(r, up, i, who):
                 continue
-            if is_full(up, i):
+            load = lb_peek_int(&up.endpoints[i].active) + 1
+            if up.max_connections_per_endpoint and load > up.max_connections_per_endpoint:
                 full = True
                 continue
-            load = load_of(r, up, i) + 1
+            if up.slow_start_ms:
+                load = load_of(r, up, i) + 1
             weight = up.weights[i]
             if best == up.count or load * best_weight < best_load * weight:
                 best = i

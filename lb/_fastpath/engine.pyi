@@ -119,6 +119,8 @@ class UpstreamView:
     endpoints: tuple[Endpoint, ...]
     weights: tuple[int, ...]
     tls: ClientTls | None
+    maglev: object
+    """Its Maglev table, which may be that of other views as well; None with other algorithms."""
 
 RouteSpec = tuple[str, int, bytes, Sequence[bytes], Sequence[Condition], Sequence[Condition], object, tuple[int, ...]]
 """Name, path kind (0 exact, 1 prefix, 2 string-prefix), path key, methods, headers, query parameters, action (a list of

@@ -326,7 +326,7 @@ cdef class UpstreamView:
     cdef readonly tuple policy
     cdef readonly int protocol
     cdef readonly ClientTls tls
-    cdef MaglevTable maglev
+    cdef readonly MaglevTable maglev
 
     def __cinit__(self, Upstream live not None, tuple endpoints, tuple weights, tuple policy, tuple model_weights=None,
             int protocol=0, ClientTls tls=None):

@@ -430,7 +430,7 @@ cdef class Balancer:
                 hash = lb_hash(<const char*>&hash, sizeof(hash))
                 chosen = balance_pick(&self.reactors[0], self.view, 0, hash)
                 balance_release(&self.live, self.view.endpoints[chosen])
-        return (monotonic_ns() - started) / picks
+        return (monotonic_ns() - started) / <double>picks
 
     def moves(self, list homes, int rounds, int by=0):
         """How often clients 0, 1, ... are not sent to the endpoint named in `homes`, each asked for so many times.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.harness.native import Native, forward
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer
+from tests.harness.udp import UdpServer, ask, udp_client
 from tests.harness.waiting import DEADLINE, wait_until
 
 Named = dict[str, RawBackend]
@@ -319,6 +321,36 @@ def test_maglev_chooses_for_flows_by_their_key(tmp_path: Path, hash_key: str) ->
         native.upstream("hashed", keys, balance="maglev", hash_key=hash_key)
         site.apply()
         check(keys)
+
+
+def test_a_session_that_was_evicted_comes_back_to_its_endpoint(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        keys = [stack.enter_context(UdpServer(_answers(name))).key for name in (b"a", b"b", b"c", b"d")]
+        native = Native()
+        native.upstream("quic", keys[:3], balance="maglev", hash_key="source-port")
+        native.carry_datagrams("quic", free_port(), "quic", max_sessions=2)
+        site = stack.enter_context(serving(tmp_path, native, threads=2))
+        address = site.address("quic")
+        clients = [stack.enter_context(udp_client(address)) for _ in range(24)]
+
+        def wanted(client: socket.socket, members: list[str]) -> bytes:
+            h = hash_bytes(_packed("127.0.0.1") + client.getsockname()[1].to_bytes(2))
+            return b"abcd"[(index := keys.index(hashed_to([Share(key, 1) for key in members], h))) : index + 1]
+
+        def check(members: list[str]) -> None:
+            answers = [[ask(client, b"who?") for client in clients] for _ in range(3)]
+            assert answers == [[wanted(client, members) for client in clients]] * 3
+
+        check(keys[:3])
+        native.upstream("quic", keys, balance="maglev", hash_key="source-port")
+        site.apply()
+        check(keys)
+        # Each question but a few was the first of a session: there is room for two.
+        assert site.lb.metric("lb_exchange_end_total", reason="session-evicted") > 100
+
+
+def _answers(name: bytes) -> Callable[[bytes], tuple[bytes, ...]]:
+    return lambda _: (name,)
 
 
 def _packed(address: str) -> bytes:

@@ -164,6 +164,27 @@ def test_the_order_of_endpoints_means_nothing() -> None:
     assert [KEYS[index] for index in table] == [KEYS[19 - index] for index in backwards]
 
 
+def test_weights_far_apart_cost_no_more() -> None:
+    weights = [1_000_000] + [1] * 4_999
+    keys = [f"10.{number >> 8}.{number & 255}.1:80" for number in range(5_000)]
+    counts = Counter(maglev_table(keys, weights))
+    assert counts[0] == counts.total() - 4_999  # one for each of the others
+
+
+def test_a_table_is_made_anew_only_for_other_endpoints_or_weights() -> None:
+    compiler = Compiler(Engine(threads=1))
+
+    def table(*weights: int, **options: int) -> object:
+        endpoints = tuple(Endpoint(f"10.0.0.{number}", 80, weight) for number, weight in enumerate(weights))
+        web = Upstream("web", "maglev", endpoints, options=UpstreamOptions(**options))  # type: ignore[arg-type]
+        return compiler.compile(Config(upstreams={"web": web}), 1).upstreams["web"].maglev
+
+    first = table(1, 1, 2)
+    assert table(1, 1, 2, connect_timeout_ms=1) is first
+    assert table(1, 1, 3) is not first
+    assert table(1, 1) is not first
+
+
 @pytest.mark.parametrize("count", [3, 10, 100])
 def test_few_move_when_an_endpoint_goes_or_comes(count: int) -> None:
     one = balancer("maglev", (1,) * count)
