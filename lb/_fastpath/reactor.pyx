@@ -14,6 +14,7 @@ from lb._fastpath.c.sys cimport (
     EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
+    EPOLLPRI,
     EPOLLRDHUP,
     close,
     epoll_create1,
@@ -99,7 +100,7 @@ cdef void reactor_release(reactor* r) noexcept nogil:
 cdef bint io_watch(io* source) noexcept nogil:
     """Tell epoll once, for all kinds of events, edge-triggered; readiness is remembered in `flags`."""
     cdef epoll_event event
-    event.events = <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLRDHUP) | EPOLLET
+    event.events = <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP) | EPOLLET
     event.data.ptr = source
     return epoll_ctl(source.r.epfd, EPOLL_CTL_ADD, source.fd, &event) == 0
 
@@ -114,7 +115,7 @@ cdef void io_mute(io* source) noexcept nogil:
 
 cdef void io_unmute(io* source) noexcept nogil:
     """What has come meanwhile is told as well."""
-    change_events(source, <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLRDHUP) | EPOLLET)
+    change_events(source, <uint32_t>(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP) | EPOLLET)
     source.flags &= ~<uint32_t>IO_MUTED
 
 
@@ -243,6 +244,8 @@ cdef void* reactor_main(void* argument) noexcept nogil:
                 source.flags |= IO_READABLE
             if events & <uint32_t>EPOLLOUT:
                 source.flags |= IO_WRITABLE
+            if events & <uint32_t>EPOLLPRI:
+                source.flags |= IO_URGENT | IO_READABLE
             if events & <uint32_t>EPOLLRDHUP:
                 source.flags |= IO_HALF_CLOSED | IO_READABLE
             if events & <uint32_t>(EPOLLERR | EPOLLHUP):

@@ -31,7 +31,7 @@ cdef enum:  # results of conn_receive besides a size
     RECEIVE_END = 0
     RECEIVE_AGAIN = -1
     RECEIVE_ERROR = -2
-    RECEIVE_UNFIT = -3  # of conn_receive_pipe: this one cannot be spliced
+    RECEIVE_UNFIT = -3  # of conn_receive_pipe: not by splice, conn_receive is to be asked
 
 cdef struct listening:
     # A listening socket of one reactor.

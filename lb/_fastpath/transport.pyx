@@ -60,6 +60,7 @@ from lb._fastpath.reactor cimport (
     IO_HALF_CLOSED,
     SCRATCH_BYTES,
     IO_QUEUED,
+    IO_URGENT,
     io_bury,
     io_enqueue,
     io_stand_in_line,
@@ -232,7 +233,7 @@ cdef ssize_t receive_plain(conn* c, char* buffer, size_t size) noexcept nogil:
             break
         if errno == EINTR:
             continue
-        c.base.flags &= ~<uint32_t>IO_READABLE
+        c.base.flags &= ~<uint32_t>(IO_READABLE | IO_URGENT)
         if errno == EAGAIN:
             return RECEIVE_AGAIN
         c.base.flags |= IO_BROKEN
@@ -242,8 +243,8 @@ cdef ssize_t receive_plain(conn* c, char* buffer, size_t size) noexcept nogil:
         c.base.flags &= ~<uint32_t>IO_READABLE
         return RECEIVE_END
     # A short read emptied the socket: what comes later makes a new edge. A FIN that was announced has no edge of its
-    # own.
-    if <size_t>n < size and not c.base.flags & (IO_HALF_CLOSED | IO_BROKEN):
+    # own, nor has what is behind an urgent byte.
+    if <size_t>n < size and not c.base.flags & (IO_HALF_CLOSED | IO_BROKEN | IO_URGENT):
         c.base.flags &= ~<uint32_t>IO_READABLE
     return n
 
@@ -593,16 +594,17 @@ cdef void conn_write_copy(conn* c, const void* data, size_t size) noexcept nogil
 
 
 cdef ssize_t conn_receive_pipe(conn* c, pipe* p, size_t most) noexcept nogil:
-    """As conn_receive, into an empty pipe. Only of a connection without TLS."""
-    cdef ssize_t n = pipe_fill(p, c.base.fd, most)
+    """As conn_receive, into an empty pipe, and RECEIVE_UNFIT. Only of a connection without TLS."""
+    cdef ssize_t n
+    if c.base.flags & IO_URGENT:
+        return RECEIVE_UNFIT
+    n = pipe_fill(p, c.base.fd, most)
     if n > 0:
         return n
-    if n < 0 and errno == EINVAL:
+    # splice does not go past urgent data, and behind a FIN says 0 there, as at the end.
+    if n == 0 or errno == EINVAL:
         return RECEIVE_UNFIT
     c.base.flags &= ~<uint32_t>IO_READABLE
-    if n == 0:
-        c.base.flags |= IO_HALF_CLOSED
-        return RECEIVE_END
     if errno == EAGAIN:
         return RECEIVE_AGAIN
     c.base.flags |= IO_BROKEN

@@ -24,7 +24,7 @@ from tests.harness.payload import MEGABYTE, payload
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
 from tests.harness.sides import HEADER, Outcome, Plan, content, judge, make_plan, play
-from tests.harness.tcp import TcpServer, ends_by_reset, read_all, read_exactly, reset, sending_fails
+from tests.harness.tcp import TcpServer, black_hole, ends_by_reset, read_all, read_exactly, reset, sending_fails
 from tests.harness.waiting import SANITIZED, wait_until
 
 # ---------------------------------------------------------------------------------------------------------------- ends
@@ -84,6 +84,49 @@ def test_each_order_of_ends(site: Serving, server: TcpServer, steps: str, size: 
             else:
                 assert ends_by_reset(sides[other])
         assert site.lb.wait_log(1, listener="plain", client_port=port)[-1]["reason"] == STEPS[steps]
+
+
+# --------------------------------------------------------------------------------------------------------------- urgent
+
+
+def test_urgent_data_stops_nothing(tmp_path: Path, server: TcpServer) -> None:
+    """Reading stops before an urgent byte, although more is there (tcp(7), Sockets API: the mark). Here all of it waits
+    while lb connects.
+    """
+    native = Native()
+    with black_hole() as hole:
+        native.upstream("late", [hole, server.key], connect_timeout="200ms")
+        native.carry("plain", free_port(), "late")
+        with serving(tmp_path, native, threads=1) as site:
+            for _ in range(2):
+                with site.connect("plain") as client:
+                    client.send(b"before ")
+                    client.socket.send(b"!", socket.MSG_OOB)
+                    client.send(b"behind")
+                    with server.accept() as peer:
+                        assert read_exactly(peer, 13) == b"before behind"
+                        client.finish()
+                        assert read_all(peer) == b""
+
+
+@pytest.mark.parametrize("who", ["client", "endpoint"])
+def test_urgent_data_in_the_middle_of_bulk(site: Serving, server: TcpServer, who: str) -> None:
+    """What is spliced stops at the mark as well, and behind a FIN that looks like the end."""
+    with site.connect("plain", receive_buffer=8_192) as client, server.accept() as peer:
+        one, other = (client.socket, peer) if who == "client" else (peer, client.socket)
+
+        def send() -> None:
+            one.sendall(payload(3 * MEGABYTE))
+            one.send(b"!", socket.MSG_OOB)
+            one.sendall(payload(2 * MEGABYTE))
+            one.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        got = read_all(other)
+        sender.join()
+        assert len(got) == 5 * MEGABYTE
+        assert got == payload(5 * MEGABYTE)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bulk
