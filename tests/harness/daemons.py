@@ -56,7 +56,9 @@ def run(*command: str, text: str = "", environment: dict[str, str] | None = None
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], directory: Path, port: int, *, user: str | None = None) -> Iterator[None]:
+def _running(
+    command: Sequence[str], directory: Path, port: int, *, address: str = "127.0.0.1", user: str | None = None
+) -> Iterator[None]:
     """A daemon in the foreground, from when its port takes connections; it ends with the block."""
     log = directory / "log"
     with log.open("ab") as output:
@@ -67,7 +69,7 @@ def _running(command: Sequence[str], directory: Path, port: int, *, user: str | 
 
     def answers() -> bool:
         assert process.poll() is None, f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-2_000:]}"
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), DEADLINE):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((address, port), DEADLINE):
             return True
         return False
 
@@ -145,13 +147,13 @@ def redis(*options: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def dnsmasq(*records: str, address: str = "127.0.0.1") -> Iterator[int]:
+def dnsmasq(*records: str, address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A name server that knows these records and asks nobody; its port, for UDP and TCP. Records are options."""
     require_programs("dnsmasq", "dig")
-    port = free_port()
+    port = port or free_port()
     with _directory_of(None) as directory:
         command = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces",
                    f"--listen-address={address}", f"--port={port}", "--pid-file=", "--no-dhcp-interface=lo",
                    f"--user={pwd.getpwuid(os.getuid()).pw_name}", *records]  # fmt: skip
-        with _running(command, directory, port):
+        with _running(command, directory, port, address=address):
             yield port

@@ -99,7 +99,7 @@ class Service:
 
     @property
     def upstream(self) -> str:
-        return f"{NAMESPACE}/{self.name}:{self.port}"
+        return f"{NAMESPACE}/{self.name}:{self.port}" + ("/udp" if self.protocol == "UDP" else "")
 
     def objects(self) -> list[Object]:
         metadata = {"name": self.name, "namespace": NAMESPACE, "annotations": self.annotations}

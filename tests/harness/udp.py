@@ -74,8 +74,8 @@ class UdpServer:
     def close(self) -> None:
         """From now on its host answers with ICMP that nobody is there."""
         self._open = False
-        with contextlib.suppress(OSError), socket.socket(self._socket.family, socket.SOCK_DGRAM) as waker:
-            waker.sendto(b"", (self.address, self.port))
+        with contextlib.suppress(OSError):  # from itself: it may stand in another network namespace than who closes it
+            self._socket.sendto(b"", self._socket.getsockname())
         self._thread.join(DEADLINE)
         self._socket.close()
 
