@@ -65,6 +65,8 @@ def test_each_order_of_ends(site: Serving, server: TcpServer, steps: str, size: 
         port = client.socket.getsockname()[1]
         sides = {"client": client.socket, "endpoint": peer}
         ended: set[str] = set()
+        client.send(b"hello")
+        assert read_exactly(peer, 5) == b"hello"  # lb knows that the endpoint has taken the connection
         for step in steps.split(", "):
             who, what = step.split()
             other = "endpoint" if who == "client" else "client"
