@@ -250,6 +250,8 @@ cdef void* reactor_main(void* argument) noexcept nogil:
                 source.flags |= IO_HALF_CLOSED | IO_READABLE
             if events & <uint32_t>(EPOLLERR | EPOLLHUP):
                 source.flags |= IO_BROKEN | IO_READABLE | IO_WRITABLE
+                if events & <uint32_t>EPOLLERR:
+                    source.flags |= IO_ERRED
             source.ready(source)
         run_queue(r)
         run_line(r)

@@ -55,6 +55,7 @@ from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
     IO_DEAD,
+    IO_ERRED,
     IO_MUTED,
     IO_READABLE,
     IO_WRITABLE,
@@ -432,10 +433,12 @@ cdef ssize_t carry_bulk(flow* f, conn* source, conn* sink) noexcept nogil:
 
 
 cdef bint was_reset(const conn* c) noexcept nogil:
-    """Whether what reads like an end is none: of a reset behind a FIN only SO_ERROR tells."""
+    """Whether what reads like an end is none: of a reset behind a FIN only SO_ERROR tells. Who has just hung up (both
+    halves have ended) is not asked.
+    """
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
-    if c.base.flags & IO_CUT or not c.base.flags & IO_BROKEN:
+    if c.base.flags & IO_CUT or not c.base.flags & IO_ERRED:
         return (c.base.flags & IO_CUT) != 0
     getsockopt(c.base.fd, SOL_SOCKET, SO_ERROR, &error, &size)
     return error != 0
