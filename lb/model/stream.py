@@ -47,7 +47,10 @@ class StreamOptions(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.structs.replace(self, **{name: getattr(defaults, name) for name in OF_HTTP})
 
 
-OF_HTTP = ("handshake_timeout_ms", "max_connections_per_client", "max_connections", "proxy_protocol")
+OF_HTTP = (
+    "handshake_timeout_ms", "max_connections", "max_connections_per_client", "max_connection_rate",
+    "max_connection_rate_per_client", "proxy_protocol",
+)  # fmt: skip
 """Options that an `https` listener has for all its clients (HttpOptions; the first one is its `head_timeout`)."""
 
 

@@ -108,6 +108,7 @@ INGRESSES = st.builds(
             "kubernetes.io__ingress.class": ["lb", "other"],
             "lb__client-certificate": ["required", "optional", "off", "maybe"],
             "lb__client-ca": ["material", "configmap/material", "gone"],
+            "nginx.ingress.kubernetes.io__ssl-passthrough": ["true", "false", "maybe"],
         },
     ),
     st.builds(
