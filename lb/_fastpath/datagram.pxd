@@ -44,6 +44,7 @@ cdef enum:  # session.flags
     SESSION_NO_TRAINS = 32  # what goes to the endpoint goes one by one
     SESSION_NO_REPLY_TRAINS = 64
     SESSION_ASTRAY = 128  # its listener does not lead to its upstream any more
+    SESSION_TRANSPARENT = 256  # its socket has its client's address
 
 cdef struct session_key:
     # All 64 bytes count, so what is not said is zero.

@@ -42,6 +42,8 @@ from lb._fastpath.c.sys cimport (
     IPV6_PKTINFO,
     IPV6_RECVPKTINFO,
     LB_R_CLIENT_UNREACHABLE,
+    LB_R_CLIENT_CONNECTION_RATE,
+    LB_R_CONNECTION_RATE,
     LB_R_CONNECT_FAILED,
     LB_R_DATAGRAM_TOO_LONG,
     LB_R_DATAGRAM_TRUNCATED,
@@ -49,6 +51,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_ENDPOINT_REMOVED,
     LB_R_ENDPOINT_UNHEALTHY,
     LB_R_LISTENER_REMOVED,
+    LB_R_NO_CLIENT_ADDRESS,
     LB_R_NO_DESCRIPTORS,
     LB_R_NO_ENDPOINT,
     LB_R_NO_HEALTHY_ENDPOINT,
@@ -113,12 +116,12 @@ from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.counters cimport bump, bump_by, observe, stats_block
 from lb._fastpath.endpoint cimport HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
-from lb._fastpath.limits cimport count_client, forget_client
+from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
 from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue
 from lb._fastpath.table cimport datagram_view, draw_target, in_networks, listener_view, table, target, upstream_view
 from lb._fastpath.timers cimport timer_cancel, timer_set
-from lb._fastpath.transport cimport note_address
+from lb._fastpath.transport cimport note_address, socket_as_client
 
 cdef extern from *:
     """
@@ -309,8 +312,14 @@ cdef int why_not(datagram_socket* l, const datagram_view* view, const unsigned c
         return LB_R_NO_UPSTREAM
     if view.to.allowed_count and not in_networks(view.to.allowed, view.to.allowed_count, peer):
         return LB_R_SOURCE_REFUSED
+    if view.max_session_rate_per_client and not client_in_rate(r, peer, l.slot, view.max_session_rate_per_client):
+        return LB_R_CLIENT_CONNECTION_RATE
     if view.max_sessions_per_client and not count_client(r, peer, l.slot + 1, view.max_sessions_per_client):
         return LB_R_TOO_MANY_FROM_CLIENT
+    if view.max_session_rate and not listener_in_rate(r, l.slot, view.max_session_rate):
+        if view.max_sessions_per_client:
+            forget_client(r, peer, l.slot + 1)
+        return LB_R_CONNECTION_RATE
     return LB_R_OK
 
 
@@ -522,7 +531,7 @@ cdef bint try_another(session* s, int reason) noexcept nogil:
     if s.upstream_stats != NULL:
         bump(&s.upstream_stats.connect_failures)
     s.reason = <uint16_t>reason
-    if reason != LB_R_CONNECT_FAILED or not s.retries_left:
+    if (reason != LB_R_CONNECT_FAILED and reason != LB_R_NO_CLIENT_ADDRESS) or not s.retries_left:
         finish(s, reason)
         return False
     s.retries_left -= 1
@@ -547,6 +556,10 @@ cdef int choose_endpoint(session* s) noexcept nogil:
         return LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
     s.ep = up.endpoints[i]
     s.flags |= SESSION_RESERVED
+    if up.transparent:
+        s.flags |= SESSION_TRANSPARENT
+    else:
+        s.flags &= ~<uint32_t>SESSION_TRANSPARENT
     s.tried |= tried_bit(<uint32_t>i)
     s.attempts += 1
     if s.upstream_stats != NULL:
@@ -566,6 +579,11 @@ cdef int attach(session* s) noexcept nogil:
     fd = socket(s.ep.family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return LB_R_NO_DESCRIPTORS if errno == EMFILE or errno == ENFILE else LB_R_NO_MEMORY
+    if s.flags & SESSION_TRANSPARENT:
+        error = socket_as_client(fd, s.ep.family, False, s.peer, s.peer_port)
+        if error != LB_R_OK:
+            close(fd)
+            return error
     if connect(fd, <sockaddr*>&s.ep.address, s.ep.address_size) != 0:
         error = errno
         close(fd)

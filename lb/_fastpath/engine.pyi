@@ -195,12 +195,13 @@ class Engine:
         proxies: tuple[tuple[bytes, int], ...] = (),
         names: Mapping[str, Sequence[NameSpec]] | None = None,
         carries: bool = False,
-        sessions: tuple[int, int, int] | None = None,
+        sessions: tuple[int, int, int, int, int] | None = None,
     ) -> ListenerView:
         """`options` in the order of lb/compile/table.py; `trusted` and `proxies` (whose connections begin with a PROXY
         header) as (16-byte address, leading bits); `https_port`: where the same hosts are served by TLS; `hsts`: value
         of Strict-Transport-Security; `names`: server names whose connections are carried; `carries`: there is no HTTP;
-        `sessions`: of a UDP listener the answers that end one, and how many there may be, in all and of one client.
+        `sessions`: of a UDP listener the answers that end one, how many there may be, in all and of one client, and how
+        many new ones a second.
         """
     def make_tls_index(self, hosts: dict[str, TlsHost]) -> TlsIndex:
         """Over {server name: TlsHost}; `*.example.com` covers one label, `*` stands for all other names."""

@@ -655,9 +655,11 @@ cdef class ListenerView:
             self.p.trusted_count = <uint32_t>len(trusted)
 
     cdef carry_datagrams(self, tuple limits):
-        """Of a UDP listener. `limits`: answers that end a session, sessions, sessions of one client."""
+        """Of a UDP listener. `limits`: answers that end a session, sessions, sessions of one client, new ones a second,
+        those of one client."""
         self.datagram.to = &self.stream.view
-        self.datagram.responses, self.datagram.max_sessions, self.datagram.max_sessions_per_client = limits
+        (self.datagram.responses, self.datagram.max_sessions, self.datagram.max_sessions_per_client,
+         self.datagram.max_session_rate, self.datagram.max_session_rate_per_client) = limits
         self.p.datagram = &self.datagram
 
     def __dealloc__(self):

@@ -161,6 +161,8 @@ cdef struct datagram_view:
     int responses
     int max_sessions
     int max_sessions_per_client
+    int max_session_rate  # new ones a second
+    int max_session_rate_per_client
 
 cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).

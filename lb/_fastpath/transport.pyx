@@ -118,7 +118,8 @@ cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, ui
     return True
 
 
-cdef int socket_as_client(int fd, int family, const unsigned char* address, uint16_t port) noexcept nogil:
+cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
+        uint16_t port) noexcept nogil:
     """Have a new socket leave with a client's address (16 bytes) and, when it is free, its port (0: any): LB_R_OK, or
     why it cannot (IP_TRANSPARENT, ip(7)).
     """
@@ -142,8 +143,10 @@ cdef int socket_as_client(int fd, int family, const unsigned char* address, uint
     if refused:
         return LB_R_TRANSPARENCY_REFUSED
     if port:
-        # Whoever had the port before may be in TIME_WAIT; connect sees to it that both ends together are new.
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+        # Whoever had the port before may be in TIME_WAIT; connect sees to it that both ends together are new. With UDP
+        # it does not, and there is no such state: a port that is taken stays with whom it is.
+        if is_stream:
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
         if bind(fd, <sockaddr*>&own, size) == 0:
             return LB_R_OK
         (<sockaddr_in*>&own).sin_port = 0  # of both families it stands in the same place

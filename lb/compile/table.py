@@ -225,8 +225,14 @@ def _name_spec(route: NameRoute, options: StreamOptions) -> NameSpec:
     return _stream_spec(route, options), route.mode == "terminate", alpn
 
 
-def _sessions(options: DatagramOptions) -> tuple[int, int, int]:
-    return _int32(options.responses), _int32(options.max_sessions), _int32(options.max_sessions_per_client)
+def _sessions(options: DatagramOptions) -> tuple[int, int, int, int, int]:
+    return (
+        _int32(options.responses),
+        _int32(options.max_sessions),
+        _int32(options.max_sessions_per_client),
+        _int32(options.max_session_rate),
+        _int32(options.max_session_rate_per_client),
+    )
 
 
 def _https_ports(listeners: Iterable[Listener]) -> dict[str, int]:

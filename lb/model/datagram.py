@@ -25,7 +25,12 @@ class DatagramOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     max_sessions: int = 16_384
     """Sessions at a time; a new one takes the place of the one that has been silent longest."""
     max_sessions_per_client: int = 0
-    """Sessions of one address at a time; datagrams that would begin another one are dropped."""
+    """Sessions of one address at a time, of IPv6 of one /64 network; datagrams that would begin another one are
+    dropped."""
+    max_session_rate: int = 0
+    """New sessions a second, as many at once as in one second; datagrams that would begin more are dropped."""
+    max_session_rate_per_client: int = 0
+    """The same of one address; of IPv6 of one /64 network."""
     allow: tuple[str, ...] = ()
     """Networks whose clients are served; datagrams of all others are dropped. Empty: everybody is served."""
 

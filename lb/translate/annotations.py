@@ -368,6 +368,19 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         _duration,
         "How long UDP sessions stay with an endpoint that is removed.",
     ),
+    _datagram(
+        "max-session-rate",
+        "max_session_rate",
+        parse_count,
+        "New UDP sessions a second on each port of a Service of type LoadBalancer; datagrams that would begin more are "
+        "dropped.",
+    ),
+    _datagram(
+        "max-session-rate-per-client",
+        "max_session_rate_per_client",
+        parse_count,
+        "The same from one address; of IPv6 from one /64 network.",
+    ),
     _route("response-timeout", "response_timeout_ms", _duration, "From the end of the request to the response's head."),
     _route("idle-timeout", "idle_timeout_ms", _duration, "How long a body may stand still in either direction."),
     _route("tunnel-timeout", "tunnel_timeout_ms", _duration, "How long an upgraded connection may be silent."),

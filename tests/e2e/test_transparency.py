@@ -18,6 +18,7 @@ from tests.harness.ports import free_port
 from tests.harness.process import LbProcess
 from tests.harness.proxy_header import v2
 from tests.harness.tcp import TcpServer, echo, ends_by_reset, read_exactly
+from tests.harness.udp import UdpServer, udp_client
 
 CLIENT, CLIENT6, SECOND = "10.71.1.2", "fd71:1::2", "10.71.1.3"
 LB, LB6 = "10.71.1.1", "fd71:1::1"
@@ -27,7 +28,7 @@ DIVERT = """
 table inet lb {
   chain divert {
     type filter hook prerouting priority mangle; policy accept;
-    meta l4proto tcp socket transparent 1 meta mark set 0x6c62 accept
+    meta l4proto { tcp, udp } socket transparent 1 meta mark set 0x6c62 accept
   }
 }
 """
@@ -97,10 +98,29 @@ class Site:
                 native.listeners[name]["address"] = ""
         native.listen("http", free_port(), address="")
         native.host("shop.test", {"path": "/", "forward": "http"})
+        with self.server.entered():
+            self.udp = {address: UdpServer(address=address) for address in (SERVER, SERVER6)}
+        stack.callback(self.close)
+        for name, address in {"udp-ipv4": SERVER, "udp-ipv6": SERVER6}.items():
+            native.upstream(name, [self.udp[address].key], transparent=True)
+            native.carry_datagrams(name, free_port(), name, address="", idle_timeout="500ms")
         self.native = native
         native.write(directory / "lb.yaml")
         with self.host.entered():
             self.lb = stack.enter_context(LbProcess([directory / "lb.yaml"], directory / "lb"))
+
+    def close(self) -> None:
+        with self.server.entered():
+            for one in self.udp.values():
+                one.close()
+
+    @contextlib.contextmanager
+    def talk(self, listener: str, source: str) -> Iterator[socket.socket]:
+        port = self.native.listeners[listener]["port"]
+        with contextlib.ExitStack() as stack:
+            with self.client.entered():
+                made = stack.enter_context(udp_client((LB6 if ":" in source else LB, port), source))
+            yield made
 
     def connect(self, listener: str, source: str) -> RawClient:
         port = self.native.listeners[listener]["port"]
@@ -144,6 +164,25 @@ def test_requests_have_connections_of_their_client(site: Site) -> None:
         with site.connect("http", source) as client:
             for _ in range(4):
                 assert client.ask(get("shop.test")).body == source.encode()
+
+
+@pytest.mark.parametrize(
+    ("listener", "source", "address"), [("udp-ipv4", CLIENT, SERVER), ("udp-ipv6", CLIENT6, SERVER6)]
+)
+def test_a_udp_server_sees_the_client(site: Site, listener: str, source: str, address: str) -> None:
+    server = site.udp[address]
+    with site.talk(listener, source) as client, site.talk(listener, source) as other:
+        for number, one in enumerate((client, other, client)):
+            one.send(b"%d" % number)
+            assert server.receive() == (b"%d" % number, (source, one.getsockname()[1]))
+            server.send(b"answer", (source, one.getsockname()[1]))
+            assert one.recv(100) == b"answer"
+
+
+def test_a_udp_endpoint_of_the_other_family(site: Site) -> None:
+    with site.talk("udp-ipv4", CLIENT6) as client:
+        client.send(b"hello")
+        site.lb.wait_log(1, listener="udp-ipv4", client=CLIENT6, reason="no-client-address")
 
 
 def test_the_client_of_a_proxy_is_shown(site: Site) -> None:

@@ -97,6 +97,9 @@ def test_rates_of_a_load_balancer() -> None:
     values, problems = read("Service", max_connection_rate="100", max_connection_rate_per_client="5")
     assert values.stream == {"max_connection_rate": 100, "max_connection_rate_per_client": 5}
     assert not len(problems)
+    values, problems = read("Service", max_session_rate="100", max_session_rate_per_client="5")
+    assert values.datagram == {"max_session_rate": 100, "max_session_rate_per_client": 5}
+    assert not len(problems)
 
 
 def test_an_annotation_in_the_wrong_place_is_ignored_and_said() -> None:

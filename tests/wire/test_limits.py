@@ -15,6 +15,8 @@ from tests.harness.ports import free_port
 from tests.harness.proxy_header import v2
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, echo
+from tests.harness.udp import UdpServer, ask, udp_client
+from tests.harness.udp import echo as udp_echo
 from tests.harness.waiting import wait_until
 
 PROXY = "127.0.0.7"
@@ -37,6 +39,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         }.items():
             native.carry(f"tcp-{name}", free_port(), "server", proxy_protocol=[PROXY], **options)
             native.listen(f"http-{name}", free_port(), proxy_protocol=[PROXY], **options)
+        udp = stack.enter_context(UdpServer(udp_echo))
+        native.upstream("udp", [udp.key])
+        native.carry_datagrams("udp-all", free_port(), "udp", max_session_rate=RATE)
+        native.carry_datagrams("udp-each", free_port(), "udp", max_session_rate_per_client=RATE)
         yield stack.enter_context(serving(tmp_path_factory.mktemp("limits"), native))
 
 
@@ -93,6 +99,27 @@ def test_behind_a_proxy_it_is_the_clients_rate(site: Serving, protocol: str) -> 
     assert count_until_refused(site, listener, PROXY, v2("192.0.2.1")) >= RATE
     for number in range(2, 2 + 2 * RATE):
         assert is_let_in(site, listener, PROXY, v2(f"192.0.2.{number}"))
+
+
+@pytest.mark.parametrize(("limit", "reason"), [("all", "connection-rate"), ("each", "client-connection-rate")])
+def test_new_udp_sessions_a_second(site: Serving, limit: str, reason: str) -> None:
+    """What is over the rate is dropped; sessions that are there go on."""
+    listener = f"udp-{limit}"
+
+    def dropped() -> float:
+        return site.lb.metric("lb_listener_datagrams_dropped_total", listener=listener, reason=reason)
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(udp_client(site.address(listener), "127.0.0.15")) for _ in range(RATE)]
+        for client in clients:
+            assert ask(client, b"hello") == b"hello"
+        sent = 0
+        while not dropped() and sent < MOST:
+            stack.enter_context(udp_client(site.address(listener), "127.0.0.15")).send(b"one more")
+            sent += 1
+        assert dropped()
+        for client in clients:
+            assert ask(client, b"again") == b"again"
 
 
 def test_a_change_resets_no_bucket(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ HAProxy and nginx at the other end.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -252,6 +253,25 @@ def test_the_clients_tls_is_told(
     assert inner.get(SSL_CN, b"") == holder.encode()
     records = site.lb.wait_log(1, listener="https", request_id=(told.value(UNIQUE_ID) or b"").decode())
     assert records[0]["server_name"] == "all.test"
+
+
+def test_the_name_in_tls_that_is_carried_is_told(server: TcpServer, authority: Authority, tmp_path: Path) -> None:
+    native = Native()
+    native.upstream("server", [server.key], proxy_protocol="v2", proxy_values=["authority"])
+    native.listeners["tls"] = {
+        "address": "127.0.0.1", "port": free_port(), "protocol": "tls",
+        "stream": {"names": {"*.passed.test": {"forward": "server"}}},
+    }  # fmt: skip
+    with serving(tmp_path, native) as site, site.connect("tls") as client:
+        context = ssl.create_default_context(cadata=authority.pem)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            context.wrap_bio(incoming, outgoing, server_hostname="api.passed.test").do_handshake()
+        hello = outgoing.read()
+        client.send(hello)
+        with server.accept() as peer:
+            assert receive(peer).values == [(AUTHORITY, b"api.passed.test")]
+            assert read_exactly(peer, len(hello)) == hello
 
 
 def test_without_own_values_those_of_the_proxy_go_on(
