@@ -4,7 +4,7 @@ from libc.string cimport memset
 
 from lb._fastpath.accept cimport client_gone
 from lb._fastpath.access cimport log_flow
-from lb._fastpath.announce cimport announce_client
+from lb._fastpath.announce cimport announce_client, target_of
 from lb._fastpath.balance cimport (
     PICK_FULL,
     PICK_UNHEALTHY,
@@ -35,12 +35,9 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_RESET,
     SOL_SOCKET,
     SO_ERROR,
-    getsockname,
     getsockopt,
     lb_peek_int,
     lb_put_int,
-    sockaddr,
-    sockaddr_storage,
     socklen_t,
     ssize_t,
 )
@@ -50,7 +47,14 @@ from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
 from lb._fastpath.pipes cimport PIPE_BYTES, pipe, pipe_give, pipe_take
-from lb._fastpath.proxy_protocol cimport PROXY_NONE, TELL_UNIQUE_ID, VALUE_UNIQUE_ID, proxy_find, proxy_value
+from lb._fastpath.proxy_protocol cimport (
+    PROXY_NONE,
+    TELL_UNIQUE_ID,
+    VALUE_UNIQUE_ID,
+    proxy_end,
+    proxy_find,
+    proxy_value,
+)
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_CUT,
@@ -90,7 +94,6 @@ from lb._fastpath.transport cimport (
     connect_calls,
     kept_values,
     leg,
-    note_address,
 )
 from lb._fastpath.upstream cimport connect_timed_out, upstream_connect, upstream_end
 
@@ -180,15 +183,12 @@ cdef upstream_view* choose_upstream(flow* f, const stream_view* view) noexcept n
 
 
 cdef uint64_t hash_of(flow* f) noexcept nogil:
-    """What its endpoint is chosen by. The socket is asked where it was connected to only if that counts."""
-    cdef sockaddr_storage address
-    cdef socklen_t size = sizeof(address)
-    cdef unsigned char destination[16]
-    cdef uint16_t port = 0
-    memset(destination, 0, 16)
-    if hashes_destination(f.up) and getsockname(f.d.base.fd, <sockaddr*>&address, &size) == 0:
-        note_address(&address, destination, &port)
-    return flow_hash(f.up, f.d.peer, f.d.peer_port, destination, port, <uint8_t>IPPROTO_TCP)
+    """What its endpoint is chosen by. Where it was connected to is asked only if that counts."""
+    cdef proxy_end wanted
+    memset(&wanted, 0, sizeof(wanted))
+    if hashes_destination(f.up):
+        target_of(f.d, &wanted)
+    return flow_hash(f.up, f.d.peer, f.d.peer_port, wanted.address, wanted.port, <uint8_t>IPPROTO_TCP)
 
 
 cdef void waiting_ready(io* source) noexcept nogil:

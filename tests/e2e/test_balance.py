@@ -323,6 +323,22 @@ def test_maglev_chooses_for_flows_by_their_key(tmp_path: Path, hash_key: str) ->
         check(keys)
 
 
+def test_a_flow_behind_a_proxy_is_the_one_that_its_header_tells(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [TcpServer(lambda one: one.sendall(f"127.0.0.1:{one.getsockname()[1]}".encode())) for _ in range(3)]
+        keys = [stack.enter_context(server).key for server in servers]
+        native = Native()
+        native.upstream("hashed", keys, balance="maglev", hash_key="flow")
+        native.carry("behind", free_port(), "hashed", proxy_protocol=["127.0.0.0/8"])
+        site = stack.enter_context(serving(tmp_path, native))
+        shares = [Share(key, 1) for key in keys]
+        for port in range(1_000, 1_020):
+            flow = _packed("10.1.1.1") + port.to_bytes(2) + _packed("10.2.2.2") + (443).to_bytes(2) + b"\x06"
+            with site.connect("behind") as client:
+                client.send(b"PROXY TCP4 10.1.1.1 10.2.2.2 %d 443\r\n" % port)
+                assert client.socket.recv(100).decode() == hashed_to(shares, hash_bytes(flow))
+
+
 def test_a_session_that_was_evicted_comes_back_to_its_endpoint(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         keys = [stack.enter_context(UdpServer(_answers(name))).key for name in (b"a", b"b", b"c", b"d")]

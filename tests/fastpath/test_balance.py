@@ -194,8 +194,8 @@ def test_few_move_when_an_endpoint_goes_or_comes(count: int) -> None:
     moved = sum(was != now for was, now in zip(before, after, strict=True))
     orphans = before.count(KEYS[count - 1])
     assert orphans <= moved
-    # The paper's figure 12: of the others a few in a hundred move, too.
-    assert moved - orphans < 0.06 * 5_000
+    # The paper's figure 12: a few of the others move, too.
+    assert moved - orphans < 0.02 * 5_000
     one.swap([(key, 1) for key in KEYS[:count]], BALANCES["maglev"])
     assert choices(one, 5_000) == before
 
