@@ -42,6 +42,10 @@ def names(**listeners: Listener) -> dict[str, Listener]:
     return listeners
 
 
+def udp(name: str, port: int, address: str = "127.0.0.1") -> Listener:
+    return Listener(name, port, address, "udp")
+
+
 def test_one_socket_a_thread_on_one_port(engine: Accepting) -> None:
     listeners = Listeners(engine, 3, {})
     listeners.sync(names(web=Listener("web", free_port(), "127.0.0.1")))
@@ -188,6 +192,51 @@ def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name
         assert listeners.opened["web"].activated
         listeners.close()
         socket.create_connection(("127.0.0.1", port), 20).close()
+
+
+def test_every_thread_has_a_udp_socket_of_the_port(engine: Accepting) -> None:
+    listeners = Listeners(engine, 3, {})
+    port = free_port()
+    listeners.sync(names(dns=udp("dns", port), web=Listener("web", port, "127.0.0.1")))
+    assert [one.type for one in engine.open["dns"]] == [socket.SOCK_DGRAM] * 3
+    assert {one.getsockname() for one in engine.open["dns"]} == {("127.0.0.1", port)}
+    assert listeners.opened["dns"].address == f"127.0.0.1:{port}/udp"
+    assert listeners.opened["web"].address == f"127.0.0.1:{port}", "TCP has ports of its own"
+    listeners.close()
+    assert "web" not in listeners.opened
+    assert "dns" in listeners.opened, "sessions under way need it until the engine stops"
+
+
+def test_a_udp_port_that_is_taken_is_a_problem(engine: Accepting) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rival:
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        rival.bind(("127.0.0.1", 0))
+        port = rival.getsockname()[1]
+        listeners = Listeners(engine, 2, {})
+        listeners.sync(names(dns=udp("dns", port)))
+    (problem,) = listeners.problems
+    assert (problem.code, problem.what) == ("LB6001", f"listener dns cannot be opened at 127.0.0.1:{port}/udp")
+    assert problem.why == "another listener of lb listens there"
+    assert problem.fix.endswith(f"--publish {port}=ADDRESS:PORT/udp")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::"])
+def test_a_udp_socket_from_systemd_gets_siblings(engine: Accepting, address: str) -> None:
+    """Each thread needs one of its own; the two that systemd may give for one port are told apart by their type."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as activated, socket.create_server(("127.0.0.1", 0)) as tcp:
+        activated.bind((address, tcp.getsockname()[1]))
+        port = activated.getsockname()[1]
+        listeners = Listeners(engine, 3, {}, [("dns", tcp), ("dns", activated)])
+        listeners.sync(names(dns=udp("dns", port, "" if address == "::" else address)))
+        assert {one.getsockname()[:2] for one in engine.open["dns"]} == {(address, port)}
+        assert len(engine.open["dns"]) == 3
+        assert listeners.opened["dns"].activated
+        (unused,) = listeners.unused()
+        assert unused == f"systemd's socket dns at 127.0.0.1:{port} belongs to no listener: clients wait there in vain"
+        listeners.close()
+        assert activated.getsockname()[1] == port, "it is systemd's, and stays open"
 
 
 def test_sockets_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:

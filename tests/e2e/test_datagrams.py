@@ -1,0 +1,324 @@
+"""UDP through a running lb: who gets the datagrams, what changes do to sessions, and what lb tells of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.native import Native
+from tests.harness.ports import free_port
+from tests.harness.process import ROOT
+from tests.harness.serving import Serving, serving
+from tests.harness.tcp import TcpServer
+from tests.harness.tcp import echo as tcp_echo
+from tests.harness.udp import UdpServer, ask, hears_nothing, named, udp_client
+from tests.harness.waiting import DEADLINE, wait_until
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, UdpServer]]:
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(UdpServer(named(name))) for name in "abc"}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, UdpServer]) -> Iterator[Serving]:
+    a, b, c = (server.key for server in servers.values())
+    native = Native()
+    native.upstream("even", [a, b, c])
+    native.upstream("sticky", [a, b, c], affinity="client-ip")
+    native.upstream("least", [a, b, c], balance="least-connections")
+    native.upstream("only-c", [c])
+    for name in ("even", "sticky", "least"):
+        native.carry_datagrams(name, free_port(), name)
+    native.upstream("counted", [c])
+    native.upstream("told", [c])
+    for name in ("counted", "told"):
+        native.carry_datagrams(name, free_port(), {"even": 0, name: 1})
+    native.carry_datagrams("split", free_port(), {"even": 0, "only-c": 1})
+    native.carry_datagrams("changing", free_port(), "even", drain_timeout="300ms")
+    with serving(tmp_path_factory.mktemp("datagrams"), native) as serving_all:
+        yield serving_all
+
+
+@pytest.fixture
+def site(started: Serving) -> Iterator[Serving]:
+    """One lb for all tests; what a test changes is put back."""
+    native = started.native
+    before = copy.deepcopy((native.listeners, native.upstreams))
+    yield started
+    if before != (native.listeners, native.upstreams):
+        native.listeners, native.upstreams = before
+        started.apply()
+
+
+def who(site: Serving, listener: str, address: str = "127.0.0.1") -> str:
+    """Which server a new client gets to."""
+    with udp_client(site.address(listener), address) as client:
+        return ask(client, b"?").decode()[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- balance
+
+
+def test_shares(site: Serving) -> None:
+    assert {who(site, "split") for _ in range(6)} == {"c"}
+    assert {who(site, "even") for _ in range(12)} == {"a", "b", "c"}
+    for number in range(1, 6):
+        assert len({who(site, "sticky", f"127.0.0.{number}") for _ in range(3)}) == 1
+
+
+def test_sessions_count_as_connections(site: Serving) -> None:
+    assert Counter(who(site, "least") for _ in range(9)) == {"a": 3, "b": 3, "c": 3}
+    assert site.lb.metric("lb_endpoint_requests_active", upstream="least") == 9
+
+
+# -------------------------------------------------------------------------------------------------------------- changes
+
+
+def test_no_datagram_is_lost_while_tables_swap(site: Serving, servers: dict[str, UdpServer]) -> None:
+    """Endpoints and listeners around them come and go; each client sends its next datagram when the answer is there."""
+    native = site.native
+    native.upstream("steady", [server.key for server in servers.values()])
+    native.carry_datagrams("steady", free_port(), "steady")
+    site.apply()
+    stop = threading.Event()
+    passed: Counter[int] = Counter()
+    failures: list[str] = []
+
+    def talk(number: int) -> None:
+        with udp_client(site.address("steady")) as client:
+            server = ""
+            while not stop.is_set():
+                text = b"%d %d" % (number, passed[number])
+                try:
+                    got = ask(client, text)
+                except TimeoutError:
+                    failures.append(f"{number} waits for {text!r}")
+                    return
+                server = server or got[:1].decode()
+                if got != server.encode() + text:
+                    failures.append(f"{number} of {server}: {got!r}")
+                    return
+                passed[number] += 1
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for number in range(20):
+        names = "abc"[: 1 + number % 3]
+        native.upstream("steady", [servers[name].key for name in names])
+        native.carry_datagrams(f"extra-{number % 3}", free_port(), "even")
+        site.apply()
+    before = dict(passed)
+    wait_until(lambda: all(passed[one] > before.get(one, 0) + 5 for one in range(len(threads))), "all of them go on")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    wait_until(lambda: site.lb.metric("lb_tables_pinned") == 0, "sessions keep no table", interval=0.05)
+    assert site.lb.metric("lb_listener_datagrams_dropped_total", listener="steady") == 0
+
+
+def test_a_removed_endpoint_has_its_time_and_then_its_clients_move(
+    site: Serving, servers: dict[str, UdpServer]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(udp_client(site.address("changing"))) for _ in range(9)]
+        ports = {client.getsockname()[1] for client in clients}
+        assert {ask(client, b"?")[:1] for client in clients} == {b"a", b"b", b"c"}
+        site.native.upstream("even", [servers["a"].key])
+        site.apply()
+        # Under traffic all the while: not one datagram is without an answer.
+        wait_until(lambda: {ask(client, b"?")[:1] for client in clients} == {b"a"}, "all of them have moved")
+        records = site.lb.wait_log(6, listener="changing", reason="endpoint-removed")
+        left = {record["endpoint"] for record in records if record["client_port"] in ports}
+        assert left == {servers["b"].key, servers["c"].key}
+
+
+def test_an_endpoint_that_comes_back_keeps_its_sessions(site: Serving, servers: dict[str, UdpServer]) -> None:
+    site.native.listeners["changing"]["datagram"]["drain_timeout"] = "1h"
+    site.apply()
+    with udp_client(site.address("changing")) as client:
+        port = client.getsockname()[1]
+        name = ask(client, b"?")[:1].decode()
+        every = site.native.upstreams["even"]
+        site.native.upstream("even", [servers[other].key for other in "abc" if other != name])
+        site.apply()
+        assert ask(client, b"?")[:1].decode() == name
+        site.native.upstreams["even"] = every
+        site.apply()
+        assert ask(client, b"?")[:1].decode() == name
+    assert [one for one in site.lb.log_records() if one["client_port"] == port] == []
+
+
+def test_a_listener_that_leads_elsewhere_moves_its_clients(site: Serving) -> None:
+    with udp_client(site.address("changing")) as client:
+        port = client.getsockname()[1]
+        ask(client, b"?")
+        site.native.listeners["changing"]["datagram"]["forward"] = "only-c"
+        site.apply()
+        wait_until(lambda: ask(client, b"?")[:1] == b"c", "it moves")
+        ended = [one["reason"] for one in site.lb.log_records() if one["client_port"] == port]
+        assert ended in ([], ["endpoint-removed"])  # it may have been with c from the beginning
+
+
+def test_a_removed_listener_ends_its_sessions(site: Serving) -> None:
+    address = site.address("even")
+    with udp_client(address) as client:
+        ask(client, b"?")
+        port = client.getsockname()[1]
+        carried = site.native.listeners.pop("even")
+        site.apply()
+        site.lb.wait_log(1, listener="even", client_port=port, reason="listener-removed")
+        with pytest.raises(ConnectionRefusedError):
+            wait_until(lambda: client.send(b"?") and hears_nothing(client, 0.02) and False, "nobody is there")
+        # Also at another address, under the same name.
+        site.native.listeners["even"] = {**carried, "address": "127.0.0.53"}
+        site.apply()
+        with udp_client(("127.0.0.53", address[1])) as other:
+            assert ask(other, b"?")[:1] in (b"a", b"b", b"c")
+
+
+def test_tcp_and_udp_share_a_port_and_a_listener_may_change_between_them(site: Serving) -> None:
+    with TcpServer(tcp_echo) as server:
+        site.native.upstream("tcp", [server.key])
+        port = site.address("even")[1]
+        site.native.carry("even-tcp", port, "tcp")
+        site.apply()
+        with site.connect("even-tcp") as client:
+            client.send(b"tcp")
+            assert client.socket.recv(10) == b"tcp"
+        assert who(site, "even") in "abc"
+        site.native.listeners["even-tcp"], site.native.listeners["even"] = (
+            site.native.listeners["even"],
+            site.native.listeners["even-tcp"],
+        )
+        site.apply()
+        with site.connect("even") as client:
+            client.send(b"tcp")
+            assert client.socket.recv(10) == b"tcp"
+        assert who(site, "even-tcp") in "abc"
+
+
+def test_sessions_leave_an_endpoint_that_fails_its_checks(site: Serving, servers: dict[str, UdpServer]) -> None:
+    """The endpoints' health is asked by TCP. Nobody would tell a client that its endpoint is dead."""
+    with contextlib.ExitStack() as stack:
+        checked = {name: TcpServer(tcp_echo, port=servers[name].port) for name in "ab"}
+        for one in checked.values():
+            stack.callback(one.close)
+        check = {"type": "tcp", "interval": "100ms", "fast_interval": "100ms", "fall": 1}
+        site.native.upstream("checked", [servers[name].key for name in "ab"], health_check=check)
+        site.native.carry_datagrams("checked", free_port(), "checked")
+        site.apply()
+        wait_until(lambda: site.lb.metric("lb_endpoint_up", upstream="checked") == 2, "both are healthy")
+        with udp_client(site.address("checked")) as client:
+            name = ask(client, b"?")[:1].decode()
+            port = client.getsockname()[1]
+            other = "b" if name == "a" else "a"
+            checked[name].close()
+            (record,) = site.lb.wait_log(1, listener="checked", client_port=port)
+            assert (record["reason"], record["endpoint"]) == ("endpoint-unhealthy", servers[name].key)
+            assert ask(client, b"?")[:1].decode() == other
+
+
+# ------------------------------------------------------------------------------------------------------------- shutdown
+
+
+def test_stopping_waits_for_sessions_that_speak(tmp_path: Path, servers: dict[str, UdpServer]) -> None:
+    native = Native()
+    native.upstream("a", [servers["a"].key])
+    native.carry_datagrams("plain", free_port(), "a")
+    with (
+        serving(tmp_path, native) as site,
+        udp_client(site.address("plain")) as speaking,
+        udp_client(site.address("plain")) as silent,
+        udp_client(site.address("plain")) as late,
+    ):
+        ports = [one.getsockname()[1] for one in (speaking, silent)]
+        ask(speaking, b"1")
+        ask(silent, b"1")
+        site.lb.signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in site.lb.stderr, "it drains")
+
+        def silent_has_ended() -> bool:
+            time.sleep(0.05)  # the rhythm in which one of them speaks
+            assert ask(speaking, b"2") == b"a2"
+            return any(one["client_port"] == ports[1] for one in site.lb.log_records())
+
+        wait_until(silent_has_ended, "who says nothing is not waited for")
+        late.send(b"too late")
+        assert hears_nothing(late)
+        site.lb.assert_ends()
+        reasons = {one["client_port"]: one["reason"] for one in site.lb.log_records()}
+        assert reasons == {ports[0]: "drain", ports[1]: "drain"}
+
+
+# ------------------------------------------------------------------------------------------------------- what lb tells
+
+
+def test_record_and_counters(site: Serving, servers: dict[str, UdpServer]) -> None:
+    with udp_client(site.address("counted"), "127.0.0.9") as client:
+        assert [ask(client, b"hello"), ask(client, b"")] == [b"chello", b"c"]
+        port = client.getsockname()[1]
+    wanted = {
+        "lb_listener_connections_total": 1, "lb_listener_connections_active": 1,
+        "lb_listener_datagrams_received_total": 2, "lb_listener_datagrams_sent_total": 2,
+        "lb_listener_datagrams_dropped_total": 0, "lb_listener_sessions_evicted_total": 0,
+        "lb_listener_received_bytes_total": 5, "lb_listener_sent_bytes_total": 7,
+    }  # fmt: skip
+    assert {name: site.lb.metric(name, listener="counted") for name in wanted} == wanted
+    assert site.lb.metric("lb_route_received_bytes_total", route="counted") == 5
+    assert site.lb.metric("lb_upstream_received_bytes_total", upstream="counted") == 7
+    assert site.lb.metric("lb_endpoint_requests_active", upstream="counted") == 1
+    (info,) = [one for one in site.lb.get("/v1/listeners") if one["name"] == "counted"]
+    assert info["address"] == f"127.0.0.1:{site.address('counted')[1]}/udp"
+    assert (info["protocol"], info["forward"], info["connections_active"]) == ("udp", "even (0), counted (1)", 1)
+    assert info["datagrams"] == {"received": 2, "sent": 2, "dropped": {}, "sessions_evicted": 0}
+    assert f"{info['address']} " in site.lb.ctl("listeners")
+    del site.native.listeners["counted"]
+    site.apply()
+    (record,) = site.lb.wait_log(1, listener="counted")
+    expected = {
+        "client": "127.0.0.9", "client_port": port, "listener": "counted", "protocol": "UDP", "route": "counted",
+        "upstream": "counted", "endpoint": servers["c"].key, "bytes_in": 5, "bytes_out": 7, "attempts": 1,
+        "reason": "listener-removed", "status": 0, "method": "", "host": "", "target": "", "virtual_host": "",
+    }  # fmt: skip
+    assert {key: record[key] for key in expected} == expected
+    assert 0 <= record["first_byte"] <= record["duration"]
+
+
+def test_explain_asks_the_daemon(site: Serving, servers: dict[str, UdpServer]) -> None:
+    who(site, "told")
+    port = site.address("told")[1]
+    command = [sys.executable, "-m", "lb", "explain", f"udp://127.0.0.1:{port}", "--live", str(site.lb.admin_socket)]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    told = json.loads(done.stdout)
+    assert (told["method"], told["reason"], told["action"]) == ("UDP", "ok", "forward to even (0), told (1)")
+    (endpoint,) = told["upstreams"][1]["endpoints"]
+    assert (endpoint["key"], endpoint["active"]) == (servers["c"].key, 1)
+    assert told["listeners"][0]["bind"] == f"127.0.0.1:{port}/udp"
+
+
+def test_a_port_that_is_taken_is_a_problem(site: Serving) -> None:
+    with UdpServer(named("x")) as rival:
+        site.native.carry_datagrams("taken", rival.port, "even")
+        site.apply()
+        problems = site.lb.get("/v1/problems")["items"]
+        (problem,) = [one for one in problems if one["code"] == "LB6001"]
+        assert "listener taken cannot be opened" in problem["what"]
+        assert f"{rival.port}/udp" in problem["what"]
+        assert problem["fix"].endswith("/udp")
+    site.lb.signal(signal.SIGHUP)
+    wait_until(lambda: site.lb.metric("lb_listener_up", listener="taken") == 1, "it is opened when the port is free")
