@@ -126,12 +126,17 @@ cdef union control:
     uint8_t bytes[CONTROL_BYTES]
     uint64_t aligned
 
+cdef union client_name:
+    # As the kernel writes it, where any kind of sockaddr may be read.
+    sockaddr_in6 v6
+    uint64_t aligned[4]
+
 cdef struct received:
     # A batch of a listener.
     int used  # messages that are to be made ready again
     mmsghdr messages[RECEIVE_BATCH]
     iovec pieces[RECEIVE_BATCH]
-    sockaddr_in6 names[RECEIVE_BATCH]
+    client_name names[RECEIVE_BATCH]
     control controls[RECEIVE_BATCH]
     session_key keys[RECEIVE_BATCH]
     uint16_t train_pieces[RECEIVE_BATCH]  # of a message that is several datagrams, the length of each; 0: it is one

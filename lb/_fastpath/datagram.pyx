@@ -528,7 +528,7 @@ cdef bint make_way(session* s) noexcept nogil:
 
 cdef bint try_another(session* s, int reason) noexcept nogil:
     """Leave an endpoint that does not take the first datagram. False: the session is over."""
-    if s.upstream_stats != NULL:
+    if s.upstream_stats != NULL and reason == LB_R_CONNECT_FAILED:
         bump(&s.upstream_stats.connect_failures)
     s.reason = <uint16_t>reason
     if (reason != LB_R_CONNECT_FAILED and reason != LB_R_NO_CLIENT_ADDRESS) or not s.retries_left:
@@ -1200,6 +1200,8 @@ cdef void cut_sessions(reactor* r) noexcept nogil:
     """The daemon stops: what is under way ends with a reason and a log record like everything else."""
     cdef datagrams* d = state_of(r)
     cdef datagram_socket* l = d.sockets if d != NULL else NULL
+    if d != NULL:
+        flush(d)
     while l != NULL:
         end_all(l, LB_R_SHUTDOWN)
         l = l.next
