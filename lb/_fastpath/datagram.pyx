@@ -114,7 +114,7 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.counters cimport bump, bump_by, observe, stats_block
-from lb._fastpath.endpoint cimport HEALTH_FAILED, idle_pool
+from lb._fastpath.endpoint cimport ADMIN_DOWN, HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
@@ -603,7 +603,7 @@ cdef int attach(session* s) noexcept nogil:
     s.flags &= ~<uint32_t>(SESSION_GRO | SESSION_NO_TRAINS)
     lb_add_int(&r.s.descriptors, 1)
     link_endpoint(s)
-    if lb_peek_int(&s.ep.retired):
+    if is_leaving(s):
         begin_leaving(s)
     return LB_R_OK
 
@@ -1101,7 +1101,7 @@ cdef void on_timer(timer* t) noexcept nogil:
 
 
 cdef bint is_leaving(const session* s) noexcept nogil:
-    return s.flags & SESSION_ASTRAY or lb_peek_int(&s.ep.retired)
+    return s.flags & SESSION_ASTRAY or lb_peek_int(&s.ep.retired) or lb_peek_int(&s.ep.admin) == ADMIN_DOWN
 
 
 cdef void begin_leaving(session* s) noexcept nogil:
@@ -1112,7 +1112,7 @@ cdef void begin_leaving(session* s) noexcept nogil:
 
 
 cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil:
-    """An endpoint is no longer served, or fails its health checks. May be said more than once.
+    """An endpoint is no longer served, or is down, or fails its health checks. May be said more than once.
 
     Nobody tells a UDP client that its endpoint is dead: it would send there as long as it has something to send. So
     sessions of one that fails end, and their clients' next datagrams go elsewhere (as Envoy does it).
@@ -1121,7 +1121,7 @@ cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil:
     cdef session* following
     while s != NULL:
         following = s.next_of_endpoint
-        if lb_peek_int(&ep.retired):
+        if is_leaving(s):
             begin_leaving(s)
         elif lb_peek_int(&ep.health) == HEALTH_FAILED:
             finish(s, LB_R_ENDPOINT_UNHEALTHY)

@@ -1331,13 +1331,13 @@ cdef class Engine:
             if self.s.reactors[first + i].datagrams == NULL:
                 self.s.reactors[first + i].datagrams = datagrams_new(&self.s.reactors[first + i])
             l = <datagram_socket*>calloc(1, sizeof(datagram_socket))
-            if l == NULL or self.s.reactors[first + i].datagrams == NULL:
-                free(l)
-                raise MemoryError
             fd = fcntl(<int>descriptors[i], F_DUPFD_CLOEXEC, 3)
-            if fd < 0:
+            if l == NULL or fd < 0 or self.s.reactors[first + i].datagrams == NULL:
                 free(l)
-                raise OSError(errno.EMFILE, "cannot duplicate a UDP socket")
+                if fd >= 0:
+                    close(fd)
+                self.post(run_close_datagrams, NULL, slot)  # those that have been opened
+                raise OSError(errno.EMFILE, "cannot open a UDP socket: out of descriptors or memory")
             os.set_blocking(fd, False)
             l.base.fd = fd
             l.slot = slot

@@ -163,6 +163,17 @@ def test_an_endpoint_that_comes_back_keeps_its_sessions(site: Serving, servers: 
     assert [one for one in site.lb.log_records() if one["client_port"] == port] == []
 
 
+def test_an_endpoint_that_is_set_down_loses_its_sessions(site: Serving, servers: dict[str, UdpServer]) -> None:
+    with udp_client(site.address("changing")) as client:
+        port = client.getsockname()[1]
+        name = ask(client, b"?")[:1].decode()
+        site.lb.ctl("down", "even", servers[name].key)
+        wait_until(lambda: ask(client, b"?")[:1].decode() != name, "it moves")
+        (record,) = site.lb.wait_log(1, client_port=port)
+        assert (record["reason"], record["endpoint"]) == ("endpoint-removed", servers[name].key)
+        site.lb.ctl("ready", "even", servers[name].key)
+
+
 def test_a_listener_that_leads_elsewhere_moves_its_clients(site: Serving) -> None:
     with udp_client(site.address("changing")) as client:
         port = client.getsockname()[1]
