@@ -152,6 +152,7 @@ cdef struct replies:
     sockaddr_in6 names[REPLY_BATCH]
     control controls[REPLY_BATCH]
     uint16_t train_pieces[REPLY_BATCH]  # by slot, as in `received`
+    uint64_t hashes[REPLY_BATCH]  # of their sessions, which may have ended
     uint16_t trains[REPLY_BATCH]  # by message: the length of its datagrams, but for the last; 0: it is one
     char* slots
 

@@ -279,6 +279,7 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
     cdef uint16_t port = 0
     cdef session* s = NULL
     cdef int reason
+    cdef bint known
     note_address(<const sockaddr_storage*>&b.names[i], peer, &port)
     reason = why_not(l, view, peer)
     if reason == LB_R_OK:
@@ -296,8 +297,9 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
         s.flags |= SESSION_COUNTED
     begin_counting(s, view)
     hold(s, b, i)
+    known = choose_upstream(s, t, view)
     note_received(s, b.messages[i].msg_len, count_of(b.messages[i].msg_len, b.train_pieces[i]))
-    if not choose_upstream(s, t, view):
+    if not known:
         finish(s, LB_R_NO_UPSTREAM)
         return NULL
     return s if launch(s) else NULL
@@ -368,10 +370,9 @@ cdef session* session_new(
     cdef reactor* r = l.base.r
     cdef datagrams* d = state_of(r)
     cdef session* s = <session*>slab_alloc(&d.sessions)
-    if s == NULL or not buckets_grow(d):
-        if s != NULL:
-            slab_free(&d.sessions, s)
+    if s == NULL:
         return NULL
+    buckets_grow(d)
     s.base.r = r
     s.base.fd = -1
     s.base.ready = session_ready
@@ -409,17 +410,17 @@ cdef void begin_counting(session* s, const datagram_view* view) noexcept nogil:
     bump(&r.counts.exchanges_started)
 
 
-cdef bint buckets_grow(datagrams* d) noexcept nogil:
-    """Room for one more. False: there are none at all."""
+cdef void buckets_grow(datagrams* d) noexcept nogil:
+    """Room for one more; where there is no memory for it, the chains get longer."""
     cdef uint64_t size = 2 * (d.mask + 1), i
     cdef session** wider
     cdef session* s
     cdef session* following
     if d.count <= d.mask:
-        return True
+        return
     wider = <session**>calloc(size, sizeof(session*))
     if wider == NULL:
-        return True  # the chains get longer
+        return
     for i in range(d.mask + 1):
         s = d.buckets[i]
         while s != NULL:
@@ -430,7 +431,6 @@ cdef bint buckets_grow(datagrams* d) noexcept nogil:
     free(d.buckets)
     d.buckets = wider
     d.mask = size - 1
-    return True
 
 
 cdef void list_add(session* s) noexcept nogil:
@@ -956,7 +956,7 @@ cdef void expect(session* s, int got, int wanted) noexcept nogil:
         s.burst = <uint16_t>(2 * wanted if 2 * wanted < BURST_MOST else BURST_MOST)
     else:
         s.burst = <uint16_t>(got if got > 0 else 1)
-    if got >= BURST_MOST // 4 and not s.flags & SESSION_GRO:
+    if got >= BURST_MOST // 4 and not s.flags & (SESSION_GRO | SESSION_NO_REPLY_TRAINS):
         if setsockopt(s.base.fd, SOL_UDP, UDP_GRO, &one, sizeof(one)) == 0:
             s.flags |= SESSION_GRO
 
@@ -988,6 +988,7 @@ cdef void put_answers(session* s, replies* o, int first) noexcept nogil:
         message.msg_iovlen = <size_t>n
         put_control(message, &o.controls[o.count], s, piece)
         o.trains[o.count] = piece
+        o.hashes[o.count] = s.hash
         o.count += 1
         i += n
     note_sent(s, bytes, count)
@@ -1021,6 +1022,7 @@ cdef void flush(datagrams* d) noexcept nogil:
         elif errno == EINTR:
             continue
         elif o.trains[done] and is_unfit_train(errno):
+            forgo_trains(d, o.hashes[done])
             send_apart(o, done)
             done += 1
         elif is_full(errno):
@@ -1032,6 +1034,20 @@ cdef void flush(datagrams* d) noexcept nogil:
             done += 1
     o.count = 0
     o.used = 0
+
+
+cdef void forgo_trains(datagrams* d, uint64_t hash) noexcept nogil:
+    """The way to this client takes none: its session, if there still is one, sends single datagrams from now on."""
+    cdef session* s = d.buckets[hash & d.mask]
+    cdef int off = 0
+    while s != NULL and s.hash != hash:
+        s = s.next_same
+    if s == NULL:
+        return
+    s.flags |= SESSION_NO_REPLY_TRAINS
+    if s.flags & SESSION_GRO:
+        s.flags &= ~<uint32_t>SESSION_GRO
+        setsockopt(s.base.fd, SOL_UDP, UDP_GRO, &off, sizeof(off))
 
 
 cdef uint64_t reply_count(const replies* o, int i) noexcept nogil:

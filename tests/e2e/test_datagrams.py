@@ -17,19 +17,20 @@ from pathlib import Path
 import pytest
 
 from tests.harness.native import Native
+from tests.harness.netns import Host, require_hosts
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer
 from tests.harness.tcp import echo as tcp_echo
-from tests.harness.udp import UdpServer, ask, hears_nothing, named, udp_client
+from tests.harness.udp import UdpServer, ask, echo, hears_nothing, named, udp_client
 from tests.harness.waiting import DEADLINE, wait_until
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, UdpServer]]:
     with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(UdpServer(named(name))) for name in "abc"}
+        yield {name: stack.enter_context(UdpServer(named(name), port=free_port())) for name in "abc"}
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,34 @@ def test_sessions_leave_an_endpoint_that_fails_its_checks(site: Serving, servers
             assert ask(client, b"?")[:1].decode() == other
 
 
+def test_a_narrow_way_takes_no_trains(tmp_path: Path) -> None:
+    """Where pieces are longer than the MTU a train cannot be cut into them, but single datagrams can be fragmented."""
+    require_hosts()
+    with Host("narrow") as host, host.entered():
+        host.ip("link set lo mtu 1300")
+        native = Native()
+        with UdpServer(echo) as echoing, UdpServer() as held:
+            native.upstream("echo", [echoing.key])
+            native.upstream("held", [held.key])
+            native.carry_datagrams("echo", free_port(), "echo")
+            native.carry_datagrams("held", free_port(), "held")
+            with serving(tmp_path, native) as site:
+                with udp_client(site.address("echo")) as client:
+                    for size in (1_400, 1_000):
+                        burst = [bytes([number]) * size for number in range(20)]
+                        for data in burst * 3:
+                            client.send(data)
+                        assert [client.recv(2_000) for _ in burst * 3] == burst * 3
+                with udp_client(site.address("held")) as client:
+                    client.send(b"begin")
+                    _, session = held.receive()
+                    burst = [bytes([number]) * 1_400 for number in range(40)]
+                    for _ in range(5):
+                        for data in burst:
+                            held.send(data, session)
+                        assert [client.recv(2_000) for _ in burst] == burst
+
+
 # ------------------------------------------------------------------------------------------------------------- shutdown
 
 
@@ -281,7 +310,7 @@ def test_stopping_waits_for_sessions_that_speak(tmp_path: Path, servers: dict[st
 
 def test_record_and_counters(site: Serving, servers: dict[str, UdpServer]) -> None:
     with udp_client(site.address("counted"), "127.0.0.9") as client:
-        assert [ask(client, b"hello"), ask(client, b"")] == [b"chello", b"c"]
+        assert [ask(client, b"12345"), ask(client, b"")] == [b"c12345", b"c"]
         port = client.getsockname()[1]
     wanted = {
         "lb_listener_connections_total": 1, "lb_listener_connections_active": 1,
@@ -291,6 +320,7 @@ def test_record_and_counters(site: Serving, servers: dict[str, UdpServer]) -> No
     }  # fmt: skip
     assert {name: site.lb.metric(name, listener="counted") for name in wanted} == wanted
     assert site.lb.metric("lb_route_received_bytes_total", route="counted") == 5
+    assert site.lb.metric("lb_upstream_sent_bytes_total", upstream="counted") == 5
     assert site.lb.metric("lb_upstream_received_bytes_total", upstream="counted") == 7
     assert site.lb.metric("lb_endpoint_requests_active", upstream="counted") == 1
     (info,) = [one for one in site.lb.get("/v1/listeners") if one["name"] == "counted"]
