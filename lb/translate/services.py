@@ -391,9 +391,7 @@ class _ServiceTranslation:
             why, fix = f"{self._lost}; {count} not ready", "look at the pods' readiness"
         else:
             why = f"{self._lost}; the input has no EndpointSlice with an address for it"
-            families = families_of(self._service)
-            wanted = f" of family {families[0]}" if len(families) == 1 else ""
-            fix = f"check the Service's selector, and that the input holds EndpointSlices{wanted} (or Endpoints)"
+            fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
         self._add("LB4003", self._nobody_ready, why, fix)
 
     def _node_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:

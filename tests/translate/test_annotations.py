@@ -23,7 +23,8 @@ def read(place: Place, **annotations: str) -> tuple[Values, Problems]:
 def test_every_route_and_upstream_option_has_an_annotation() -> None:
     fields = {part: {one.field for one in ANNOTATIONS if one.part == part} for part in ("route", "upstream", "health")}
     assert fields["route"] == {field.name for field in msgspec.structs.fields(RouteOptions)}
-    assert fields["upstream"] == {field.name for field in msgspec.structs.fields(UpstreamOptions)}
+    # How long a client stays is said by the Service itself (sessionAffinityConfig).
+    assert fields["upstream"] | {"affinity_timeout_ms"} == {one.name for one in msgspec.structs.fields(UpstreamOptions)}
     assert fields["health"] == {field.name for field in msgspec.structs.fields(HealthCheck)}
 
 
