@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from lb.objects.meta import Object
 
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+PortOrNone = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+"""0 is how Go says that there is none."""
+
 
 class ServicePort(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
-    port: int
+    port: Port
     name: str = ""
     protocol: str = "TCP"
-    target_port: int | str | None = None
-    node_port: int = 0
+    target_port: PortOrNone | str | None = None
+    node_port: PortOrNone = 0
     app_protocol: str | None = None
 
 
@@ -57,7 +63,7 @@ class ServiceSpec(
     publish_not_ready_addresses: bool = False
     session_affinity: str = "None"
     session_affinity_config: SessionAffinityConfig | None = None
-    health_check_node_port: int = 0
+    health_check_node_port: PortOrNone = 0
     load_balancer_class: str | None = None
     load_balancer_ip: str = ""
     load_balancer_source_ranges: tuple[str, ...] | None = None
@@ -80,7 +86,7 @@ class EndpointAddress(msgspec.Struct, frozen=True, rename="camel", omit_defaults
 
 
 class EndpointPort(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    port: int
+    port: Port
     name: str = ""
     protocol: str = "TCP"
 

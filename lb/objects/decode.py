@@ -644,6 +644,7 @@ def _native(content: dict[str, object], lines: dict[str, int], origin: Origin) -
 _VALIDATION = re.compile(r"^(.*?)(?: - at `\$(.*)`)?$", re.DOTALL)
 _PATH_PART = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
 _EXPECTED = re.compile(r"^Expected `(.*)`, got `(.*)`$")
+_BOUND = re.compile(r"^Expected `int` ([<>])= (\d+)$")
 _MISSING = re.compile(r"^Object missing required field `(.*)`$")
 
 
@@ -659,6 +660,8 @@ def _wrong_field(error: Exception, content: object, origin: Origin, places: _Pla
     elif expected := _EXPECTED.match(message):
         what = f"must be {' or '.join(map(_type_name, expected[1].split(' | ')))}, not {_type_name(expected[2])}"
         fix = "put the value in quotes" if "str" in expected[1] and expected[2] in _SCALARS else ""
+    elif bound := _BOUND.match(message):
+        what = f"must be at {'least' if bound[1] == '>' else 'most'} {bound[2]}"
     field = _write_path(path)
     if places is not None:
         line, column = places.of(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lb.objects.core import ObjectReference
+from lb.objects.core import ObjectReference, PortOrNone
 from lb.objects.meta import Object
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
@@ -30,7 +30,7 @@ class SliceEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 
 class SlicePort(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
     name: str | None = ""
-    port: int | None = None
+    port: PortOrNone | None = None
     protocol: str | None = "TCP"
     app_protocol: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from lb.objects.core import PortOrNone
 from lb.objects.meta import Object
 
 
@@ -11,7 +12,7 @@ class ServiceBackendPort(msgspec.Struct, frozen=True, omit_defaults=True, gc=Fal
     """A Service port by name or by number, never both."""
 
     name: str = ""
-    number: int = 0
+    number: PortOrNone = 0
 
 
 class IngressServiceBackend(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -86,6 +86,16 @@ FIELDS = {
     "text for number": Broken(
         service("spec:\n  ports:\n  - port: '80'\n"), 6, 11, "spec.ports[0].port must be an integer", ""
     ),
+    "port of 0": Broken(service("spec:\n  ports:\n  - port: 0\n"), 6, 11, "spec.ports[0].port must be at least 1", ""),
+    "port over all": Broken(
+        service("spec:\n  ports:\n  - port: 80\n    nodePort: 65536\n"), 7, 15, "nodePort must be at most 65535", ""
+    ),
+    "port of many digits": Broken(
+        service("spec:\n  ports:\n  - port: " + "9" * 20 + "\n"), 6, 11, "spec.ports[0].port must be at most", ""
+    ),
+    "target port below 0": Broken(
+        service("spec:\n  ports:\n  - port: 80\n    targetPort: -1\n"), 7, 17, "targetPort must be at least 0", ""
+    ),
     "missing field": Broken(service("spec:\n  ports:\n  - name: a\n"), 6, 5, "spec.ports[0].port is missing", "add"),
     "mapping for list": Broken(service("spec:\n  ports: {a: b}\n"), 5, 10, "spec.ports must be a list", ""),
     "text for mapping": Broken(service("spec: x\n"), 4, 7, "spec must be a map, not a string", ""),
