@@ -84,6 +84,7 @@ _TARGET = re.compile(r"/[!-~]*")
 _HOST = re.compile(r"[!-.0->A-~]+")
 """Visible characters but `/` and `?`."""
 _HEADER = re.compile(r"(?P<name>[^:]*):[ \t]*(?P<value>[ -~\t]*)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _RANGE = re.compile(r"(?P<low>[1-5][0-9]{2})(?:-(?P<high>[1-5][0-9]{2}))?")
 
 _OWN_HEADERS = frozenset(
@@ -119,7 +120,7 @@ def status_ranges(check: HealthCheck) -> tuple[range, ...]:
 
 def split_statuses(text: str) -> tuple[int | str, ...]:
     """`200,300-399` as it stands in a HealthCheck."""
-    return tuple(int(one) if one.isdigit() else one for one in (part.strip() for part in text.split(",")))
+    return tuple(int(one) if _NUMBER.fullmatch(one) else one for one in (part.strip() for part in text.split(",")))
 
 
 def is_used(field: str, check: HealthCheck) -> bool:

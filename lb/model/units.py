@@ -16,11 +16,12 @@ _SIZE_UNITS = {
     "k": 1_000,
 }
 
-DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
-SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?(Ti|Gi|Mi|Ki|T|G|M|k)?$"
+# More digits say nothing, and Python reads neither a float nor an integer of any size.
+DURATION_PATTERN = r"^([0-9]{1,18}(\.[0-9]{1,18})?(ms|s|m|h))+$"
+SIZE_PATTERN = r"^[0-9]{1,18}(\.[0-9]{1,18})?(Ti|Gi|Mi|Ki|T|G|M|k)?$"
 
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(Ti|Gi|Mi|Ki|T|G|M|k)?")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)(Ti|Gi|Mi|Ki|T|G|M|k)?")
 
 
 def format_duration(milliseconds: int) -> str | int:

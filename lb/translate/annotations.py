@@ -139,7 +139,7 @@ def _size(value: str) -> int:
     nginx = _NGINX_SIZE.fullmatch(value)
     if nginx is not None:
         value = f"{nginx[1]}{'Mi' if nginx[2] == 'm' else 'Gi'}"
-    size = int(value) if value.isascii() and value.isdigit() else parse_size(value)
+    size = parse_size(value)
     if size > _MAX_BYTES:
         raise ValueError(f"{value!r} is too large")
     return size

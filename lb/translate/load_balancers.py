@@ -37,6 +37,8 @@ _TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
 
 EVERYBODY = ("0.0.0.0/0", "::/0")
 
+_NUMBER = re.compile(r"[0-9]{1,5}")
+"""That may be a port. (`isdigit` is true of digits that `int` cannot read.)"""
 _ENTRY = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[^:]+)(?P<proxy>(?::[^:]*){0,2})")
 
 
@@ -215,7 +217,7 @@ def _read_entry(
         problems.add("LB4013", stored.origin, what, why="nothing listens there", fix=fix, field=field)
         return None
     namespace, service, port = found["namespace"], found["service"], found["port"]
-    named = ServiceBackendPort(number=int(port)) if port.isdigit() else ServiceBackendPort(name=port)
+    named = ServiceBackendPort(number=int(port)) if _NUMBER.fullmatch(port) else ServiceBackendPort(name=port)
     table = directory.table(namespace, service)
     from_clients, to_endpoints = _flags(found)
     if transport == "udp" and (from_clients or to_endpoints):
@@ -250,7 +252,7 @@ def _flags(found: re.Match[str]) -> tuple[bool, bool]:
 
 def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tuple[str, str] | None:
     """(what is wrong, how to fix it)."""
-    if not (key.isascii() and key.isdigit() and 0 < int(key) < 65_536):
+    if not (_NUMBER.fullmatch(key) and 0 < int(key) < 65_536):
         return f"key {key!r} is no port", "write a port from 1 to 65535 as the key"
     if found is None:
         return f"{value!r} is not like NAMESPACE/SERVICE:PORT", "write one such as shop/db:5432"

@@ -31,13 +31,15 @@ def test_size(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("value", ["5", 5, -1, "", "5 s", "5d", "s", "-1s", True, None, [], 1.5])
+@pytest.mark.parametrize(
+    "value", ["5", 5, -1, "", "5 s", "5d", "s", "-1s", "9" * 400 + ".5s", "9" * 5000 + "s", True, None, [], 1.5]
+)
 def test_no_duration(value: object) -> None:
     with pytest.raises(ValueError, match="is not a duration such as"):
         parse_duration(value)
 
 
-@pytest.mark.parametrize("value", ["", "5 Ki", "5kb", -1, True, None, 1.5, "-1"])
+@pytest.mark.parametrize("value", ["", "5 Ki", "5kb", "9" * 400 + ".5Mi", "9" * 5000, -1, True, None, 1.5, "-1"])
 def test_no_size(value: object) -> None:
     with pytest.raises(ValueError, match="is not a size such as"):
         parse_size(value)
