@@ -69,7 +69,7 @@ from lb._fastpath.client_hello cimport (
     hello_texts,
 )
 from lb._fastpath.clients cimport clients_drain_idle
-from lb._fastpath.counters cimport bump, listener_traffic, stats_block
+from lb._fastpath.counters cimport STATS_CHUNK, bump, listener_traffic, stats_block
 from lb._fastpath.http1 cimport server_close, server_gone, server_open
 from lb._fastpath.http2_server cimport http2_server_open
 from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
@@ -348,7 +348,7 @@ cdef int64_t listener_active(reactor* r, uint32_t slot) noexcept nogil:
     cdef int i
     cdef listener_traffic* stats
     for i in range(r.s.reactor_count):
-        stats = <listener_traffic*>r.s.reactors[i].listener_stats.chunks[0][slot]
+        stats = <listener_traffic*>r.s.reactors[i].listener_stats.chunks[slot // STATS_CHUNK][slot % STATS_CHUNK]
         if stats != NULL:
             total += <int64_t>(stats.accepted - stats.closed)
     return total

@@ -118,6 +118,7 @@ from lb._fastpath.memory cimport PAGE_CLASSES, slab_init
 from lb._fastpath.message cimport MAX_FIELDS, head
 from lb._fastpath.pipes cimport pipes_release
 from lb._fastpath.reactor cimport (
+    LISTENERS_MOST,
     command,
     error_answer,
     reactor,
@@ -181,7 +182,6 @@ LOG_FIELDS = (
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT
 
 cdef enum:
-    MAX_LISTENERS = STATS_CHUNK
     MAX_IDS = STATS_CHUNK * STATS_CHUNKS
     MAX_RETRIES = 250
 
@@ -805,6 +805,8 @@ cdef class Engine:
     cdef dict route_ids
     cdef dict stream_names
     cdef list listener_names
+    cdef set open_names  # of listeners that have sockets
+    cdef dict closed_names  # of those that had, and where the reactors stood then
     cdef list retired_tables
     cdef list retired_tickets
     cdef dict overrides
@@ -848,6 +850,8 @@ cdef class Engine:
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []
+        self.open_names = set()
+        self.closed_names = {}
         self.upstreams = {}
         self.route_ids = {}
         self.stream_names = {}
@@ -1137,7 +1141,7 @@ cdef class Engine:
     def make_table(self, uint64_t generation, dict listeners, dict upstreams):
         """A Table of {name: ListenerView} and {name: UpstreamView}."""
         for name in listeners:
-            self.slot_of(name)
+            self.slot_of(name, listeners)
         effective = upstreams
         if self.overrides:
             effective = dict(upstreams)
@@ -1153,16 +1157,49 @@ cdef class Engine:
             view.policy, view.model_weights, view.protocol, view.tls
         )
 
-    cdef uint32_t slot_of(self, str name) except? 0xffffffff:
+    cdef uint32_t slot_of(self, str name, wanted=()) except? 0xffffffff:
+        """The slot of a listener; a new one gets the slot of one that is over when there is no other left. `wanted`:
+        those that are about to be served as well.
+        """
         cdef object slot = self.listener_slots.get(name)
-        if slot is None:
+        if slot is not None:
+            return slot
+        if len(self.listener_slots) < LISTENERS_MOST:
             slot = len(self.listener_slots)
-            if slot >= MAX_LISTENERS:
-                raise ValueError(f"more than {MAX_LISTENERS} listeners since start")
-            self.listener_slots[name] = slot
-            self.listener_names.append(name.encode("utf-8", "replace"))
+            self.listener_names.append(None)
             self.ensure_chunk(0, slot)
+        else:
+            slot = self.free_slot(wanted)
+        self.listener_slots[name] = slot
+        self.listener_names[slot] = name.encode("utf-8", "replace")
         return slot
+
+    cdef object free_slot(self, wanted):
+        """Of a listener that nothing refers to any more: no table, no socket, no connection."""
+        cdef object slot
+        kept = set(wanted) | self.open_names | self.closed_names.keys()
+        for t in (self.current, *[old for old, _ in self.retired_tables]):
+            if t is not None:
+                kept |= (<Table>t).listeners.keys()
+        for name, slot in self.listener_slots.items():
+            if name not in kept and self.sum_traffic(0, slot)["active"] == 0:
+                del self.listener_slots[name]
+                self.forget_traffic(slot)
+                return slot
+        raise ValueError(f"more than {LISTENERS_MOST} listeners")
+
+    cdef forget_traffic(self, uint32_t slot):
+        """Of a listener that is over: its slot goes to another one. No reactor writes to its counters."""
+        cdef int i
+        cdef void* block
+        for i in range(self.s.reactor_count):
+            block = self.s.reactors[i].listener_stats.chunks[slot // STATS_CHUNK][slot % STATS_CHUNK]
+            if block != NULL:
+                memset(block, 0, sizeof(listener_traffic))
+            block = self.s.reactors[i].datagram_stats.chunks[slot // STATS_CHUNK][slot % STATS_CHUNK]
+            if block != NULL:
+                memset(block, 0, sizeof(datagram_traffic))
+        self.s.listener_full_ns[slot] = 0
 
     # ------------------------------------------------------------------------------------------------- publishing
 
@@ -1260,6 +1297,9 @@ cdef class Engine:
             if self.have_passed(turns):
                 free(<void*><size_t>keys)
                 self.retired_tickets.remove((keys, turns))
+        for name, turns in list(self.closed_names.items()):
+            if self.have_passed(turns):
+                del self.closed_names[name]
         for ep, turns in list(self.doomed.items()):
             if not self.have_passed(turns) or self.is_served(ep, kept):
                 continue
@@ -1305,6 +1345,7 @@ cdef class Engine:
         descriptors = list(descriptors)
         if is_udp(descriptors[0]):
             self.open_datagrams(slot, descriptors[:self.s.reactor_count])
+            self.open_names.add(name)
             return
         for i in range(self.s.reactor_count):
             fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
@@ -1320,6 +1361,7 @@ cdef class Engine:
             l.name = raw
             l.name_size = <uint32_t>len(raw)
             self.post_to(i, run_listen, l, 0)
+        self.open_names.add(name)
 
     cdef open_datagrams(self, uint32_t slot, list descriptors):
         cdef bytes raw = self.listener_names[slot]
@@ -1350,6 +1392,8 @@ cdef class Engine:
         """Stop accepting for a listener; its connections go on, its UDP sessions end."""
         self.post(run_close_listener, NULL, self.slot_of(name))
         self.post(run_close_datagrams, NULL, self.slot_of(name))
+        self.open_names.discard(name)
+        self.closed_names[name] = self.turns()
 
     def stop_accepting(self):
         self.post(run_stop_accepting, NULL, 0)

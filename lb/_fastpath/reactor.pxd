@@ -7,7 +7,7 @@ have pinned.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
-from lb._fastpath.counters cimport STATS_CHUNK, counters, stats_space
+from lb._fastpath.counters cimport counters, stats_space
 from lb._fastpath.endpoint cimport affinity_entry
 from lb._fastpath.memory cimport memory, slab
 from lb._fastpath.message cimport head
@@ -23,6 +23,7 @@ cdef enum:
     BATCH_IOV = 64
     HANDSHAKE_NS = 200000  # of handshakes in one turn
     RANDOM_ID_BYTES = 32  # of the ids that lb makes for requests and connections
+    LISTENERS_MOST = 4096  # at a time, with those that are over and still have connections
 
 cdef enum:  # io flags
     IO_READABLE = 1  # the kernel may have bytes: set by an event, cleared by a short read
@@ -105,7 +106,7 @@ cdef struct shared:
     char padding_b[48]
     client_shard clients[64]
     void* client_rates  # rate_row* (limits.pxd)
-    int64_t listener_full_ns[STATS_CHUNK]  # by listener slot: the buckets of their rates
+    int64_t listener_full_ns[LISTENERS_MOST]  # by listener slot: the buckets of their rates
 
 cdef struct reactor:
     # set once

@@ -191,3 +191,16 @@ def test_what_is_refused_changes_only_with_what_serves() -> None:
     compiler.compile(Config(), 2)
     assert compiler.refused == {}
     assert told.keys() == {"certificate a"}
+
+
+def test_listeners_that_are_over_give_their_places_to_new_ones() -> None:
+    engine = Engine(threads=1)
+    compiler = Compiler(engine)
+    for turn in range(4):
+        listeners = {f"{turn}/{i}": Listener(f"{turn}/{i}", 80, host_set="h") for i in range(1_500)}
+        engine.publish(compiler.compile(Config(listeners, {"h": {}}), turn + 1))
+        engine.collect()
+        assert listeners.keys() <= engine.listener_stats().keys()
+    listeners = {str(i): Listener(str(i), 80, host_set="h") for i in range(5_000)}
+    with pytest.raises(ValueError, match="more than 4096 listeners"):
+        compiler.compile(Config(listeners, {"h": {}}), 9)
