@@ -33,7 +33,7 @@ cdef enum:  # io flags
     IO_QUEUED = 16  # in the run queue, or in line for a handshake
     IO_DEAD = 32  # closed; memory is given back at the end of the turn
     IO_CONNECTING = 64
-    IO_ERRED = 1024  # not just hung up: the socket has an error
+    IO_ERRED = 2048  # not just hung up: the socket has an error
     IO_MUTED = 512  # epoll does not tell of bytes: they wait until others have been taken
     IO_URGENT = 1024  # urgent data has come: reading stops before it once, with more behind (tcp(7), Sockets API)
     IO_CUT = 256  # a write failed, which took the error off the socket: the end that reading finds is no orderly one

@@ -186,3 +186,11 @@ def _functions(path: Path) -> Iterator[tuple[str, int, str]]:
             current = start[1]
         elif current and not text.lstrip().startswith(("/*", "*")):
             yield current, line, text
+
+
+def test_flags_of_one_word_have_bits_of_their_own() -> None:
+    texts = [(FASTPATH / name).read_text() for name in ("reactor.pxd", "transport.pxd")]
+    flags = [int(bit) for text in texts for bit in re.findall(r"^    IO_[A-Z_]+ = ([0-9]+)", text, re.MULTILINE)]
+    assert len(flags) > 10
+    assert len(flags) == len(set(flags))
+    assert all(bit.bit_count() == 1 for bit in flags)
