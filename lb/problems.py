@@ -116,6 +116,7 @@ CODES: dict[str, Code] = {
     "LB4012": Code("error", "source range is no network"),
     "LB4013": Code("error", "entry of tcp-services or udp-services is not valid"),
     "LB4014": Code("error", "timeout of session affinity is out of range"),
+    "LB4015": Code("error", "more ports are asked for than lb listens on"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),
@@ -145,7 +146,7 @@ CODES: dict[str, Code] = {
 }
 
 
-NOT_LISTENED_FOR = ("LB2005", "LB4010", "LB4011", "LB4012", "LB4013")
+NOT_LISTENED_FOR = ("LB2005", "LB4010", "LB4011", "LB4012", "LB4013", "LB4015")
 """Why a port of a load balancer, or one of its clients, finds nobody."""
 
 

@@ -35,6 +35,10 @@ from lb.translate.vendors import SOURCE_RANGES, left_to_others, read_service
 _TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
 """Those `protocol`s of a Service port that lb carries."""
 
+MOST_LISTENERS = 1_024
+"""Of all these objects together: each costs a socket for each thread, and the data plane has room for 4,096, with those
+that are over and still have connections."""
+
 EVERYBODY = ("0.0.0.0/0", "::/0")
 
 _NUMBER = re.compile(r"[0-9]{1,5}")
@@ -268,15 +272,19 @@ def settle(
     for one in taken.values():
         held |= dict.fromkeys(_places(one), one)
     names = dict(taken)
+    over: dict[Origin, Listener] = {}
     problems = Problems()
     for listener in _oldest_first(claims):
         places = _places(listener)
         rival = names.get(listener.name) or next((held[place] for place in places if place in held), None)
-        if rival is None:
+        if rival is None and len(won) >= MOST_LISTENERS:
+            over.setdefault(listener.origin, listener)
+        elif rival is None:
             won[listener.name] = names[listener.name] = listener
             held |= dict.fromkeys(places, listener)
         else:
             problems.extend((_place_taken(listener, rival),))
+    problems.extend(map(_too_many, over.values()))
     return won, tuple(problems)
 
 
@@ -310,4 +318,15 @@ def _place_taken(loser: Listener, winner: Listener) -> Problem:
         why="native files and Ingresses go first, then the older object; this one does not listen there",
         fix="give one of them another port, or an address of its own (annotation lb/addresses)",
         field=next((route.field for route in loser.carried_routes), ""),
+    )
+
+
+def _too_many(first: Listener) -> Problem:
+    return Problem(
+        "LB4015",
+        first.origin,
+        f"listener {first.name} would be one of more than {MOST_LISTENERS:,}",
+        why="the older objects go first; neither it nor what comes behind it in this object is listened for",
+        fix="take ports, addresses or older objects away, or serve some of them by another lb",
+        field=next((route.field for route in first.carried_routes), ""),
     )
