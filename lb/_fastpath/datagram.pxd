@@ -3,13 +3,12 @@
     datagrams of a batch -> session of each -> endpoint -> its answers -> sent with those of other sessions -> end
 
 A session is known by where its datagrams come from and which address they ask: a client's datagrams come to one
-reactor (SO_REUSEPORT), which owns the session and its connected socket towards the endpoint. What waits in a batch lies
-in slots that are there from the beginning, and what a socket does not take at once is dropped and counted: nothing
-queues.
+reactor (SO_REUSEPORT), which owns the session and its connected socket towards the endpoint. Nothing queues: what a
+socket does not take at once is dropped and counted.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from lb._fastpath.c.sys cimport iovec, mmsghdr, sockaddr_in6
+from lb._fastpath.batches cimport received, replies, session_key, udp_socket
 from lb._fastpath.counters cimport datagram_traffic, listener_traffic, traffic, upstream_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.memory cimport slab
@@ -17,23 +16,12 @@ from lb._fastpath.reactor cimport command, io, reactor, shared
 from lb._fastpath.timers cimport timer
 
 cdef enum:
-    RECEIVE_BATCH = 32
     RECEIVES_PER_TURN = 4  # batches of one listener before others get their turn
-    REPLY_BATCH = 64
-    # More than any datagram has. No multiple of a large power of two, or all slots would share the same cache lines.
-    SLOT_BYTES = 65728
-    CONTROL_BYTES = 96
     # First datagrams that may have to be sent to another endpoint: the newest ones of all sessions.
     HELD_BYTES = 262144
     BUCKETS_LEAST = 1024
-    # A train is cut into datagrams by the kernel, or by the network card. Longer pieces than these may be longer than
-    # what the path takes, and then only single ones can be fragmented.
-    TRAIN_PIECE_MOST = 1432
-    TRAIN_MOST = 65000
-    TRAIN_COUNT = 60
     BURST_MOST = 32  # answers of one session that are read at once
     DRAIN_SILENCE_MS = 2000  # when lb stops, a session that was silent for so long is over
-    WATCH_MS = 1000  # how often the kernel is asked what it had to drop
 
 cdef enum:  # session.flags
     SESSION_RESERVED = 1  # holds a place on its endpoint
@@ -46,30 +34,14 @@ cdef enum:  # session.flags
     SESSION_ASTRAY = 128  # its listener does not lead to its upstream any more
     SESSION_TRANSPARENT = 256  # its socket has its client's address
 
-cdef struct session_key:
-    # All 64 bytes count, so what is not said is zero.
-    sockaddr_in6 client  # or a sockaddr_in
-    uint32_t padding
-    uint8_t asked[16]  # the address that was asked, IPv4 as ::ffff:a.b.c.d; zero where the listener has only one
-    uint64_t listener  # datagram_socket*
-    uint64_t unused
-
 cdef struct datagram_socket:
     # A listener's socket of one reactor.
-    io base
+    udp_socket udp
     uint32_t slot  # of its view in the table and of its counters
     uint32_t name_size
     char* name
     datagram_socket* next
-    int family
     int sharers  # reactors that have a socket of this listener
-    unsigned char address[16]
-    uint16_t port
-    bint wildcard  # it has all addresses: datagrams say which one they ask
-    uint32_t client_size  # of a client's sockaddr
-    uint32_t kernel_drops  # the count that was seen last
-    datagram_traffic* stats
-    timer watch
     # its sessions, the one that spoke last first: those of clients that are proven to be there, and the others
     session* newest[2]
     session* oldest[2]
@@ -121,40 +93,6 @@ cdef struct session:
     int idle_timeout_ms
     int drain_timeout_ms
     int responses
-
-cdef union control:
-    uint8_t bytes[CONTROL_BYTES]
-    uint64_t aligned
-
-cdef union client_name:
-    # As the kernel writes it, where any kind of sockaddr may be read.
-    sockaddr_in6 v6
-    uint64_t aligned[4]
-
-cdef struct received:
-    # A batch of a listener.
-    int used  # messages that are to be made ready again
-    mmsghdr messages[RECEIVE_BATCH]
-    iovec pieces[RECEIVE_BATCH]
-    client_name names[RECEIVE_BATCH]
-    control controls[RECEIVE_BATCH]
-    session_key keys[RECEIVE_BATCH]
-    uint16_t train_pieces[RECEIVE_BATCH]  # of a message that is several datagrams, the length of each; 0: it is one
-    char* slots
-
-cdef struct replies:
-    # Answers on their way to clients of one listener's socket. They need no session any more.
-    datagram_socket* l
-    int used  # slots
-    int count  # messages, of one slot or, as a train, of several
-    mmsghdr messages[REPLY_BATCH]
-    iovec pieces[REPLY_BATCH]
-    sockaddr_in6 names[REPLY_BATCH]
-    control controls[REPLY_BATCH]
-    uint16_t train_pieces[REPLY_BATCH]  # by slot, as in `received`
-    uint64_t hashes[REPLY_BATCH]  # of their sessions, which may have ended
-    uint16_t trains[REPLY_BATCH]  # by message: the length of its datagrams, but for the last; 0: it is one
-    char* slots
 
 cdef struct datagrams:
     # All of one reactor; made when its first UDP listener is opened.

@@ -1,7 +1,7 @@
 """Sessions (datagram.pxd)."""
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from lb._fastpath.access cimport log_session
 from lb._fastpath.balance cimport (
@@ -14,34 +14,41 @@ from lb._fastpath.balance cimport (
     flow_hash,
     tried_bit,
 )
+from lb._fastpath.batches cimport (
+    RECEIVE_BATCH,
+    REPLY_BATCH,
+    SLOT_BYTES,
+    batches_init,
+    batches_release,
+    count_of,
+    drop,
+    drop_messages,
+    flush_replies,
+    is_full,
+    prepare_socket,
+    put_replies,
+    receive_batch,
+    receive_replies,
+    received,
+    replies,
+    send_messages,
+    send_pieces,
+    session_key,
+    slot_of,
+    take_error,
+)
 from lb._fastpath.c.sys cimport (
-    AF_INET,
     AF_UNIX,
-    CMSG_DATA,
-    CMSG_FIRSTHDR,
-    CMSG_LEN,
-    CMSG_NXTHDR,
-    CMSG_SPACE,
     EADDRNOTAVAIL,
     EAGAIN,
     EINTR,
-    EINVAL,
-    EIO,
     EMFILE,
     EMSGSIZE,
     ENFILE,
-    ENOBUFS,
-    ENOMEM,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLLIN,
-    IP_PKTINFO,
-    IPPROTO_IP,
-    IPPROTO_IPV6,
     IPPROTO_UDP,
-    IPV6_PKTINFO,
-    IPV6_RECVPKTINFO,
-    LB_R_CLIENT_UNREACHABLE,
     LB_R_CLIENT_CONNECTION_RATE,
     LB_R_CONNECTION_RATE,
     LB_R_CONNECT_FAILED,
@@ -59,7 +66,6 @@ from lb._fastpath.c.sys cimport (
     LB_R_NO_UPSTREAM,
     LB_R_OK,
     LB_R_QUEUE_FULL,
-    LB_R_RECEIVE_BUFFER_FULL,
     LB_R_SEND_BUFFER_FULL,
     LB_R_SESSION_EVICTED,
     LB_R_SESSION_TIMEOUT,
@@ -67,49 +73,28 @@ from lb._fastpath.c.sys cimport (
     LB_R_SOURCE_REFUSED,
     LB_R_TOO_MANY_FROM_CLIENT,
     LB_R_UPSTREAM_RESET,
-    LB_SK_MEMINFO_DROPS,
-    LB_SK_MEMINFO_VARS,
     MSG_DONTWAIT,
-    MSG_NOSIGNAL,
     MSG_TRUNC,
-    SO_ERROR,
-    SO_MEMINFO,
-    SO_RCVBUF,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
-    SOL_SOCKET,
     SOL_UDP,
     UDP_GRO,
-    UDP_SEGMENT,
     close,
-    cmsghdr,
     connect,
     epoll_ctl,
     epoll_event,
     errno,
-    getsockname,
-    getsockopt,
-    in6_pktinfo,
-    in_pktinfo,
     lb_add_int,
     lb_keyed_hash,
     lb_line_alloc,
     lb_peek_int,
     lb_put_int,
-    mmsghdr,
-    msghdr,
     recv,
-    recvmmsg,
-    send,
-    sendmmsg,
     setsockopt,
     sockaddr,
-    sockaddr_in,
-    sockaddr_in6,
     sockaddr_storage,
     socket,
-    socklen_t,
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
@@ -122,13 +107,6 @@ from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue
 from lb._fastpath.table cimport datagram_view, draw_target, in_networks, listener_view, table, target, upstream_view
 from lb._fastpath.timers cimport timer_cancel, timer_set
 from lb._fastpath.transport cimport note_address, socket_as_client
-
-cdef extern from *:
-    """
-    /* As large as the administrator's net.core.rmem_max lets it be: what a burst brings waits here or is lost. */
-    #define LB_UDP_RECEIVE_BYTES 2097152
-    """
-    int RECEIVE_BYTES "LB_UDP_RECEIVE_BYTES"
 
 
 cdef void datagram_install(shared* s) noexcept nogil:
@@ -150,84 +128,16 @@ cdef void socket_ready(io* source) noexcept nogil:
         source.flags &= ~<uint32_t>IO_BROKEN
         take_error(source)
     while n == RECEIVE_BATCH and turn < RECEIVES_PER_TURN:
-        n = receive_batch(l, b)
+        n = receive_batch(&l.udp, b)
         carry_batch(l, b, n)
         turn += 1
-
-
-cdef int take_error(io* source) noexcept nogil:
-    """What stands against the socket (ICMP), which epoll would tell again and again."""
-    cdef int error = 0
-    cdef socklen_t size = sizeof(error)
-    getsockopt(source.fd, SOL_SOCKET, SO_ERROR, &error, &size)
-    return error
-
-
-cdef int receive_batch(datagram_socket* l, received* b) noexcept nogil:
-    """How many messages have come. A message is a datagram, or a train of them from one client."""
-    cdef int i, n
-    cdef msghdr* message
-    for i in range(b.used):
-        message = &b.messages[i].msg_hdr
-        message.msg_namelen = sizeof(sockaddr_in6)
-        message.msg_control = &b.controls[i]
-        message.msg_controllen = CONTROL_BYTES
-        message.msg_flags = 0
-        b.pieces[i].iov_len = SLOT_BYTES
-    b.used = 0
-    n = recvmmsg(l.base.fd, b.messages, RECEIVE_BATCH, MSG_DONTWAIT, NULL)
-    if n <= 0:
-        return 0
-    b.used = n
-    for i in range(n):
-        b.pieces[i].iov_len = b.messages[i].msg_len
-        read_message(l, b, i)
-    return n
-
-
-cdef void read_message(datagram_socket* l, received* b, int i) noexcept nogil:
-    """Whose it is, which address it asks, and whether it is a train."""
-    cdef msghdr* message = &b.messages[i].msg_hdr
-    cdef session_key* key = &b.keys[i]
-    cdef cmsghdr* c = CMSG_FIRSTHDR(message)
-    memset(key, 0, sizeof(session_key))
-    memcpy(&key.client, &b.names[i], l.client_size)
-    key.listener = <uint64_t>l
-    b.train_pieces[i] = 0
-    while c != NULL:
-        if c.cmsg_level == SOL_UDP and c.cmsg_type == UDP_GRO:
-            b.train_pieces[i] = train_piece(c, b.messages[i].msg_len)
-        elif l.wildcard:
-            read_asked(c, key.asked)
-        c = CMSG_NXTHDR(message, c)
-
-
-cdef uint16_t train_piece(cmsghdr* c, uint32_t size) noexcept nogil:
-    """The length of a train's pieces; 0: it is one datagram. Source: udp(7), UDP_GRO."""
-    cdef int piece
-    memcpy(&piece, CMSG_DATA(c), sizeof(piece))
-    return <uint16_t>piece if 0 < piece < <int>size else 0
-
-
-cdef void read_asked(cmsghdr* c, uint8_t* asked) noexcept nogil:
-    """Source: ip(7) IP_PKTINFO, RFC 3542 6. A socket of both families tells of IPv4 in the form of IPv6, too."""
-    cdef in_pktinfo v4
-    cdef in6_pktinfo v6
-    if c.cmsg_level == IPPROTO_IPV6 and c.cmsg_type == IPV6_PKTINFO:
-        memcpy(&v6, CMSG_DATA(c), sizeof(v6))
-        memcpy(asked, &v6.ipi6_addr, 16)
-    elif c.cmsg_level == IPPROTO_IP and c.cmsg_type == IP_PKTINFO:
-        memcpy(&v4, CMSG_DATA(c), sizeof(v4))
-        asked[10] = 0xff
-        asked[11] = 0xff
-        memcpy(asked + 12, &v4.ipi_spec_dst, 4)
 
 
 cdef void carry_batch(datagram_socket* l, received* b, int n) noexcept nogil:
     cdef int i = 0, j
     while i < n:
         if b.messages[i].msg_hdr.msg_flags & MSG_TRUNC:
-            drop(l, LB_R_DATAGRAM_TRUNCATED, 1)
+            drop(&l.udp, LB_R_DATAGRAM_TRUNCATED, 1)
             i += 1
             continue
         j = i + 1
@@ -241,23 +151,13 @@ cdef void carry_batch(datagram_socket* l, received* b, int n) noexcept nogil:
 
 cdef void carry_run(datagram_socket* l, received* b, int i, int j) noexcept nogil:
     """The messages from `i` until `j` are of one session."""
-    cdef uint64_t hash = lb_keyed_hash(<const char*>&b.keys[i], sizeof(session_key), l.base.r.s.secret)
-    cdef session* s = session_find(state_of(l.base.r), &b.keys[i], hash)
+    cdef uint64_t hash = lb_keyed_hash(<const char*>&b.keys[i], sizeof(session_key), l.udp.base.r.s.secret)
+    cdef session* s = session_find(state_of(l.udp.base.r), &b.keys[i], hash)
     while s == NULL and i < j:
         s = session_begin(l, b, i, hash)
         i += 1
     if s != NULL and i < j:
         forward(s, b, i, j)
-
-
-cdef uint64_t count_of(uint64_t size, uint16_t piece) noexcept nogil:
-    """Datagrams of a message."""
-    return (size + piece - 1) // piece if piece else 1
-
-
-cdef void drop(datagram_socket* l, int reason, uint64_t count) noexcept nogil:
-    if l.stats != NULL:
-        bump_by(&l.stats.dropped[reason], count)
 
 
 # ------------------------------------------------------------------------------------------------------------ sessions
@@ -271,7 +171,7 @@ cdef session* session_find(datagrams* d, const session_key* key, uint64_t hash) 
 
 cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t hash) noexcept nogil:
     """Begin a session with its first datagram. NULL: it is dropped, and counted."""
-    cdef reactor* r = l.base.r
+    cdef reactor* r = l.udp.base.r
     cdef table* t = current_table(r)
     cdef const listener_view* v = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
     cdef const datagram_view* view = v.datagram if v != NULL else NULL
@@ -288,7 +188,7 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
         if s == NULL and view.max_sessions_per_client:
             forget_client(r, peer, l.slot + 1)
     if s == NULL:
-        drop(l, reason if reason != LB_R_OK else LB_R_NO_MEMORY, count_of(b.messages[i].msg_len, b.train_pieces[i]))
+        drop_messages(&l.udp, b, i, i + 1, reason if reason != LB_R_OK else LB_R_NO_MEMORY)
         return NULL
     memcpy(s.peer, peer, 16)
     s.peer_port = port
@@ -307,7 +207,7 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
 
 cdef int why_not(datagram_socket* l, const datagram_view* view, const unsigned char* peer) noexcept nogil:
     """Why a client may not begin a session; it has been counted if it may."""
-    cdef reactor* r = l.base.r
+    cdef reactor* r = l.udp.base.r
     if r.s.draining:
         return LB_R_DRAIN
     if view == NULL:
@@ -326,7 +226,7 @@ cdef int why_not(datagram_socket* l, const datagram_view* view, const unsigned c
 
 
 cdef int make_room(datagram_socket* l, const datagram_view* view) noexcept nogil:
-    cdef reactor* r = l.base.r
+    cdef reactor* r = l.udp.base.r
     if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
         # The last of them are for connections: a session takes the place of another one.
         return LB_R_OK if evict(l, 1) else LB_R_NO_DESCRIPTORS
@@ -354,8 +254,8 @@ cdef bint evict(datagram_socket* l, uint32_t share) noexcept nogil:
         return True
     if s == NULL:
         return False
-    if l.stats != NULL:
-        bump(&l.stats.evicted)
+    if l.udp.stats != NULL:
+        bump(&l.udp.stats.evicted)
     finish(s, LB_R_SESSION_EVICTED)
     return True
 
@@ -367,7 +267,7 @@ cdef bint older_is_proven(const datagram_socket* l) noexcept nogil:
 cdef session* session_new(
     datagram_socket* l, const datagram_view* view, const session_key* key, uint64_t hash
 ) noexcept nogil:
-    cdef reactor* r = l.base.r
+    cdef reactor* r = l.udp.base.r
     cdef datagrams* d = state_of(r)
     cdef session* s = <session*>slab_alloc(&d.sessions)
     if s == NULL:
@@ -401,7 +301,7 @@ cdef session* session_new(
 
 cdef void begin_counting(session* s, const datagram_view* view) noexcept nogil:
     cdef reactor* r = s.base.r
-    s.datagram_stats = s.l.stats
+    s.datagram_stats = s.l.udp.stats
     s.listener_stats = <listener_traffic*>stats_block(&r.listener_stats, s.l.slot, sizeof(listener_traffic))
     s.route_stats = <traffic*>stats_block(&r.route_stats, view.to.route_id, sizeof(traffic))
     if s.listener_stats != NULL:
@@ -481,9 +381,9 @@ cdef bint choose_upstream(session* s, table* t, const datagram_view* view) noexc
     if chosen == NULL or chosen.slot >= t.upstream_count or t.upstreams[chosen.slot] == NULL:
         return False
     s.live = t.upstreams[chosen.slot].live
-    destination = &s.key.asked[0] if s.l.wildcard else &s.l.address[0]
+    destination = &s.key.asked[0] if s.l.udp.wildcard else &s.l.udp.address[0]
     s.client_hash = flow_hash(
-        t.upstreams[chosen.slot], s.peer, s.peer_port, destination, s.l.port, <uint8_t>IPPROTO_UDP)
+        t.upstreams[chosen.slot], s.peer, s.peer_port, destination, s.l.udp.port, <uint8_t>IPPROTO_UDP)
     s.upstream_stats = <upstream_traffic*>stats_block(
         &s.base.r.upstream_stats, s.live.id, sizeof(upstream_traffic))
     return True
@@ -520,8 +420,8 @@ cdef bint make_way(session* s) noexcept nogil:
     cdef session* victim = l.oldest[0] if l.oldest[0] != s else l.oldest[1]
     if victim == NULL:
         return False
-    if l.stats != NULL:
-        bump(&l.stats.evicted)
+    if l.udp.stats != NULL:
+        bump(&l.udp.stats.evicted)
     finish(victim, LB_R_SESSION_EVICTED)
     return True
 
@@ -677,35 +577,18 @@ cdef int send_held(session* s) noexcept nogil:
     cdef datagrams* d = state_of(s.base.r)
     cdef uint64_t count = count_of(s.held_size, s.held_piece)
     if d.held_written - s.held_at > HELD_BYTES:
-        drop(s.l, LB_R_CONNECT_FAILED, count)
+        drop(&s.l.udp, LB_R_CONNECT_FAILED, count)
         return LB_R_OK
-    if send_pieces(s, d.held + s.held_at % HELD_BYTES, s.held_size, s.held_piece):
+    if send_pieces(s.base.fd, d.held + s.held_at % HELD_BYTES, s.held_size, s.held_piece):
         return LB_R_OK
     if is_full(errno):
-        drop(s.l, LB_R_SEND_BUFFER_FULL, count)
+        drop(&s.l.udp, LB_R_SEND_BUFFER_FULL, count)
         return LB_R_OK
     if errno == EMSGSIZE:
-        drop(s.l, LB_R_DATAGRAM_TOO_LONG, count)
+        drop(&s.l.udp, LB_R_DATAGRAM_TOO_LONG, count)
         return LB_R_OK
     endpoint_connect_failed(s.ep, s.base.r)
     return LB_R_CONNECT_FAILED
-
-
-cdef bint send_pieces(session* s, const char* data, uint32_t size, uint16_t piece) noexcept nogil:
-    """One datagram, or a train one by one."""
-    cdef uint32_t at = 0, length
-    if piece == 0:
-        return send(s.base.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0
-    while at < size:
-        length = piece if size - at > piece else size - at
-        if send(s.base.fd, data + at, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
-            return False
-        at += length
-    return True
-
-
-cdef bint is_full(int error) noexcept nogil:
-    return error == EAGAIN or error == ENOBUFS or error == ENOMEM
 
 
 # --------------------------------------------------------------------------------------------------------- to endpoints
@@ -713,6 +596,7 @@ cdef bint is_full(int error) noexcept nogil:
 cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
     """Send messages of the client to the endpoint: what it does not take at once is dropped."""
     cdef int k, taken, error
+    cdef bint apart
     if s.generation != current_table(s.base.r).generation:
         look_again(s)
     touch(s, s.datagrams_out > 0)
@@ -720,7 +604,10 @@ cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
     for k in range(i, j):
         note_received(s, b.messages[k].msg_len, count_of(b.messages[k].msg_len, b.train_pieces[k]))
     while i < j:
-        taken = send_some(s, b, i, j)
+        apart = s.flags & SESSION_NO_TRAINS
+        taken = send_messages(s.base.fd, b, i, j, &apart)
+        if apart:
+            s.flags |= SESSION_NO_TRAINS
         if taken > 0:
             i += taken
             continue
@@ -728,103 +615,14 @@ cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
         if error == EINTR:
             continue
         if is_full(error):
-            drop_messages(s.l, b, i, j, LB_R_SEND_BUFFER_FULL)
+            drop_messages(&s.l.udp, b, i, j, LB_R_SEND_BUFFER_FULL)
             return
         if error == EMSGSIZE:
-            drop_messages(s.l, b, i, i + 1, LB_R_DATAGRAM_TOO_LONG)
+            drop_messages(&s.l.udp, b, i, i + 1, LB_R_DATAGRAM_TOO_LONG)
             i += 1
         elif not endpoint_refused(s):
-            drop_messages(s.l, b, i, j, LB_R_CONNECT_FAILED)
+            drop_messages(&s.l.udp, b, i, j, LB_R_CONNECT_FAILED)
             return
-
-
-cdef void drop_messages(datagram_socket* l, const received* b, int i, int j, int reason) noexcept nogil:
-    cdef int k
-    for k in range(i, j):
-        drop(l, reason, count_of(b.messages[k].msg_len, b.train_pieces[k]))
-
-
-cdef int send_some(session* s, received* b, int i, int j) noexcept nogil:
-    """How many messages the endpoint's socket has taken; -1 with errno."""
-    cdef mmsghdr messages[RECEIVE_BATCH]
-    cdef control controls[RECEIVE_BATCH]
-    cdef int ends[RECEIVE_BATCH]
-    cdef int count = 0, k = i, n
-    if s.flags & SESSION_NO_TRAINS or (j == i + 1 and b.train_pieces[i] == 0):
-        return 1 if send_pieces(s, <const char*>b.pieces[i].iov_base, b.messages[i].msg_len, b.train_pieces[i]) else -1
-    while k < j:
-        n = train_length(b.pieces, b.train_pieces, k, j)
-        memset(&messages[count], 0, sizeof(mmsghdr))
-        messages[count].msg_hdr.msg_iov = &b.pieces[k]
-        messages[count].msg_hdr.msg_iovlen = <size_t>n
-        if n > 1 or b.train_pieces[k]:
-            put_control(&messages[count].msg_hdr, &controls[count], NULL,
-                        b.train_pieces[k] if b.train_pieces[k] else <uint16_t>b.pieces[k].iov_len)
-        k += n
-        ends[count] = k
-        count += 1
-    n = sendmmsg(s.base.fd, messages, <unsigned int>count, MSG_DONTWAIT | MSG_NOSIGNAL)
-    if n > 0:
-        return ends[n - 1] - i
-    if messages[0].msg_hdr.msg_control != NULL and is_unfit_train(errno):
-        s.flags |= SESSION_NO_TRAINS
-        return send_some(s, b, i, j)
-    return -1
-
-
-cdef bint is_unfit_train(int error) noexcept nogil:
-    """The route has a smaller MTU than the pieces need, or cannot cut them (udp_send_skb in Linux)."""
-    return error == EINVAL or error == EIO or error == EMSGSIZE
-
-
-cdef int train_length(const iovec* pieces, const uint16_t* train_pieces, int i, int end) noexcept nogil:
-    """How many messages from `i` on make one train: all of one length, but for the last, which may be shorter."""
-    cdef size_t piece = pieces[i].iov_len, total = piece
-    cdef int k = i + 1
-    if train_pieces[i] or piece == 0 or piece > TRAIN_PIECE_MOST:
-        return 1
-    while k < end and k - i < TRAIN_COUNT and not train_pieces[k] and 0 < pieces[k].iov_len <= piece:
-        total += pieces[k].iov_len
-        if total > TRAIN_MOST:
-            break
-        k += 1
-        if pieces[k - 1].iov_len < piece:
-            break
-    return k - i
-
-
-cdef void put_control(msghdr* message, control* space, const session* s, uint16_t piece) noexcept nogil:
-    """Say from which address a message to a client leaves (`s`), and that it is to be cut into pieces (`piece`)."""
-    cdef cmsghdr* c
-    cdef size_t used = 0
-    cdef in_pktinfo* v4
-    cdef in6_pktinfo* v6
-    memset(space, 0, sizeof(control))
-    message.msg_control = space
-    message.msg_controllen = CONTROL_BYTES
-    c = CMSG_FIRSTHDR(message)
-    if s != NULL and s.l.wildcard and s.l.family == AF_INET:
-        v4 = <in_pktinfo*>CMSG_DATA(c)
-        memcpy(&v4.ipi_spec_dst, s.key.asked + 12, 4)
-        used += put_header(c, IPPROTO_IP, IP_PKTINFO, sizeof(in_pktinfo))
-    elif s != NULL and s.l.wildcard:
-        v6 = <in6_pktinfo*>CMSG_DATA(c)
-        memcpy(&v6.ipi6_addr, s.key.asked, 16)
-        used += put_header(c, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(in6_pktinfo))
-    if piece:
-        c = <cmsghdr*>(space.bytes + used)
-        memcpy(CMSG_DATA(c), &piece, sizeof(piece))
-        used += put_header(c, SOL_UDP, UDP_SEGMENT, sizeof(piece))
-    message.msg_controllen = used
-    if used == 0:
-        message.msg_control = NULL
-
-
-cdef size_t put_header(cmsghdr* c, int level, int kind, size_t size) noexcept nogil:
-    c.cmsg_level = level
-    c.cmsg_type = kind
-    c.cmsg_len = CMSG_LEN(size)
-    return CMSG_SPACE(size)
 
 
 cdef void note_received(session* s, uint64_t bytes, uint64_t count) noexcept nogil:
@@ -876,9 +674,9 @@ cdef bint take_answers(session* s) noexcept nogil:
     cdef datagrams* d = state_of(s.base.r)
     cdef replies* o = &d.out
     cdef int first, n
-    if o.l != s.l or o.used == REPLY_BATCH:
-        flush(d)
-        o.l = s.l
+    if o.u != &s.l.udp or o.used == REPLY_BATCH:
+        flush_replies(&d.out)
+        o.u = &s.l.udp
     first = o.used
     n = read_answers(s, o)
     if n < 0:
@@ -901,14 +699,14 @@ cdef bint take_answers(session* s) noexcept nogil:
 cdef int read_answers(session* s, replies* o) noexcept nogil:
     """How many slots have been filled; -1 with errno."""
     cdef int want = s.burst if s.burst < REPLY_BATCH - o.used else REPLY_BATCH - o.used
-    cdef int first = o.used, i, n
+    cdef int first = o.used, n
     cdef ssize_t size
     if want == 1 and not s.flags & SESSION_GRO:
         size = recv(s.base.fd, slot_of(o, first), SLOT_BYTES, MSG_DONTWAIT | MSG_TRUNC)
         if size < 0:
             return -1
         if size > SLOT_BYTES:
-            drop(s.l, LB_R_DATAGRAM_TRUNCATED, 1)
+            drop(&s.l.udp, LB_R_DATAGRAM_TRUNCATED, 1)
             return 0
         o.pieces[first].iov_len = <size_t>size
         o.train_pieces[first] = 0
@@ -916,37 +714,12 @@ cdef int read_answers(session* s, replies* o) noexcept nogil:
         if s.unasked > 1:
             s.burst = 2
         return 1
-    for i in range(first, first + want):
-        o.pieces[i].iov_base = slot_of(o, i)
-        o.pieces[i].iov_len = SLOT_BYTES
-        memset(&o.messages[i], 0, sizeof(mmsghdr))
-        o.messages[i].msg_hdr.msg_iov = &o.pieces[i]
-        o.messages[i].msg_hdr.msg_iovlen = 1
-        if s.flags & SESSION_GRO:
-            o.messages[i].msg_hdr.msg_control = &o.controls[i]
-            o.messages[i].msg_hdr.msg_controllen = CONTROL_BYTES
-    n = recvmmsg(s.base.fd, &o.messages[first], <unsigned int>want, MSG_DONTWAIT, NULL)
+    n = receive_replies(o, s.base.fd, want, s.flags & SESSION_GRO)
     if n < 0:
         s.burst = 1
         return -1
-    for i in range(first, first + n):
-        o.pieces[i].iov_len = o.messages[i].msg_len
-        o.train_pieces[i] = answer_piece(&o.messages[i])
     expect(s, n, want)
     return n
-
-
-cdef inline char* slot_of(replies* o, int i) noexcept nogil:
-    return o.slots + <size_t>i * SLOT_BYTES
-
-
-cdef uint16_t answer_piece(mmsghdr* m) noexcept nogil:
-    cdef cmsghdr* c = CMSG_FIRSTHDR(&m.msg_hdr)
-    while c != NULL:
-        if c.cmsg_level == SOL_UDP and c.cmsg_type == UDP_GRO:
-            return train_piece(c, m.msg_len)
-        c = CMSG_NXTHDR(&m.msg_hdr, c)
-    return 0
 
 
 cdef void expect(session* s, int got, int wanted) noexcept nogil:
@@ -962,35 +735,13 @@ cdef void expect(session* s, int got, int wanted) noexcept nogil:
 
 
 cdef void put_answers(session* s, replies* o, int first) noexcept nogil:
-    """Messages of what lies in the slots from `first` on. They need nothing of the session afterwards."""
-    cdef int i = first, n
-    cdef uint16_t piece
+    """Send the client what lies in the slots from `first` on. It needs nothing of the session afterwards."""
     cdef uint64_t bytes = 0, count = 0
-    cdef msghdr* message
-    while i < o.used:
+    cdef int i
+    for i in range(first, o.used):
         bytes += o.pieces[i].iov_len
         count += count_of(o.pieces[i].iov_len, o.train_pieces[i])
-        i += 1
-    i = first
-    while i < o.used:
-        n = 1 if s.flags & SESSION_NO_REPLY_TRAINS else train_length(o.pieces, o.train_pieces, i, o.used)
-        piece = o.train_pieces[i]
-        if n > 1:
-            piece = <uint16_t>o.pieces[i].iov_len
-        o.pieces[i].iov_base = slot_of(o, i)
-        # As many messages as slots at most, so nothing is overwritten that has not been read.
-        message = &o.messages[o.count].msg_hdr
-        memset(message, 0, sizeof(msghdr))
-        memcpy(&o.names[o.count], &s.key.client, sizeof(sockaddr_in6))
-        message.msg_name = &o.names[o.count]
-        message.msg_namelen = s.l.client_size
-        message.msg_iov = &o.pieces[i]
-        message.msg_iovlen = <size_t>n
-        put_control(message, &o.controls[o.count], s, piece)
-        o.trains[o.count] = piece
-        o.hashes[o.count] = s.hash
-        o.count += 1
-        i += n
+    put_replies(o, first, &s.key, s.hash, s.flags & SESSION_NO_REPLY_TRAINS)
     note_sent(s, bytes, count)
 
 
@@ -1008,36 +759,12 @@ cdef void note_sent(session* s, uint64_t bytes, uint64_t count) noexcept nogil:
 
 
 cdef void flush_ready(io* source) noexcept nogil:
-    flush(state_of(source.r))
+    flush_replies(&state_of(source.r).out)
 
 
-cdef void flush(datagrams* d) noexcept nogil:
-    """Send what waits for clients; what the socket does not take is dropped."""
-    cdef replies* o = &d.out
-    cdef int done = 0, n
-    while done < o.count:
-        n = sendmmsg(o.l.base.fd, &o.messages[done], <unsigned int>(o.count - done), MSG_DONTWAIT | MSG_NOSIGNAL)
-        if n > 0:
-            done += n
-        elif errno == EINTR:
-            continue
-        elif o.trains[done] and is_unfit_train(errno):
-            forgo_trains(d, o.hashes[done])
-            send_apart(o, done)
-            done += 1
-        elif is_full(errno):
-            drop_replies(o, done, o.count, LB_R_SEND_BUFFER_FULL)
-            break
-        else:
-            drop_replies(o, done, done + 1,
-                         LB_R_DATAGRAM_TOO_LONG if errno == EMSGSIZE else LB_R_CLIENT_UNREACHABLE)
-            done += 1
-    o.count = 0
-    o.used = 0
-
-
-cdef void forgo_trains(datagrams* d, uint64_t hash) noexcept nogil:
+cdef void forgo_trains(reactor* r, uint64_t hash) noexcept nogil:
     """The way to this client takes none: its session, if there still is one, sends single datagrams from now on."""
+    cdef datagrams* d = state_of(r)
     cdef session* s = d.buckets[hash & d.mask]
     cdef int off = 0
     while s != NULL and s.hash != hash:
@@ -1048,48 +775,6 @@ cdef void forgo_trains(datagrams* d, uint64_t hash) noexcept nogil:
     if s.flags & SESSION_GRO:
         s.flags &= ~<uint32_t>SESSION_GRO
         setsockopt(s.base.fd, SOL_UDP, UDP_GRO, &off, sizeof(off))
-
-
-cdef uint64_t reply_count(const replies* o, int i) noexcept nogil:
-    cdef const msghdr* message = &o.messages[i].msg_hdr
-    if message.msg_iovlen > 1:
-        return message.msg_iovlen
-    return count_of(message.msg_iov[0].iov_len, o.trains[i])
-
-
-cdef void drop_replies(const replies* o, int i, int j, int reason) noexcept nogil:
-    cdef int k
-    for k in range(i, j):
-        drop(o.l, reason, reply_count(o, k))
-
-
-cdef void send_apart(replies* o, int i) noexcept nogil:
-    """A train that cannot go as one: its datagrams one by one."""
-    cdef msghdr* message = &o.messages[i].msg_hdr
-    cdef iovec* pieces = message.msg_iov
-    cdef size_t count = message.msg_iovlen, k, at, size
-    cdef iovec one
-    cdef mmsghdr alone
-    for k in range(count):
-        at = 0
-        while at < pieces[k].iov_len:
-            size = pieces[k].iov_len - at
-            one.iov_base = <char*>pieces[k].iov_base + at
-            one.iov_len = size if size < o.trains[i] else o.trains[i]
-            alone.msg_hdr = message[0]
-            alone.msg_hdr.msg_iov = &one
-            alone.msg_hdr.msg_iovlen = 1
-            strip_segment(&alone.msg_hdr)
-            if sendmmsg(o.l.base.fd, &alone, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1:
-                drop(o.l, LB_R_SEND_BUFFER_FULL if is_full(errno) else LB_R_CLIENT_UNREACHABLE, 1)
-            at += one.iov_len
-
-
-cdef void strip_segment(msghdr* message) noexcept nogil:
-    """UDP_SEGMENT stands last among what goes with a message."""
-    message.msg_controllen -= CMSG_SPACE(sizeof(uint16_t))
-    if message.msg_controllen == 0:
-        message.msg_control = NULL
 
 
 # ------------------------------------------------------------------------------------------------------- time and drain
@@ -1217,7 +902,7 @@ cdef void cut_sessions(reactor* r) noexcept nogil:
     cdef datagrams* d = state_of(r)
     cdef datagram_socket* l = d.sockets if d != NULL else NULL
     if d != NULL:
-        flush(d)
+        flush_replies(&d.out)
     while l != NULL:
         end_all(l, LB_R_SHUTDOWN)
         l = l.next
@@ -1228,27 +913,19 @@ cdef void cut_sessions(reactor* r) noexcept nogil:
 cdef datagrams* datagrams_new(reactor* r) noexcept nogil:
     """The memory of a reactor's first UDP listener, which is used for all of them. NULL: there is none."""
     cdef datagrams* d = <datagrams*>lb_line_alloc(sizeof(datagrams))
-    cdef int i
     if d == NULL:
         return NULL
     slab_init(&d.sessions, sizeof(session))
     d.buckets = <session**>calloc(BUCKETS_LEAST, sizeof(session*))
     d.mask = BUCKETS_LEAST - 1
     d.held = <char*>malloc(HELD_BYTES)
-    d.in_batch.slots = <char*>malloc(<size_t>RECEIVE_BATCH * SLOT_BYTES)
-    d.out.slots = <char*>malloc(<size_t>REPLY_BATCH * SLOT_BYTES)
-    if d.buckets == NULL or d.held == NULL or d.in_batch.slots == NULL or d.out.slots == NULL:
+    if not batches_init(&d.in_batch, &d.out) or d.buckets == NULL or d.held == NULL:
         datagrams_free(d)
         return NULL
+    d.out.unfit = forgo_trains
     d.flusher.fd = -1
     d.flusher.r = r
     d.flusher.ready = flush_ready
-    for i in range(RECEIVE_BATCH):
-        d.in_batch.pieces[i].iov_base = d.in_batch.slots + <size_t>i * SLOT_BYTES
-        d.in_batch.messages[i].msg_hdr.msg_iov = &d.in_batch.pieces[i]
-        d.in_batch.messages[i].msg_hdr.msg_iovlen = 1
-        d.in_batch.messages[i].msg_hdr.msg_name = &d.in_batch.names[i]
-    d.in_batch.used = RECEIVE_BATCH
     return d
 
 
@@ -1256,8 +933,7 @@ cdef void datagrams_free(datagrams* d) noexcept nogil:
     slab_release(&d.sessions)
     free(d.buckets)
     free(d.held)
-    free(d.in_batch.slots)
-    free(d.out.slots)
+    batches_release(&d.in_batch, &d.out)
     free(d)
 
 
@@ -1268,7 +944,7 @@ cdef void datagrams_release(reactor* r) noexcept nogil:
     cdef datagram_socket* following
     while l != NULL:
         following = l.next
-        close(l.base.fd)
+        close(l.udp.base.fd)
         free(l)
         l = following
     if d != NULL:
@@ -1281,61 +957,16 @@ cdef void run_open_datagrams(reactor* r, command* c) noexcept nogil:
     cdef datagram_socket* l = <datagram_socket*>c.subject
     cdef datagrams* d = state_of(r)
     cdef epoll_event event
-    l.base.r = r
-    l.base.ready = socket_ready
-    l.base.release = socket_release
-    l.watch.owner = l
-    l.watch.fire = watch_drops
-    l.stats = <datagram_traffic*>stats_block(&r.datagram_stats, l.slot, sizeof(datagram_traffic))
+    l.udp.base.r = r
+    l.udp.base.ready = socket_ready
+    l.udp.base.release = socket_release
+    l.udp.stats = <datagram_traffic*>stats_block(&r.datagram_stats, l.slot, sizeof(datagram_traffic))
     l.next = d.sockets
     d.sockets = l
-    prepare_socket(l)
-    l.kernel_drops = kernel_drops(l)
-    timer_set(&r.timers, &l.watch, r.now_ms + WATCH_MS)
+    prepare_socket(&l.udp)
     event.events = EPOLLIN
     event.data.ptr = l
-    epoll_ctl(r.epfd, EPOLL_CTL_ADD, l.base.fd, &event)
-
-
-cdef void prepare_socket(datagram_socket* l) noexcept nogil:
-    """Where a listener has many addresses, its datagrams are to tell which one they ask."""
-    cdef sockaddr_storage address
-    cdef socklen_t size = sizeof(address)
-    cdef int one = 1, room = RECEIVE_BYTES
-    cdef unsigned char nothing[16]
-    memset(&address, 0, sizeof(address))
-    memset(nothing, 0, sizeof(nothing))
-    getsockname(l.base.fd, <sockaddr*>&address, &size)
-    note_address(&address, l.address, &l.port)
-    l.family = address.ss_family
-    l.client_size = sizeof(sockaddr_in) if l.family == AF_INET else sizeof(sockaddr_in6)
-    l.wildcard = memcmp(&l.address[12], nothing, 4) == 0 and (
-        l.family == AF_INET or memcmp(l.address, nothing, 12) == 0
-    )
-    if l.wildcard and l.family == AF_INET:
-        setsockopt(l.base.fd, IPPROTO_IP, IP_PKTINFO, &one, sizeof(one))
-    elif l.wildcard:
-        setsockopt(l.base.fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof(one))
-    setsockopt(l.base.fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room))
-    setsockopt(l.base.fd, SOL_UDP, UDP_GRO, &one, sizeof(one))  # a kernel that does not know it gives them one by one
-
-
-cdef uint32_t kernel_drops(const datagram_socket* l) noexcept nogil:
-    """What the socket has had no room for since it was opened."""
-    cdef uint32_t values[LB_SK_MEMINFO_VARS]
-    cdef socklen_t size = sizeof(values)
-    memset(values, 0, sizeof(values))
-    getsockopt(l.base.fd, SOL_SOCKET, SO_MEMINFO, values, &size)
-    return values[LB_SK_MEMINFO_DROPS]
-
-
-cdef void watch_drops(timer* t) noexcept nogil:
-    cdef datagram_socket* l = <datagram_socket*>t.owner
-    cdef uint32_t now = kernel_drops(l)
-    if now != l.kernel_drops:
-        drop(l, LB_R_RECEIVE_BUFFER_FULL, now - l.kernel_drops)
-        l.kernel_drops = now
-    timer_set(&l.base.r.timers, t, l.base.r.now_ms + WATCH_MS)
+    epoll_ctl(r.epfd, EPOLL_CTL_ADD, l.udp.base.fd, &event)
 
 
 cdef void socket_release(io* source) noexcept nogil:
@@ -1359,11 +990,11 @@ cdef void run_close_datagrams(reactor* r, command* c) noexcept nogil:
 
 
 cdef void close_socket(datagrams* d, datagram_socket* l) noexcept nogil:
-    cdef reactor* r = l.base.r
-    flush(d)
-    d.out.l = NULL
+    cdef reactor* r = l.udp.base.r
+    flush_replies(&d.out)
+    d.out.u = NULL
     end_all(l, LB_R_LISTENER_REMOVED)
-    timer_cancel(&l.watch)
-    epoll_ctl(r.epfd, EPOLL_CTL_DEL, l.base.fd, NULL)  # systemd may hold the same socket
-    close(l.base.fd)
-    io_bury(&l.base)
+    timer_cancel(&l.udp.watch)
+    epoll_ctl(r.epfd, EPOLL_CTL_DEL, l.udp.base.fd, NULL)  # systemd may hold the same socket
+    close(l.udp.base.fd)
+    io_bury(&l.udp.base)

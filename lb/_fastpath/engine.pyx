@@ -1381,7 +1381,7 @@ cdef class Engine:
                 self.post(run_close_datagrams, NULL, slot)  # those that have been opened
                 raise OSError(errno.EMFILE, "cannot open a UDP socket: out of descriptors or memory")
             os.set_blocking(fd, False)
-            l.base.fd = fd
+            l.udp.base.fd = fd
             l.slot = slot
             l.name = raw
             l.name_size = <uint32_t>len(raw)

@@ -33,7 +33,7 @@ LAYERS = (
     ("affinity",),
     ("balance", "tls", "pipes", "client_hello", "limits"),
     ("transport",),
-    ("http1_parse", "clients", "http2_meter", "announce"),
+    ("http1_parse", "clients", "http2_meter", "announce", "batches"),
     ("http2_fields",),
     ("http2",),
     ("http2_server", "http2_client"),
