@@ -9,14 +9,13 @@ ranges; ingress-nginx docs/user-guide/exposing-tcp-udp-services.md and `controll
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
 
-from lb.model.address import is_ip_address, is_network
+from lb.model.address import is_network
 from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.listener import Listener, Transport
 from lb.model.route import Forward, WeightedUpstream
@@ -28,6 +27,7 @@ from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values
 from lb.translate.ingress import Directory
 from lb.translate.options import Options
+from lb.translate.places import Places, place_taken
 from lb.translate.precedence import Age, age_of
 from lb.translate.services import Reference, missing_port, resolve_reference
 from lb.translate.vendors import SOURCE_RANGES, left_to_others, read_service
@@ -268,22 +268,21 @@ def settle(
 ) -> tuple[dict[str, Listener], tuple[Problem, ...]]:
     """The listeners of all claims that are to be had beside those that are `taken`, and what is said of the others."""
     won: dict[str, Listener] = {}
-    held: dict[tuple[object, ...], Listener] = {}
+    places = Places()
     for one in taken.values():
-        held |= dict.fromkeys(_places(one), one)
+        places.take(one)
     names = dict(taken)
     over: dict[Origin, Listener] = {}
     problems = Problems()
     for listener in _oldest_first(claims):
-        places = _places(listener)
-        rival = names.get(listener.name) or next((held[place] for place in places if place in held), None)
-        if rival is None and len(won) >= MOST_LISTENERS:
+        rival = names.get(listener.name) or places.holder(listener)
+        if rival is not None:
+            problems.extend((place_taken(listener, rival),))
+        elif len(won) >= MOST_LISTENERS:
             over.setdefault(listener.origin, listener)
-        elif rival is None:
-            won[listener.name] = names[listener.name] = listener
-            held |= dict.fromkeys(places, listener)
         else:
-            problems.extend((_place_taken(listener, rival),))
+            won[listener.name] = names[listener.name] = listener
+            places.take(listener)
     problems.extend(map(_too_many, over.values()))
     return won, tuple(problems)
 
@@ -292,33 +291,6 @@ def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[Listener]:
     # A Service and a ConfigMap may be of one age and name.
     for claim in sorted((one for one in claims if one.listeners), key=lambda one: (one.age, one.listeners[0].name)):
         yield from claim.listeners
-
-
-_ALL = ("0.0.0.0", "::")  # noqa: S104  # compares, does not bind
-
-
-def _places(listener: Listener) -> list[tuple[object, ...]]:
-    """What nobody else can have beside it: its address and port, of TCP or UDP.
-
-    All addresses are a place of their own: who listens on one of them gets its connections, and who listens on all gets
-    the others (the kernel takes the most specific socket; inet_hashtables.c, compute_score).
-    """
-    if listener.address and not is_ip_address(listener.address):
-        return []
-    addresses = (str(ipaddress.ip_address(listener.address)),) if listener.address else _ALL
-    return [(address, listener.port, listener.transport) for address in addresses]
-
-
-def _place_taken(loser: Listener, winner: Listener) -> Problem:
-    whose = winner.origin.object or "lb's own"
-    return Problem(
-        "LB4011",
-        loser.origin,
-        f"listener {loser.name} on {loser.bind} meets listener {winner.name} on {winner.bind} ({whose})",
-        why="native files and Ingresses go first, then the older object; this one does not listen there",
-        fix="give one of them another port, or an address of its own (annotation lb/addresses)",
-        field=next((route.field for route in loser.carried_routes), ""),
-    )
 
 
 def _too_many(first: Listener) -> Problem:

@@ -22,6 +22,7 @@ from lb.model.upstream import Upstream
 from lb.objects.view import NativeConfig, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.ingress import Directory
+from lb.translate.places import Places, place_taken
 from lb.translate.precedence import shadow_problem
 from lb.translate.services import Reference, missing_port, resolved_endpoints
 from lb.translate.shadow import shadowed_routes
@@ -103,11 +104,11 @@ class _Merge:
         self.upstreams: dict[str, Upstream] = {}
         self.certificates: dict[str, Certificate] = {}
         self._routes: dict[str, Route] = {}
+        self._places = Places()
 
     def add(self, config: Config) -> None:
         for name, listener in config.listeners.items():
-            winner = self.listeners.setdefault(name, listener)
-            self._check(f"listener {name}", listener.origin, winner.origin, is_new=winner is listener)
+            self._add_listener(name, listener)
         for name, certificate in config.certificates.items():
             first = self.certificates.setdefault(name, certificate)
             self._check(f"certificate {name}", certificate.origin, first.origin, is_new=first is certificate)
@@ -121,6 +122,17 @@ class _Merge:
                     self._report_host(host_set, merged[hostname], host)
                 else:
                     merged[hostname] = self._with_new_names(host)
+
+    def _add_listener(self, name: str, listener: Listener) -> None:
+        if name in self.listeners:
+            self.problems.extend((clash(f"listener {name}", listener.origin, self.listeners[name].origin),))
+            return
+        rival = self._places.holder(listener)
+        if rival is None:
+            self.listeners[name] = listener
+            self._places.take(listener)
+        else:
+            self.problems.extend((place_taken(listener, rival),))
 
     def _check(self, what: str, loser: Origin, winner: Origin, *, is_new: bool) -> None:
         if not is_new:
