@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_layers(path: Path) -> None:
     here = _layer("c" if path.parent != FASTPATH else path.stem)
     wrong = [module for module in _cimports(path) if _layer(module) > here]
     assert not wrong, f"{name(path)} knows {wrong}, which stand above it in LAYERS"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_each_flag_has_a_bit_of_its_own(path: Path) -> None:
+    enums = re.findall(r"^cdef enum:  # (.*\bflags\b.*)\n((?: +(?:\w+ = \d+|#).*\n)+)", path.read_text(), re.MULTILINE)
+    for what, members in enums:
+        bits = Counter(re.findall(r"^ +\w+ = (\d+)", members, re.MULTILINE))
+        assert max(bits.values()) == 1, f"{name(path)}: two of {what} are the same: {bits}"
 
 
 class Translation(NamedTuple):
