@@ -763,18 +763,15 @@ cdef void flush_ready(io* source) noexcept nogil:
 
 
 cdef void forgo_trains(reactor* r, uint64_t hash) noexcept nogil:
-    """The way to this client takes none: its session, if there still is one, sends single datagrams from now on."""
+    """The way to this client takes none: its session, if there still is one, makes none from now on. It still gets
+    those of its endpoint: were UDP_GRO taken back, trains that wait in its socket would be read as one datagram each.
+    """
     cdef datagrams* d = state_of(r)
     cdef session* s = d.buckets[hash & d.mask]
-    cdef int off = 0
     while s != NULL and s.hash != hash:
         s = s.next_same
-    if s == NULL:
-        return
-    s.flags |= SESSION_NO_REPLY_TRAINS
-    if s.flags & SESSION_GRO:
-        s.flags &= ~<uint32_t>SESSION_GRO
-        setsockopt(s.base.fd, SOL_UDP, UDP_GRO, &off, sizeof(off))
+    if s != NULL:
+        s.flags |= SESSION_NO_REPLY_TRAINS
 
 
 # ------------------------------------------------------------------------------------------------------- time and drain

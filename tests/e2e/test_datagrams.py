@@ -273,6 +273,29 @@ def test_a_narrow_way_takes_no_trains(tmp_path: Path) -> None:
                         assert [client.recv(2_000) for _ in burst] == burst
 
 
+def test_trains_that_wait_when_a_way_turns_out_to_be_narrow(tmp_path: Path) -> None:
+    """While lb finds out that the client's way takes no such trains, more of the endpoint's have come."""
+    require_hosts()
+    with Host("narrowing") as host, host.entered():
+        host.ip("route add local 127.9.0.0/16 dev lo mtu 1000 table local")
+        native = Native()
+        with UdpServer() as held:
+            native.upstream("held", [held.key])
+            native.carry_datagrams("held", free_port(), "held", address="0.0.0.0")
+            with serving(tmp_path, native) as site, udp_client(site.address("held"), "127.9.0.1") as client:
+                client.send(b"begin")
+                _, session = held.receive()
+                for piece in (400, 1_200):
+                    site.lb.signal(signal.SIGSTOP)
+                    for number in range(6):
+                        held.send_train(bytes([number]) * 20 * piece, piece, session)
+                    site.lb.signal(signal.SIGCONT)
+                    assert [client.recv(70_000) for _ in range(120)] == [bytes([i // 20]) * piece for i in range(120)]
+                    for _ in range(3):  # so that lb asks for one at a time again
+                        held.send(b"single", session)
+                        assert client.recv(70_000) == b"single"
+
+
 # ------------------------------------------------------------------------------------------------------------- shutdown
 
 

@@ -176,10 +176,9 @@ def test_trains_from_endpoints_keep_their_bytes_and_order(site: Serving, server:
     with udp_client(site.address("held")) as client:
         client.send(b"begin")
         _, session = server.receive()
-        source = server._socket
         for turn in range(8):
             data = random.Random(turn).randbytes(40 * 1_300 + 7 * turn)
-            source.sendmsg([data], [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", 1_300))], 0, session)
+            server.send_train(data, 1_300, session)
             pieces = [data[at : at + 1_300] for at in range(0, len(data), 1_300)]
             assert receive_pieces(client, len(pieces)) == pieces
 
