@@ -22,7 +22,7 @@ from starlette.routing import Route
 from lb import __version__
 from lb.admin import schema, views
 from lb.admin.daemon import Daemon
-from lb.model.explain import Explanation
+from lb.model.explanation import Explanation
 from lb.observe import logs
 from lb.pipeline import Build
 from lb.problems import SEVERITIES

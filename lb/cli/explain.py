@@ -27,8 +27,9 @@ from lb.cli.inputs import (
     translation_options,
 )
 from lb.compile.tls import check as check_tls
-from lb.model.explain import (
-    Ask,
+from lb.model.ask import Ask, make_ask
+from lb.model.explain import explain
+from lb.model.explanation import (
     CertificateStep,
     EndpointStep,
     Explanation,
@@ -41,8 +42,6 @@ from lb.model.explain import (
     TlsStep,
     UpstreamStep,
     Verdict,
-    explain,
-    make_ask,
 )
 from lb.objects.networking import Ingress
 from lb.problems import Origin, Problem

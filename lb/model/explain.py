@@ -1,19 +1,17 @@
 """Why a request goes where it goes: every decision on its way, each with the object and line that caused it.
 
-The decisions are those of match.py; this file only asks it step by step and keeps the answers. An Explanation is plain
-data: the CLI prints it, the admin API sends it as JSON, and the CLI prints what the admin API sent.
+The decisions are those of match.py; this file only asks it step by step and keeps the answers (explanation.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from lb.model.address import is_ip_address as is_address
+from lb.model.ask import Ask
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.datagram import DatagramOptions
@@ -26,21 +24,33 @@ from lb.model.explain_tls import (
     describe_upstream,
     tell_certificates,
 )
+from lb.model.explanation import (
+    CertificateStep,
+    EndpointStep,
+    Explanation,
+    HostStep,
+    ListenerStep,
+    NameStep,
+    OptionStep,
+    RouteStep,
+    Source,
+    TlsStep,
+    UpstreamStep,
+    Verdict,
+)
 from lb.model.form import option_fields
 from lb.model.health import describe_check
-from lb.model.listener import HttpOptions, Listener, Transport
+from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
 from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.units import format_duration
-from lb.model.upstream import Endpoint, Protocol, Upstream, UpstreamOptions
+from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
 from lb.problems import Origin, Problem
 
 States = Mapping[str, Sequence[Mapping[str, Any]]]
 """Upstream -> its endpoints as the running daemon sees them: `key`, `state`, `weight`, `active`, … (EndpointStats)."""
-
-Verdict = Literal["won", "lost", "not-reached"]
 
 STATUS = {
     "bad-host": 400,
@@ -58,296 +68,6 @@ STATUS = {
 
 NO_LISTENER = "no-listener"
 """Not one of the data plane's reasons: where nothing listens, no request arrives."""
-
-
-_URL = re.compile(
-    r"(?:(?P<scheme>https?|wss?)://|(?![^/?#]*://))(?:[^/?#@]*@)?(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[]+)(?::(?P<port>[0-9]*))?)"
-    r"(?P<target>(?:[/?][^#]*)?)(?:#.*)?"
-)
-"""RFC 3986 3, with the schemes that lb serves. The fragment is for the client itself."""
-
-
-_WEBSOCKET = {"ws": "http", "wss": "https"}
-"""RFC 6455 3: a websocket begins as a request with this scheme."""
-_SCHEMES = ("http", "https", *_WEBSOCKET, "tcp", "udp", "tls")
-_UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
-
-
-_CARRIED = re.compile(r"(?P<scheme>tcp|udp)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
-_TLS = re.compile(r"(?P<scheme>tls)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+)(?::(?P<port>[0-9]+))?)/?")
-
-_BROWSER = ("h2", "http/1.1")
-"""What clients of HTTP offer by ALPN, nearly all of them."""
-
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """The request in question, as the client sends it."""
-
-    host: str
-    """Host header, with or without port."""
-    target: str = "/"
-    """Path and query."""
-    port: int = 80
-    """The port that the client connects to."""
-    method: str = "GET"
-    headers: tuple[tuple[str, str], ...] = ()
-    client: str = ""
-    """IP address of the client; empty when it does not matter."""
-    scheme: str = ""
-    """http or https; empty: what the listener speaks. tcp, tls: a connection, of which nobody says what it carries;
-    udp: a datagram. There target and headers mean nothing."""
-    server_name: str = ""
-    """Whom the client names in the TLS handshake; an address is no name."""
-    alpn: tuple[str, ...] = ()
-    """What it offers there (ALPN)."""
-
-    @property
-    def transport(self) -> Transport:
-        return "udp" if self.scheme == "udp" else "tcp"
-
-
-class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What in the input caused something. Lines and columns count from 1; 0 where they are not known."""
-
-    object: str = ""
-    """`Ingress shop/web`."""
-    file: str = ""
-    line: int = 0
-    column: int = 0
-    item: str = ""
-    """`items[12]`: the place in a JSON file."""
-    field: str = ""
-
-    @property
-    def place(self) -> str:
-        """`web.yaml:12:3`."""
-        return Origin(file=self.file, line=self.line, column=self.column, item=self.item).place
-
-
-class ListenerStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A listener on the port that was asked for."""
-
-    name: str
-    bind: str
-    """`*:80`."""
-    host_set: str
-    """Empty for a listener that carries bytes."""
-    verdict: Verdict
-    source: Source
-    published: str = ""
-    """Where clients reach it, when that is not its own address."""
-    closed: str = ""
-    """Why the running daemon could not open it; empty when it is open, or when nobody knows."""
-
-
-class CertificateStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A certificate that the client may be shown."""
-
-    name: str
-    """Empty: the one that lb makes for itself."""
-    kind: str
-    names: tuple[str, ...] = ()
-    expires: float = 0
-    """Seconds since the epoch; 0: not known."""
-    mistake: str = ""
-    """Why clients will refuse it, or why it is not shown."""
-    warning: str = ""
-    """That it is shown because a newer one was refused."""
-    source: Source = Source()
-
-
-class TlsStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The handshake before the request."""
-
-    server_name: str
-    """Empty: the client names nobody."""
-    entry: str
-    """Of the listener: `shop.example.com`, `*.example.com`, or `*`."""
-    why: str
-    """exact name, what the wildcard covers, or that it is the default."""
-    policy: str
-    clients: str
-    """What is asked of clients."""
-    certificates: tuple[CertificateStep, ...] = ()
-    """Clients get the first one whose kind of key they understand."""
-
-
-class NameStep(msgspec.Struct, frozen=True):
-    """An entry of the listener's `names`, and whether it takes the connection."""
-
-    entry: str
-    """`db.example.com`, `*.example.com`, or `*`."""
-    verdict: Verdict
-    why: str
-
-
-class HostStep(msgspec.Struct, frozen=True):
-    """A virtual host that could have served the host."""
-
-    hostname: str
-    verdict: Verdict
-    why: str
-    routes: int
-
-
-class RouteStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A route of the chosen host, in rank order."""
-
-    name: str
-    match: str
-    verdict: Verdict
-    failed: str = ""
-    """The condition that does not hold: path, method, header or query."""
-    why: str = ""
-    source: Source = Source()
-
-
-class OptionStep(msgspec.Struct, frozen=True):
-    """An option in force."""
-
-    name: str
-    value: str
-    set_by: str
-    """`route …`, `listener …`, `upstream …` or `built in`."""
-
-
-class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An endpoint and whether it gets requests."""
-
-    key: str
-    state: str
-    """`ready`, `draining`, `zero-weight`; with live states also `unhealthy`, `untested`, `ejected`, `drain`, `down`."""
-    weight: int = 1
-    target: str = ""
-    active: int | None = None
-    """Requests it is serving now; only with live states."""
-    health: str = ""
-    """What its health checks say; only with live states."""
-    source: Source = Source()
-    tls_error: str = ""
-    """Why its last TLS handshake failed; only with live states."""
-    chosen: bool = False
-    """The address of the client who is asked about leads to it."""
-    slow_share: float = 1.0
-    """How much of its weight it has while it starts slowly; only with live states."""
-
-
-class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An upstream that the route forwards to."""
-
-    name: str
-    share: float
-    """Of the route's requests, 0 to 1."""
-    balance: str = ""
-    hash_key: str = ""
-    """What of the client the endpoint is chosen by (UpstreamOptions.hash_key); empty when it is not."""
-    affinity: str = "none"
-    endpoints: tuple[EndpointStep, ...] = ()
-    reason: str = ""
-    """With which a request that comes here is refused; empty when it can serve."""
-    why: str = ""
-    """Why it cannot serve; empty when it can."""
-    source: Source = Source()
-    tls: str = ""
-    """How its endpoints are spoken to over TLS; empty: in the clear."""
-    protocol: Protocol = "http1"
-    """What its endpoints speak."""
-
-    @property
-    def serves(self) -> bool:
-        return not self.why
-
-
-class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The decision, step by step. Steps that were not reached are empty."""
-
-    method: str
-    host: str
-    """Normalised, as are path and query; what the client sent when it was rejected."""
-    path: str
-    query: str | None
-    status: int | None
-    """What lb answers by itself; None when an endpoint answers, or when nothing listens."""
-    reason: str
-    """The name that logs and metrics show. `ok` when the request is forwarded."""
-    why: str
-    listeners: tuple[ListenerStep, ...] = ()
-    names: tuple[NameStep, ...] = ()
-    tls: TlsStep | None = None
-    hosts: tuple[HostStep, ...] = ()
-    routes: tuple[RouteStep, ...] = ()
-    action: str = ""
-    upstreams: tuple[UpstreamStep, ...] = ()
-    options: tuple[OptionStep, ...] = ()
-    notes: tuple[str, ...] = ()
-    """What else is worth knowing."""
-
-
-def make_ask(
-    url: str, method: str = "GET", lines: Sequence[str] = (), client: str = "", alpn: Sequence[str] = ()
-) -> Ask:
-    """What a client sends for a URL such as `http://shop.example.com:8080/cart`, with header `lines` (`Name: value`).
-
-    A `Host:` line replaces the URL's host, as in curl. `tcp://192.0.2.1:5432` and `tls://db.example.com:5432` are
-    connections, `udp://192.0.2.1:53` is a datagram. ValueError with a text for people.
-    """
-    if carried := _CARRIED.fullmatch(url) or _TLS.fullmatch(url):
-        return _make_carried(carried, method, lines, client, alpn)
-    parts = _URL.fullmatch(url)
-    if parts is None or int(parts["port"] or 0) > 65_535:
-        scheme, separator, _ = url.partition("://")
-        if separator and _SCHEME.fullmatch(scheme) and scheme not in _SCHEMES:
-            raise ValueError(f"lb serves {', '.join(_SCHEMES)}, not {scheme}")
-        examples = "http://shop.example.com/cart, tls://db.example.com:5432, tcp://192.0.2.1:5432 or udp://192.0.2.1:53"
-        raise ValueError(f"{url!r} is not like {examples}")
-    headers = [_split_line(line) for line in lines]
-    hosts = [value for name, value in headers if name.lower() == "host"]
-    if client:
-        ip_address(client)
-    if parts["scheme"] in _WEBSOCKET:
-        headers += [line for line in _UPGRADE if line[0].lower() not in {name.lower() for name, _ in headers}]
-    scheme = _WEBSOCKET.get(parts["scheme"], parts["scheme"] or "")
-    target = parts["target"]
-    return Ask(
-        host=hosts[0] if hosts else parts["authority"],
-        target=target if target.startswith("/") else f"/{target}",
-        port=int(parts["port"] or 0) or (443 if scheme == "https" else 80),
-        method=method,
-        headers=tuple(headers),
-        client=client,
-        scheme=scheme,
-        server_name=_server_name(parts["authority"]),
-        alpn=tuple(alpn) or (_BROWSER if scheme == "https" else ()),
-    )
-
-
-def _server_name(authority: str) -> str:
-    """What clients say of a URL's host in the handshake: no port, no address, no dot at the end (RFC 6066 3)."""
-    host = authority.rpartition("]")[0] or authority.partition(":")[0]
-    return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
-
-
-def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], client: str, alpn: Sequence[str]) -> Ask:
-    scheme, authority, port = parts["scheme"], parts["authority"], int(parts["port"] or 443)
-    if port > 65_535:
-        raise ValueError(f"{port} is no port")
-    if lines or method != "GET":
-        what = "UDP datagram" if scheme == "udp" else f"{scheme.upper()} connection"
-        raise ValueError(f"a {what} has neither method nor headers")
-    if client:
-        ip_address(client)
-    name = _server_name(authority) if scheme == "tls" else ""
-    return Ask(authority, "", port, scheme.upper(), (), client, scheme, name, tuple(alpn))
-
-
-def _split_line(line: str) -> tuple[str, str]:
-    name, colon, value = line.partition(":")
-    if not colon or not name.strip():
-        raise ValueError(f"{line!r} is not like `Name: value`")
-    return name.strip(), value.strip(" \t")
 
 
 def explain(

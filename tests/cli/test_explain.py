@@ -15,7 +15,8 @@ import pytest
 import yaml
 from click.testing import Result
 
-from lb.model.explain import explain, make_ask
+from lb.model.ask import make_ask
+from lb.model.explain import explain
 from lb.model.text import from_content
 from lb.problems import Origin
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.model import explain as explain_module
+from lb.model.ask import Ask, make_ask
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
-from lb.model.explain import Ask, EndpointStep, Explanation, Source, explain, make_ask
+from lb.model.explain import explain
+from lb.model.explanation import EndpointStep, Explanation, Source
 from lb.model.health import HealthCheck, WhenAllFail
 from lb.model.match import match
 from lb.model.text import from_content

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lb.model.ask import make_ask
 from lb.model.config import Config
-from lb.model.explain import CertificateStep, Explanation, explain, make_ask
+from lb.model.explain import explain
 from lb.model.explain_tls import describe_clients, describe_upstream
+from lb.model.explanation import CertificateStep, Explanation
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, Match, PathMatch, Route, RouteOptions, VirtualHost, WeightedUpstream
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, UpstreamTls
