@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -46,15 +44,12 @@ from lb.model.form import (
     TLS_KEYS,
     TOP_KEYS,
     UPSTREAM_KEYS,
-    OptionField,
     default_name_of,
     default_route_name,
-    option_fields,
 )
 from lb.model.health import HealthCheck, is_used, mistakes, read_off
 from lb.model.listener import HttpOptions, Listener, ListenerProtocol
 from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
-from lb.model.origins import read_origin
 from lb.model.route import (
     Forward,
     HeaderMatch,
@@ -69,7 +64,6 @@ from lb.model.route import (
 )
 from lb.model.stream import OF_HTTP, Mode, NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import Certificate, ClientCertificates, ListenerTls, TlsHost, TlsPolicy, UpstreamTls
-from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import (
     Balance,
     Endpoint,
@@ -81,31 +75,11 @@ from lb.model.upstream import (
     split_key,
     spoken_for,
 )
-from lb.problems import Origin, Problem, Problems
+from lb.model.values import MistakeError, ValueReader, key_of, nearest, option_keys, suggest
+from lb.problems import Origin, Problem
 
-ResultT = TypeVar("ResultT")
 CarriedOptionsT = TypeVar("CarriedOptionsT", StreamOptions, DatagramOptions)
-OptionsT = TypeVar(
-    "OptionsT",
-    HttpOptions,
-    StreamOptions,
-    DatagramOptions,
-    RouteOptions,
-    UpstreamOptions,
-    HealthCheck,
-    ClientCertificates,
-    UpstreamTls,
-)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
-
-_MAX_SUGGESTIONS = 1_000
-"""Comparing a word with more names than this takes too long for what it helps."""
-
-_NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
-"""Options that list networks."""
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110 5.6.2."""
 
 
 def from_content(
@@ -136,18 +110,8 @@ _UNREAD = Certificate("", "", "")
 """Stands for a certificate whose files could not be used."""
 
 
-class _MistakeError(Exception):
-    """Something at `path` cannot be used."""
-
-    def __init__(self, path: str, what: str, fix: str = "") -> None:
-        super().__init__(what)
-        self.path = path
-        self.what = what
-        self.fix = fix
-
-
-class _Reader:
-    """Holds what every step needs: where we are in the file, and the problems found so far."""
+class _Reader(ValueReader):
+    """Holds what the sections know of each other."""
 
     def __init__(
         self,
@@ -156,9 +120,7 @@ class _Reader:
         is_elsewhere: Callable[[str], bool],
         last_good: Mapping[str, Certificate],
     ) -> None:
-        self.problems = Problems()
-        self._origin = origin
-        self._lines = lines
+        super().__init__(origin, lines)
         self._upstream_names: Collection[str] = ()
         self._certificates: Mapping[str, Certificate] = {}
         self._named_certificates: Collection[str] = ()
@@ -166,8 +128,6 @@ class _Reader:
         self._last_good = last_good
         self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
-        self._why = ""
-        """What mistakes cost where we are."""
 
     # -- The parts of the file
 
@@ -210,7 +170,7 @@ class _Reader:
             if "chain" not in content and content.keys() & {"cert_file", "directory"}:
                 return _UNREAD  # whoever reads the files has said why, or has put what is in the directory beside it
             return self._make_certificate(path, name, content)
-        except _MistakeError as mistake:
+        except MistakeError as mistake:
             last = self._last_good.get(name)
             if last is None:
                 raise
@@ -221,11 +181,11 @@ class _Reader:
         chain = self._text(f"{path}.chain", content.get("chain"))
         key = self._text(f"{path}.key", content.get("key"))
         if key == HIDDEN:
-            raise _MistakeError(f"{path}.key", "the private key is hidden", "render with --show-secrets")
+            raise MistakeError(f"{path}.key", "the private key is hidden", "render with --show-secrets")
         try:
             read_pair(chain, key)
         except CertificateError as error:
-            raise _MistakeError(path, error.what, error.fix) from None
+            raise MistakeError(path, error.what, error.fix) from None
         origin = self._read_origin(path, content)
         return Certificate(name, only_certificates(chain), only_key(key), self._read_response(path, content), origin)
 
@@ -234,7 +194,7 @@ class _Reader:
         try:
             base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise _MistakeError(f"{path}.ocsp", "is not base64", "write the DER response with `base64 -w0`") from None
+            raise MistakeError(f"{path}.ocsp", "is not base64", "write the DER response with `base64 -w0`") from None
         return text
 
     def _read_listener_tls(self, path: str, value: object) -> ListenerTls:
@@ -269,7 +229,7 @@ class _Reader:
     def _check_certificate_exists(self, path: str, name: str) -> None:
         """One that is there and cannot be used has its own problem."""
         if name not in self._certificates and name not in self._named_certificates:
-            self._report(path, f"there is no certificate `{name}`", _suggest(name, self._named_certificates))
+            self._report(path, f"there is no certificate `{name}`", suggest(name, self._named_certificates))
 
     def _read_tls_host(self, path: str, name: str, value: object) -> TlsHost:
         self._check_hostname(path, name)
@@ -286,7 +246,7 @@ class _Reader:
         asked = self._read_options(f"{path}.clients", clients, ClientCertificates(), only_options=True)
         if len(self.problems) > problems_before:
             # Half understood, it might let in whom it should not: the listener is not opened.
-            raise _MistakeError(f"{path}.clients", "what is asked of clients is not understood", "mend it")
+            raise MistakeError(f"{path}.clients", "what is asked of clients is not understood", "mend it")
         if asked.mode in ("optional", "required"):
             self._check_bundle(f"{path}.clients.ca", asked.ca)
         if asked.crl:
@@ -299,7 +259,7 @@ class _Reader:
         """
         for key in BUNDLES:
             if f"{key}_file" in content and key not in content:
-                raise _MistakeError(f"{path}.{key}_file", "the file cannot be used, and nothing stands in for it")
+                raise MistakeError(f"{path}.{key}_file", "the file cannot be used, and nothing stands in for it")
         return {
             key: value for key, value in content.items() if key.removesuffix("_file") not in BUNDLES or key in BUNDLES
         }
@@ -309,7 +269,7 @@ class _Reader:
         tls = self._read_options(path, content, UpstreamTls(), only_options=True)
         for key, name in (("server_name", tls.server_name), *(("names", one) for one in tls.names)):
             if name and not _is_hostname(name.lower()) and not is_ip_address(name):
-                raise _MistakeError(
+                raise MistakeError(
                     f"{path}.{key}", f"`{name}` is neither a name such as api.example.com nor an address"
                 )
         if tls.ca:
@@ -317,10 +277,10 @@ class _Reader:
         if tls.crl:
             self._check_lists(f"{path}.crl", tls.crl)
         if tls.certificate and tls.certificate not in self._certificates:
-            raise _MistakeError(
+            raise MistakeError(
                 f"{path}.certificate",
                 f"there is no certificate `{tls.certificate}` that can be used",
-                _suggest(tls.certificate, self._certificates),
+                suggest(tls.certificate, self._certificates),
             )
         if not tls.verify:
             self.problems.add(
@@ -332,7 +292,7 @@ class _Reader:
                 field=path,
             )
         elif not tls.server_name and not tls.names:
-            raise _MistakeError(path, "there is no name to verify", "add `server_name`, or `verify: false`")
+            raise MistakeError(path, "there is no name to verify", "add `server_name`, or `verify: false`")
         return tls
 
     def _check_bundle(self, path: str, bundle: str) -> None:
@@ -341,7 +301,7 @@ class _Reader:
                 return
             raise CertificateError("there is no certificate in it", "put the PEM of the authorities there")
         except CertificateError as error:
-            raise _MistakeError(path, error.what, error.fix) from None
+            raise MistakeError(path, error.what, error.fix) from None
 
     def _check_lists(self, path: str, lists: str) -> None:
         try:
@@ -349,12 +309,12 @@ class _Reader:
                 return
             raise CertificateError("there is no revocation list in it", "put PEM (X509 CRL) there")
         except CertificateError as error:
-            raise _MistakeError(path, error.what, error.fix) from None
+            raise MistakeError(path, error.what, error.fix) from None
 
     def _field_value(self, path: str, value: object) -> str:
         text = self._text(path, value)
         if any(not " " <= character <= "~" for character in text):
-            raise _MistakeError(path, "holds characters that no header field may have")
+            raise MistakeError(path, "holds characters that no header field may have")
         return text
 
     def _read_listener(self, path: str, name: str, value: object) -> Listener:
@@ -366,12 +326,12 @@ class _Reader:
             self._check_address(f"{path}.address", address, fix)
         port = self._number(f"{path}.port", content.get("port", 0), 0, 65_535)
         if not port and not address.startswith("unix:"):
-            raise _MistakeError(path, "the listener has no port", "add `port: 80`")
+            raise MistakeError(path, "the listener has no port", "add `port: 80`")
         http = content.get("http", {})
         protocols: tuple[ListenerProtocol, ...] = get_args(ListenerProtocol)
         protocol = self._choice(f"{path}.protocol", content.get("protocol", "http"), protocols)
         if protocol == "udp" and address.startswith("unix:"):
-            raise _MistakeError(f"{path}.address", "UDP has no Unix sockets", "write an IP address and a port")
+            raise MistakeError(f"{path}.address", "UDP has no Unix sockets", "write an IP address and a port")
         self._check_sections(path, content, protocol)
         origin = self._read_origin(path, content)
         has_stream = protocol in ("tcp", "tls") or "stream" in content
@@ -402,22 +362,22 @@ class _Reader:
         """A section that the listener's protocol has no use for would be obeyed nowhere."""
         if "tls" in content and protocol not in ("https", "tls"):
             fix = "add `protocol: https` or `protocol: tls`"
-            raise _MistakeError(f"{path}.tls", "the listener does not speak TLS", fix)
+            raise MistakeError(f"{path}.tls", "the listener does not speak TLS", fix)
         if "stream" in content and protocol not in ("tcp", "tls", "https"):
             fix = "add `protocol: tcp` or `protocol: tls`"
-            raise _MistakeError(f"{path}.stream", "the listener does not carry connections", fix)
+            raise MistakeError(f"{path}.stream", "the listener does not carry connections", fix)
         if "datagram" in content and protocol != "udp":
-            raise _MistakeError(f"{path}.datagram", "the listener does not carry datagrams", "add `protocol: udp`")
+            raise MistakeError(f"{path}.datagram", "the listener does not carry datagrams", "add `protocol: udp`")
         for key in ("http", "host_set"):
             if key in content and protocol in ("tcp", "tls", "udp"):
-                raise _MistakeError(f"{path}.{key}", "the listener does not speak HTTP", f"remove `{key}`")
+                raise MistakeError(f"{path}.{key}", "the listener does not speak HTTP", f"remove `{key}`")
 
     def _read_datagram(self, path: str, listener: str, origin: Origin, value: object) -> Datagram:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, *_option_keys(DatagramOptions)))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, *option_keys(DatagramOptions)))
         options = self._read_carried_options(path, content, DatagramOptions())
         if "forward" not in content:
-            raise _MistakeError(path, "datagrams have nowhere to go", "add `forward: NAME` of an upstream")
+            raise MistakeError(path, "datagrams have nowhere to go", "add `forward: NAME` of an upstream")
         return Datagram(self._read_stream_route(path, listener, origin, content, "datagrams are dropped"), options)
 
     def _read_carried_options(
@@ -426,14 +386,14 @@ class _Reader:
         options = self._read_options(path, content, defaults)
         if content.get("allow") and not options.allow:
             # An empty list lets in everybody: the listener is not opened.
-            raise _MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
+            raise MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
         return options
 
     def _read_stream(
         self, path: str, listener: str, origin: Origin, section: Mapping[str, Any], protocol: ListenerProtocol
     ) -> Stream:
         content = self._mapping(path, section.get("stream", {}))
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *_option_keys(StreamOptions)))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *option_keys(StreamOptions)))
         options = self._read_carried_options(path, content, StreamOptions())
         if protocol == "https":
             options = self._only_of_names(path, content, options)
@@ -442,21 +402,19 @@ class _Reader:
         if protocol == "tls" and route is not None:
             # Short for the name that stands for all others.
             if "*" in names:
-                raise _MistakeError(
-                    f"{path}.forward", "`forward` and the name `*` both say it", "take one of them away"
-                )
+                raise MistakeError(f"{path}.forward", "`forward` and the name `*` both say it", "take one of them away")
             fields = {field: getattr(route, field) for field in route.__struct_fields__}
             names, route = {**names, "*": (NameRoute(**fields, mode="terminate"),)}, None
         if route is None and not names:
-            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
+            raise MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
         return Stream(route, options, names)
 
     def _only_of_names(self, path: str, content: Mapping[str, Any], options: StreamOptions) -> StreamOptions:
         """What concerns the clients of other names as well is said for all of them."""
         if "forward" in content:
-            raise _MistakeError(f"{path}.forward", "the listener serves HTTP", "write `names: {NAME: UPSTREAM}`")
+            raise MistakeError(f"{path}.forward", "the listener serves HTTP", "write `names: {NAME: UPSTREAM}`")
         for attribute in OF_HTTP:
-            key = _key_of(StreamOptions, attribute)
+            key = key_of(StreamOptions, attribute)
             if key in content:
                 of_http = "head_timeout" if key == "handshake_timeout" else key
                 self._report(f"{path}.{key}", f"`{key}` has no effect here", f"write `{of_http}` under `http`")
@@ -485,7 +443,7 @@ class _Reader:
         self, path: str, listener: str, origin: Origin, content: Mapping[str, Any], protocol: ListenerProtocol
     ) -> dict[str, tuple[NameRoute, ...]]:
         if "names" in content and protocol == "tcp":
-            raise _MistakeError(f"{path}.names", "TCP knows no names", "add `protocol: tls`")
+            raise MistakeError(f"{path}.names", "TCP knows no names", "add `protocol: tls`")
 
         def read_routes(names_path: str, server_name: str, value: object) -> tuple[NameRoute, ...]:
             self._check_hostname(names_path, server_name)
@@ -500,7 +458,7 @@ class _Reader:
                 for index, route in enumerate(routes)
             )
             if not read:
-                raise _MistakeError(names_path, "connections have nowhere to go", "write the NAME of an upstream")
+                raise MistakeError(names_path, "connections have nowhere to go", "write the NAME of an upstream")
             for index, route in enumerate(read[:-1]):
                 if not route.alpn:
                     what = "takes all clients, so those behind it get none"
@@ -513,7 +471,7 @@ class _Reader:
         content = {"forward": value} if isinstance(value, str) else self._mapping(path, value)
         self._report_unknown_keys(path, content, NAME_ROUTE_KEYS)
         if "forward" not in content:
-            raise _MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
+            raise MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
         mode: Mode = self._choice(f"{path}.mode", content.get("mode", "passthrough"), get_args(Mode))
         alpn = tuple(
             self._read_protocol(f"{path}.alpn", one) for one in self._list(f"{path}.alpn", content.get("alpn"))
@@ -525,7 +483,7 @@ class _Reader:
         """RFC 7301 3.1: 1 to 255 bytes; those that are registered are ASCII."""
         text = self._text(path, value)
         if not 0 < len(text) < 256 or not text.isascii():
-            raise _MistakeError(path, f"{text!r} is no ALPN protocol", "write one such as h2, http/1.1 or acme-tls/1")
+            raise MistakeError(path, f"{text!r} is no ALPN protocol", "write one such as h2, http/1.1 or acme-tls/1")
         return text
 
     def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
@@ -552,7 +510,7 @@ class _Reader:
 
     def _read_route(self, path: str, default_name: str, value: object) -> Route:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*ROUTE_KEYS, *_option_keys(RouteOptions)))
+        self._report_unknown_keys(path, content, (*ROUTE_KEYS, *option_keys(RouteOptions)))
         name = self._text(f"{path}.name", content.get("name", default_name))
         route = Route(
             name,
@@ -567,7 +525,7 @@ class _Reader:
 
     def _read_upstream(self, path: str, name: str, value: object) -> Upstream:
         content, endpoints_path = self._mapping_or_list(path, value, "endpoints")
-        self._report_unknown_keys(path, content, (*UPSTREAM_KEYS, *_option_keys(UpstreamOptions)))
+        self._report_unknown_keys(path, content, (*UPSTREAM_KEYS, *option_keys(UpstreamOptions)))
         inherited = self._read_origin(path, content) if "origin" in content else None
         endpoints = (
             self._attempt(self._read_endpoint, f"{endpoints_path}[{index}]", inherited, endpoint)
@@ -633,7 +591,7 @@ class _Reader:
         check = self._read_options(path, content, HealthCheck(type="http"), only_options=True)
         if len(self.problems) == problems_before:
             for attribute, what in mistakes(check, has_tls=has_tls):
-                self._report(f"{path}.{_key_of(HealthCheck, attribute)}", what, "")
+                self._report(f"{path}.{key_of(HealthCheck, attribute)}", what, "")
             for key in content:
                 if not is_used(key, check):
                     self._report(f"{path}.{key}", f"has no effect on a check of type {check.type}", "leave it out")
@@ -660,7 +618,7 @@ class _Reader:
             try:
                 address, port = split_key(address)
             except ValueError as error:
-                raise _MistakeError(f"{path}.address", str(error)) from None
+                raise MistakeError(f"{path}.address", str(error)) from None
             port_path = f"{path}.address"
         fix = "write an IP address such as 10.0.0.1 or fd00::1; a name goes into `resolve` of the upstream"
         self._check_address(f"{path}.address", address, fix)
@@ -684,10 +642,10 @@ class _Reader:
             key, found = self._single(path, value)
             text = self._text(f"{path}.{key}", found)
         if key not in PATH_KINDS:
-            raise _MistakeError(path, f"`{key}` is no kind of path condition", _suggest(key, PATH_KINDS))
+            raise MistakeError(path, f"`{key}` is no kind of path condition", suggest(key, PATH_KINDS))
         partial = key == "string_prefix"
         if not text.startswith("/") and not (partial and not text):
-            raise _MistakeError(path, f"path {text!r} does not begin with /", f"write `/{text}`")
+            raise MistakeError(path, f"path {text!r} does not begin with /", f"write `/{text}`")
         self._check_path_is_normal(path, text, partial=partial)
         return PathMatch(PATH_KINDS[key], text)  # type: ignore[arg-type]
 
@@ -703,7 +661,7 @@ class _Reader:
 
     def _read_action(self, path: str, content: Mapping[str, Any]) -> Forward | Respond:
         if ("forward" in content) == ("respond" in content):
-            raise _MistakeError(
+            raise MistakeError(
                 path, "a route needs either `forward` or `respond`", "add `forward: NAME` of an upstream"
             )
         if "forward" in content:
@@ -726,66 +684,23 @@ class _Reader:
             self._text(f"{path}.why", content.get("why", "")),
         )
 
-    # -- Options
-
-    def _read_options(
-        self, path: str, content: Mapping[str, Any], defaults: OptionsT, *, only_options: bool = False
-    ) -> OptionsT:
-        fields = {field.key: field for field in option_fields(type(defaults))}
-        if only_options:
-            self._report_unknown_keys(path, content, fields)
-        values = {
-            field.attribute: self._attempt(self._read_option, f"{path}.{key}", field, content[key])
-            for key, field in fields.items()
-            if key in content
-        }
-        return msgspec.structs.replace(defaults, **{name: value for name, value in values.items() if value is not None})
-
-    def _read_option(self, path: str, field: OptionField, value: object) -> object:
-        if field.attribute in _NETWORKS:
-            return self._read_networks(path, value)
-        try:
-            if field.unit == "duration":
-                return parse_duration(value)
-            if field.unit == "size":
-                return parse_size(value)
-            converted = msgspec.convert(value, field.type)
-        except (ValueError, msgspec.ValidationError) as error:
-            raise _MistakeError(path, str(error)) from None
-        if isinstance(converted, int) and converted < 0:
-            raise _MistakeError(path, f"{converted} is less than 0")
-        return converted
-
-    def _read_networks(self, path: str, value: object) -> tuple[str, ...]:
-        networks = (
-            self._attempt(self._read_network, f"{path}[{index}]", one)
-            for index, one in enumerate(self._list(path, value))
-        )
-        return tuple(one for one in networks if one is not None)
-
-    def _read_network(self, path: str, value: object) -> str:
-        text = self._text(path, value)
-        if not is_network(text):
-            raise _MistakeError(path, f"{text!r} is no network", "write one such as 10.0.0.0/8, fd00::/8 or 10.0.0.1")
-        return text
-
     # -- Checks
 
     def _check_address(self, path: str, address: str, fix: str) -> None:
         mistake = address_mistake(address)
         if mistake:
-            raise _MistakeError(path, mistake, fix)
+            raise MistakeError(path, mistake, fix)
 
     def _check_name_is_new(self, path: str, name: str) -> None:
         """Route names key metrics and logs: of several routes with one name only the first one is kept."""
         if name in self._route_names:
-            raise _MistakeError(f"{path}.name", f"there is another route named `{name}`", "give it another `name`")
+            raise MistakeError(f"{path}.name", f"there is another route named `{name}`", "give it another `name`")
         self._route_names.add(name)
 
     def _check_upstream_exists(self, path: str, name: str, why: str) -> None:
         if name in self._upstream_names or self._is_elsewhere(name):
             return
-        near = _nearest(name, self._upstream_names)
+        near = nearest(name, self._upstream_names)
         fix = near or "define it under `upstreams`, or write NAMESPACE/SERVICE:PORT for a Service of the cluster"
         self.problems.add("LB5004", self._place(path), f"`{name}` is no upstream", why=why, fix=fix, field=path)
 
@@ -795,11 +710,11 @@ class _Reader:
             return
         normal = normalize_host(name.encode())
         if isinstance(normal, Rejected) or not normal:
-            raise _MistakeError(
+            raise MistakeError(
                 path, f"`{hostname}` is not a hostname", "write `shop.example.com`, `*.example.com` or `*`"
             )
         if normal.decode() != name:
-            raise _MistakeError(
+            raise MistakeError(
                 path,
                 f"`{hostname}` is not written as requests are matched",
                 f"write `{hostname[: len(hostname) - len(name)]}{normal.decode()}`",
@@ -812,114 +727,6 @@ class _Reader:
         elif normal != value:
             self._report(path, f"path {value!r} never matches: request paths are normalised first", f"write `{normal}`")
 
-    # -- Values
-
-    def _mapping(self, path: str, value: object) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise _MistakeError(path, f"must be a mapping, not {_type_name(value)}")
-        for key in value:
-            if not isinstance(key, str):
-                raise _MistakeError(path, f"key {key!r} is not text", "write it in quotes")
-        return value
-
-    def _mapping_or_list(self, path: str, value: object, key: str) -> tuple[Mapping[str, Any], str]:
-        """A list is short for a mapping with only `key`."""
-        return ({key: value}, path) if isinstance(value, list) else (self._mapping(path, value), f"{path}.{key}")
-
-    def _list(self, path: str, value: object) -> Sequence[Any]:
-        if value is None:
-            return ()
-        if not isinstance(value, (list, tuple)):
-            raise _MistakeError(path, f"must be a list, not {_type_name(value)}")
-        return value
-
-    def _single(self, path: str, value: object) -> tuple[str, Any]:
-        entries = list(self._mapping(path, value).items())
-        if len(entries) != 1:
-            raise _MistakeError(path, f"must have one entry, not {len(entries)}")
-        return entries[0]
-
-    def _entries(self, path: str, value: object) -> list[tuple[str, Any]]:
-        """Entries of a mapping, or of a list of mappings with one entry each (where a name stands twice)."""
-        if isinstance(value, (list, tuple)):
-            return [self._single(f"{path}[{index}]", one) for index, one in enumerate(value)]
-        return list(self._mapping(path, value).items())
-
-    def _text(self, path: str, value: object, hint: str = "in quotes") -> str:
-        if not isinstance(value, str):
-            raise _MistakeError(path, f"must be text, not {_type_name(value)}", f"write it {hint}")
-        return value
-
-    def _token(self, path: str, value: object) -> str:
-        text = self._text(path, value)
-        if _TOKEN.fullmatch(text) is None:
-            raise _MistakeError(path, f"{text!r} is not a token (RFC 9110 5.6.2)")
-        return text
-
-    def _flag(self, path: str, value: object) -> bool:
-        if not isinstance(value, bool):
-            raise _MistakeError(path, f"must be true or false, not {_type_name(value)}")
-        return value
-
-    def _number(self, path: str, value: object, least: int, most: int | None = None) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise _MistakeError(path, f"must be a whole number, not {_type_name(value)}")
-        if value < least or (most is not None and value > most):
-            bounds = f"{least} to {most}" if most is not None else f"{least} or more"
-            raise _MistakeError(path, f"{value} is out of range", f"write {bounds}")
-        return value
-
-    def _choice(self, path: str, value: object, choices: tuple[ResultT, ...]) -> ResultT:
-        for choice in choices:
-            if value == choice:
-                return choice
-        raise _MistakeError(path, f"{value!r} is not known", _suggest(str(value), [str(one) for one in choices]))
-
-    # -- Places and problems
-
-    def _read_each(
-        self, path: str, value: object, read: Callable[[str, str, Any], ResultT]
-    ) -> Iterator[tuple[str, ResultT]]:
-        """The entries of a mapping, each read on its own: a mistake in one costs only that one."""
-        if value is None:
-            return
-        entries = self._attempt(self._mapping, path, value)
-        for name, one in (entries or {}).items():
-            result = self._attempt(read, f"{path}.{name}", name, one)
-            if result is not None:
-                yield name, result
-
-    def _attempt(self, read: Callable[..., ResultT], path: str, *arguments: object) -> ResultT | None:
-        try:
-            return read(path, *arguments)
-        except _MistakeError as mistake:
-            self._report(mistake.path, mistake.what, mistake.fix)
-            return None
-
-    def _report(self, path: str, what: str, fix: str, why: str = "") -> None:
-        self.problems.add("LB5003", self._place(path), what, why=why or self._why, fix=fix, field=path)
-
-    def _report_unknown_keys(self, path: str, content: Mapping[str, Any], known: Collection[str]) -> None:
-        for key in content:
-            if key not in known:
-                place = f"{path}.{key}" if path else key
-                self._report(place, f"`{key}` is not known here", _suggest(key, known))
-
-    def _read_origin(self, path: str, content: Mapping[str, Any]) -> Origin:
-        if "origin" not in content:
-            return self._place(path)
-        try:
-            return read_origin(content["origin"])
-        except ValueError as error:
-            raise _MistakeError(f"{path}.origin", str(error)) from None
-
-    def _place(self, path: str) -> Origin:
-        """The file's origin with the line of `path`, or of the nearest thing around it whose line is known."""
-        while path and path not in self._lines:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        line = self._lines.get(path, 0)
-        return msgspec.structs.replace(self._origin, line=line, column=0) if line else self._origin
-
 
 def _is_hostname(name: str) -> bool:
     """Whether clients may ask for it (SNI); a certificate may also be for addresses and for stranger things."""
@@ -928,30 +735,5 @@ def _is_hostname(name: str) -> bool:
     return not isinstance(normal, Rejected) and bool(plain) and normal.decode() == plain and not is_network(plain)
 
 
-def _option_keys(options: type[msgspec.Struct]) -> Iterator[str]:
-    return (field.key for field in option_fields(options))
-
-
-def _key_of(options: type[msgspec.Struct], attribute: str) -> str:
-    return next(field.key for field in option_fields(options) if field.attribute == attribute)
-
-
-def _suggest(word: str, known: Collection[str]) -> str:
-    near = _nearest(word, known)
-    if near:
-        return near
-    return f"write one of {', '.join(f'`{one}`' for one in list(known)[:12])}" if known else ""
-
-
 def _is_nowhere(name: str) -> bool:
     return False
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1) if len(known) <= _MAX_SUGGESTIONS else []
-    return f"did you mean `{near[0]}`?" if near else ""
-
-
-def _type_name(value: object) -> str:
-    names = {type(None): "nothing", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
