@@ -95,6 +95,15 @@ def test_each_flag_has_a_bit_of_its_own(path: Path) -> None:
         assert max(bits.values()) == 1, f"{name(path)}: two of {what} are the same: {bits}"
 
 
+def test_documentation_lists_the_layers() -> None:
+    """Every file stands in docs/architecture.md, and none above one that it may not know."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    block = text.partition("### The data plane\n")[2].split("```")[1]
+    listed = [word for line in block.splitlines() for word in line[:36].replace(",", " ").split()]
+    assert sorted(listed) == sorted(one for layer in LAYERS for one in layer)
+    assert listed == sorted(listed, key=_layer)
+
+
 class Translation(NamedTuple):
     messages: str
     directory: Path
