@@ -54,6 +54,12 @@ cdef struct datagram_traffic:
     uint64_t evicted
     uint64_t dropped[MAX_REASONS]  # datagrams, either way
 
+cdef struct carried_traffic:
+    # Where a flow or a session is counted. Blocks never move; NULL: there was no memory, or it has not come so far.
+    listener_traffic* listener
+    traffic* route
+    upstream_traffic* upstream
+
 cdef struct grpc_traffic:
     # Of a route: gRPC statuses 0 to 16, and behind them calls that ended without any.
     uint64_t statuses[18]
@@ -123,3 +129,30 @@ cdef inline void observe(traffic* t, int status, uint64_t bytes_in, uint64_t byt
         i += 1
     bump(&t.buckets[i])
     bump_by(&t.nanoseconds, <uint64_t>ns)
+
+cdef inline void count_in(const carried_traffic* t, uint64_t bytes) noexcept nogil:
+    """From the client. Counted as they pass: what is carried may last for days, and is not to show up at its end."""
+    if t.listener != NULL:
+        bump_by(&t.listener.base.bytes_in, bytes)
+    if t.route != NULL:
+        bump_by(&t.route.bytes_in, bytes)
+    if t.upstream != NULL:
+        bump_by(&t.upstream.base.bytes_in, bytes)
+
+cdef inline void count_out(const carried_traffic* t, uint64_t bytes) noexcept nogil:
+    """To the client."""
+    if t.listener != NULL:
+        bump_by(&t.listener.base.bytes_out, bytes)
+    if t.route != NULL:
+        bump_by(&t.route.bytes_out, bytes)
+    if t.upstream != NULL:
+        bump_by(&t.upstream.base.bytes_out, bytes)
+
+cdef inline void count_end(const carried_traffic* t, int64_t duration, int64_t first_byte_ns) noexcept nogil:
+    """How long it took, and the endpoint's first byte; -1: none came."""
+    if t.listener != NULL:
+        observe(&t.listener.base, 0, 0, 0, duration)
+    if t.route != NULL:
+        observe(t.route, 0, 0, 0, duration)
+    if t.upstream != NULL and first_byte_ns >= 0:
+        observe(&t.upstream.base, 0, 0, 0, first_byte_ns)

@@ -9,7 +9,7 @@ socket does not take at once is dropped and counted.
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.batches cimport received, replies, session_key, udp_socket
-from lb._fastpath.counters cimport datagram_traffic, listener_traffic, traffic, upstream_traffic
+from lb._fastpath.counters cimport carried_traffic, datagram_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.memory cimport slab
 from lb._fastpath.reactor cimport command, io, reactor, shared
@@ -76,11 +76,8 @@ cdef struct session:
     uint64_t tried
     uint64_t client_hash
     uint64_t generation  # of the table that it was last looked at with
-    # counters, which never move
-    listener_traffic* listener_stats
-    datagram_traffic* datagram_stats
-    traffic* route_stats
-    upstream_traffic* upstream_stats
+    carried_traffic stats
+    datagram_traffic* datagram_stats  # of its listener
     # amounts and times
     uint64_t bytes_in
     uint64_t bytes_out

@@ -98,7 +98,17 @@ from lb._fastpath.c.sys cimport (
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
-from lb._fastpath.counters cimport bump, bump_by, observe, stats_block
+from lb._fastpath.counters cimport (
+    bump,
+    bump_by,
+    count_end,
+    count_in,
+    count_out,
+    listener_traffic,
+    stats_block,
+    traffic,
+    upstream_traffic,
+)
 from lb._fastpath.endpoint cimport ADMIN_DOWN, HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
@@ -302,10 +312,10 @@ cdef session* session_new(
 cdef void begin_counting(session* s, const datagram_view* view) noexcept nogil:
     cdef reactor* r = s.base.r
     s.datagram_stats = s.l.udp.stats
-    s.listener_stats = <listener_traffic*>stats_block(&r.listener_stats, s.l.slot, sizeof(listener_traffic))
-    s.route_stats = <traffic*>stats_block(&r.route_stats, view.to.route_id, sizeof(traffic))
-    if s.listener_stats != NULL:
-        bump(&s.listener_stats.accepted)
+    s.stats.listener = <listener_traffic*>stats_block(&r.listener_stats, s.l.slot, sizeof(listener_traffic))
+    s.stats.route = <traffic*>stats_block(&r.route_stats, view.to.route_id, sizeof(traffic))
+    if s.stats.listener != NULL:
+        bump(&s.stats.listener.accepted)
     lb_put_int(&r.exchange_count, r.exchange_count + 1)
     bump(&r.counts.exchanges_started)
 
@@ -384,7 +394,7 @@ cdef bint choose_upstream(session* s, table* t, const datagram_view* view) noexc
     destination = &s.key.asked[0] if s.l.udp.wildcard else &s.l.udp.address[0]
     s.client_hash = flow_hash(
         t.upstreams[chosen.slot], s.peer, s.peer_port, destination, s.l.udp.port, <uint8_t>IPPROTO_UDP)
-    s.upstream_stats = <upstream_traffic*>stats_block(
+    s.stats.upstream = <upstream_traffic*>stats_block(
         &s.base.r.upstream_stats, s.live.id, sizeof(upstream_traffic))
     return True
 
@@ -428,8 +438,8 @@ cdef bint make_way(session* s) noexcept nogil:
 
 cdef bint try_another(session* s, int reason) noexcept nogil:
     """Leave an endpoint that does not take the first datagram. False: the session is over."""
-    if s.upstream_stats != NULL and reason == LB_R_CONNECT_FAILED:
-        bump(&s.upstream_stats.connect_failures)
+    if s.stats.upstream != NULL and reason == LB_R_CONNECT_FAILED:
+        bump(&s.stats.upstream.connect_failures)
     s.reason = <uint16_t>reason
     if (reason != LB_R_CONNECT_FAILED and reason != LB_R_NO_CLIENT_ADDRESS) or not s.retries_left:
         finish(s, reason)
@@ -462,10 +472,10 @@ cdef int choose_endpoint(session* s) noexcept nogil:
         s.flags &= ~<uint32_t>SESSION_TRANSPARENT
     s.tried |= tried_bit(<uint32_t>i)
     s.attempts += 1
-    if s.upstream_stats != NULL:
-        bump(&s.upstream_stats.attempts)
+    if s.stats.upstream != NULL:
+        bump(&s.stats.upstream.attempts)
         if s.attempts > 1:
-            bump(&s.upstream_stats.retries)
+            bump(&s.stats.upstream.retries)
     return LB_R_OK
 
 
@@ -626,17 +636,11 @@ cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
 
 
 cdef void note_received(session* s, uint64_t bytes, uint64_t count) noexcept nogil:
-    """Counted as they pass: a session may last for days."""
     s.bytes_in += bytes
     s.datagrams_in += count
     if s.datagram_stats != NULL:
         bump_by(&s.datagram_stats.datagrams_in, count)
-    if s.listener_stats != NULL:
-        bump_by(&s.listener_stats.base.bytes_in, bytes)
-    if s.route_stats != NULL:
-        bump_by(&s.route_stats.bytes_in, bytes)
-    if s.upstream_stats != NULL:
-        bump_by(&s.upstream_stats.base.bytes_in, bytes)
+    count_in(&s.stats, bytes)
 
 
 cdef void look_again(session* s) noexcept nogil:
@@ -750,12 +754,7 @@ cdef void note_sent(session* s, uint64_t bytes, uint64_t count) noexcept nogil:
     s.datagrams_out += count
     if s.datagram_stats != NULL:
         bump_by(&s.datagram_stats.datagrams_out, count)
-    if s.listener_stats != NULL:
-        bump_by(&s.listener_stats.base.bytes_out, bytes)
-    if s.route_stats != NULL:
-        bump_by(&s.route_stats.bytes_out, bytes)
-    if s.upstream_stats != NULL:
-        bump_by(&s.upstream_stats.base.bytes_out, bytes)
+    count_out(&s.stats, bytes)
 
 
 cdef void flush_ready(io* source) noexcept nogil:
@@ -876,13 +875,9 @@ cdef void account(session* s) noexcept nogil:
     cdef reactor* r = s.base.r
     cdef int64_t duration = monotonic_ns() - s.started_ns
     bump(&r.counts.reasons[s.reason])
-    if s.listener_stats != NULL:
-        observe(&s.listener_stats.base, 0, 0, 0, duration)
-        bump(&s.listener_stats.closed)
-    if s.route_stats != NULL:
-        observe(s.route_stats, 0, 0, 0, duration)
-    if s.upstream_stats != NULL and s.first_byte_ns >= 0:
-        observe(&s.upstream_stats.base, 0, 0, 0, s.first_byte_ns)
+    count_end(&s.stats, duration, s.first_byte_ns)
+    if s.stats.listener != NULL:
+        bump(&s.stats.listener.closed)
     if r.s.logging:
         log_session(s, duration)
 

@@ -8,7 +8,7 @@ a byte of the client has been read. A flow pins its table only until it is conne
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from lb._fastpath.counters cimport listener_traffic, traffic, upstream_traffic
+from lb._fastpath.counters cimport carried_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.reactor cimport RANDOM_ID_BYTES, reactor, shared
 from lb._fastpath.table cimport table, upstream_view
@@ -55,9 +55,7 @@ cdef struct flow:
     uint64_t client_hash
     uint64_t generation
     # counters, which never move; NULL: there was no memory for them
-    listener_traffic* listener_stats
-    traffic* route_stats
-    upstream_traffic* upstream_stats
+    carried_traffic stats
     # amounts and times
     uint64_t bytes_in
     uint64_t bytes_out

@@ -42,7 +42,16 @@ from lb._fastpath.c.sys cimport (
     ssize_t,
 )
 from lb._fastpath.clock cimport monotonic_ns
-from lb._fastpath.counters cimport bump, bump_by, listener_traffic, observe, stats_block, traffic, upstream_traffic
+from lb._fastpath.counters cimport (
+    bump,
+    count_end,
+    count_in,
+    count_out,
+    listener_traffic,
+    stats_block,
+    traffic,
+    upstream_traffic,
+)
 from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
@@ -135,7 +144,7 @@ cdef void open_flow(io* client) noexcept nogil:
         finish(f, LB_R_NO_UPSTREAM)
         return
     f.live = f.up.live
-    f.upstream_stats = <upstream_traffic*>stats_block(&r.upstream_stats, f.live.id, sizeof(upstream_traffic))
+    f.stats.upstream = <upstream_traffic*>stats_block(&r.upstream_stats, f.live.id, sizeof(upstream_traffic))
     f.client_hash = hash_of(f)
     dispatch(f)
 
@@ -161,8 +170,8 @@ cdef flow* flow_new(conn* d, const stream_view* view) noexcept nogil:
     f.route_name = view.name
     f.route_name_size = view.name_size
     f.retries_left = <uint16_t>view.retries
-    f.listener_stats = <listener_traffic*>stats_block(&r.listener_stats, d.slot, sizeof(listener_traffic))
-    f.route_stats = <traffic*>stats_block(&r.route_stats, view.route_id, sizeof(traffic))
+    f.stats.listener = <listener_traffic*>stats_block(&r.listener_stats, d.slot, sizeof(listener_traffic))
+    f.stats.route = <traffic*>stats_block(&r.route_stats, view.route_id, sizeof(traffic))
     f.idle_timeout_ms = view.idle_timeout_ms
     f.half_closed_timeout_ms = view.half_closed_timeout_ms
     f.drain_timeout_ms = view.drain_timeout_ms
@@ -222,7 +231,7 @@ cdef void dispatch(flow* f) noexcept nogil:
 
 cdef void attempt(flow* f) noexcept nogil:
     cdef reactor* r = f.r
-    cdef upstream_traffic* stats = f.upstream_stats
+    cdef upstream_traffic* stats = f.stats.upstream
     cdef int reason = LB_R_CONNECT_FAILED
     f.attempts += 1
     f.mark_ns = r.now_ns
@@ -267,7 +276,7 @@ cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:
 
 cdef void attempt_failed(flow* f, int reason) noexcept nogil:
     """Another endpoint, as long as some may be tried: nothing of the client's has been read yet."""
-    cdef upstream_traffic* stats = f.upstream_stats
+    cdef upstream_traffic* stats = f.stats.upstream
     cdef conn* u = f.u
     f.u = NULL
     if u != NULL:
@@ -453,24 +462,13 @@ cdef void carry_parked(flow* f, conn* source, conn* sink) noexcept nogil:
 
 
 cdef void note_bytes(flow* f, const conn* source, uint64_t count) noexcept nogil:
-    """Counted as they pass: a flow may last for days, and its traffic is not to show up at its end."""
     f.progress_ms = f.r.now_ms
     if source == f.d:
         f.bytes_in += count
-        if f.listener_stats != NULL:
-            bump_by(&f.listener_stats.base.bytes_in, count)
-        if f.route_stats != NULL:
-            bump_by(&f.route_stats.bytes_in, count)
-        if f.upstream_stats != NULL:
-            bump_by(&f.upstream_stats.base.bytes_in, count)
+        count_in(&f.stats, count)
         return
     f.bytes_out += count
-    if f.listener_stats != NULL:
-        bump_by(&f.listener_stats.base.bytes_out, count)
-    if f.route_stats != NULL:
-        bump_by(&f.route_stats.bytes_out, count)
-    if f.upstream_stats != NULL:
-        bump_by(&f.upstream_stats.base.bytes_out, count)
+    count_out(&f.stats, count)
     if f.first_byte_ns < 0:
         f.first_byte_ns = monotonic_ns() - f.mark_ns
 
@@ -619,12 +617,7 @@ cdef void account(flow* f) noexcept nogil:
     cdef reactor* r = f.r
     cdef int64_t duration = monotonic_ns() - f.started_ns
     bump(&r.counts.reasons[f.reason])
-    if f.listener_stats != NULL:
-        observe(&f.listener_stats.base, 0, 0, 0, duration)
-    if f.route_stats != NULL:
-        observe(f.route_stats, 0, 0, 0, duration)
-    if f.upstream_stats != NULL and f.first_byte_ns >= 0:
-        observe(&f.upstream_stats.base, 0, 0, 0, f.first_byte_ns)
+    count_end(&f.stats, duration, f.first_byte_ns)
     if r.s.logging:
         log_flow(f, duration)
 
