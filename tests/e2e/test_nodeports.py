@@ -19,28 +19,35 @@ import pytest
 from tests.harness.client import RawClient
 from tests.harness.cluster import KubeProxy
 from tests.harness.netns import NFT, Host, require_hosts
-from tests.harness.nodes import Cluster, Node, Pod, Service, standing_in
+from tests.harness.nodes import (
+    LB,
+    LB6,
+    OTHER_LB,
+    OTHER_LB6,
+    Cluster,
+    Node,
+    Pod,
+    Service,
+    cluster_of,
+    names_of,
+    standing_in,
+)
 from tests.harness.payload import MEGABYTE, digest_of, payload
 from tests.harness.tcp import TcpServer, ends_by_reset, read_all, read_exactly, reset
 from tests.harness.waiting import wait_until
 
-LB, OTHER_LB = "10.1.0.1", "10.1.0.9"
-LB6, OTHER_LB6 = "fd00:1::1", "fd00:1::9"
 LB_SEEN_FROM_NODES = "10.3.0.1"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require_hosts()
-    with contextlib.ExitStack() as stack:
-        made = stack.enter_context(Cluster(tmp_path_factory.mktemp("cluster")))
-        for pod in made.pods:
-            with pod.node.inside.entered():
-                for address in pod.addresses:
-                    stack.enter_context(TcpServer(greeting(pod), address=address, port=8_000))
-        made.start()
+
+    def serve_pod(pod: Pod, address: str) -> TcpServer:
+        return TcpServer(greeting(pod), address=address, port=8_000)
+
+    with cluster_of(tmp_path_factory.mktemp("cluster"), serve_pod) as made:
         yield made
-        made.lb.assert_at_rest()
 
 
 @pytest.fixture(autouse=True)
@@ -113,10 +120,6 @@ def visit(host: Host, address: str, port: int, size: int = 1_000) -> Visit:
 
 def visits(host: Host, address: str, port: int, count: int) -> list[Visit]:
     return [visit(host, address, port) for _ in range(count)]
-
-
-def names_of(pods: list[Pod]) -> set[str]:
-    return {pod.name for pod in pods}
 
 
 def pods_of(found: list[Visit]) -> set[str]:

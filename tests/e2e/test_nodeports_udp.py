@@ -17,12 +17,9 @@ import pytest
 from tests.harness.cluster import KubeProxy
 from tests.harness.daemons import dnsmasq, require_programs
 from tests.harness.netns import NFT, Host, require_hosts
-from tests.harness.nodes import Cluster, Pod, Service
+from tests.harness.nodes import LB, LB6, OTHER_LB, OTHER_LB6, Cluster, Pod, Service, cluster_of, names_of
 from tests.harness.udp import UdpServer, hears_nothing
 from tests.harness.waiting import wait_until
-
-LB, OTHER_LB = "10.1.0.1", "10.1.0.9"
-LB6, OTHER_LB6 = "fd00:1::1", "fd00:1::9"
 
 pytestmark = pytest.mark.skipif(NFT is None, reason="nftables is not installed")
 
@@ -30,17 +27,12 @@ pytestmark = pytest.mark.skipif(NFT is None, reason="nftables is not installed")
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require_hosts()
-    with contextlib.ExitStack() as stack:
-        made = stack.enter_context(Cluster(tmp_path_factory.mktemp("cluster")))
-        for pod in made.pods:
-            with pod.node.inside.entered():
-                for address in pod.addresses:
-                    stack.enter_context(UdpServer(signed_by(pod), address=address, port=8_000))
-        made.start()
+
+    def serve_pod(pod: Pod, address: str) -> UdpServer:
+        return UdpServer(signed_by(pod), address=address, port=8_000)
+
+    with cluster_of(tmp_path_factory.mktemp("cluster"), serve_pod) as made:
         yield made
-        made.services.clear()
-        made.apply()
-        made.lb.assert_at_rest()
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +101,6 @@ class Client:
 def clients(count: int, host: Host, address: str, port: int) -> Iterator[list[Client]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(Client(host, address, port)) for _ in range(count)]
-
-
-def names_of(pods: list[Pod]) -> set[str]:
-    return {pod.name for pod in pods}
 
 
 def node_of(pod: str) -> str:

@@ -19,7 +19,8 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def both(network: str, host: int) -> list[str]:
 
 def with_prefix(addresses: Sequence[str]) -> list[str]:
     return [f"{one}/64" if ":" in one else f"{one}/24" for one in addresses]
+
+
+LB, LB6 = both("1", 1)
+OTHER_LB, OTHER_LB6 = both("1", 9)
+"""Addresses of lb, as `near` knows them."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,26 @@ class Cluster:
 
     def __exit__(self, *error: Any) -> None:
         self._closing.__exit__(*error)
+
+
+@contextlib.contextmanager
+def cluster_of(directory: Path, serve: Callable[[Pod, str], AbstractContextManager[object]]) -> Iterator[Cluster]:
+    """A cluster with what `serve` makes of each pod and each of its addresses. In the end lb has nothing left."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(Cluster(directory))
+        for pod in made.pods:
+            with pod.node.inside.entered():
+                for address in pod.addresses:
+                    stack.enter_context(serve(pod, address))
+        made.start()
+        yield made
+        made.services.clear()
+        made.apply()
+        made.lb.assert_at_rest()
+
+
+def names_of(pods: list[Pod]) -> set[str]:
+    return {pod.name for pod in pods}
 
 
 _TABLE = """
