@@ -1,4 +1,4 @@
-"""The only file of the data plane with Python objects: what the control plane drives.
+"""What the control plane drives: the data plane as Python objects (those of TLS are in credentials).
 
 Python objects own the C structs of tables, one each (HostProgram, HostIndex, UpstreamView, ListenerView, Table), and
 keep each other alive the way the structs point at each other. Live state (Endpoint, Upstream, listener and route ids)

@@ -21,7 +21,8 @@ from lb.certs.pem import expiry_of, read_chain
 from lb.compile.tls import missing_groups
 from lb.model.ask import make_ask
 from lb.model.config import Config
-from lb.model.explain import all_fail, describe_carried
+from lb.model.description import describe_carried
+from lb.model.explain import all_fail
 from lb.model.explain import explain as explain_request
 from lb.model.explanation import Explanation
 from lb.model.health import describe_check

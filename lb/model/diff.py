@@ -15,7 +15,7 @@ import msgspec
 
 from lb.certs.pem import read_chain
 from lb.model.config import Config
-from lb.model.explain import describe_carried, describe_forward, describe_match, describe_name_route
+from lb.model.description import describe_carried, describe_forward, describe_match, describe_name_route
 from lb.model.form import option_fields
 from lb.model.health import describe_check, header_lines
 from lb.model.listener import Listener

@@ -15,6 +15,7 @@ from lb.model.ask import Ask
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.datagram import DatagramOptions
+from lb.model.description import describe_forward, describe_match
 from lb.model.explain_tls import (
     Chosen,
     asks_the_same,
@@ -43,7 +44,7 @@ from lb.model.health import describe_check
 from lb.model.listener import HttpOptions, Listener
 from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
 from lb.model.normalize import Rejected, normalize_host, normalize_target
-from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Match, Respond, Route, RouteOptions, VirtualHost
+from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Respond, Route, RouteOptions, VirtualHost
 from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.units import format_duration
 from lb.model.upstream import Endpoint, Upstream, UpstreamOptions
@@ -527,42 +528,6 @@ def _is_in(client: str, networks: Sequence[str]) -> bool:
     return client != "" and any(ip_address(client) in ip_network(one, strict=False) for one in networks)
 
 
-def describe_match(match: Match) -> str:
-    """`prefix /api, GET or POST, header X-A = '1'`: all conditions in one line."""
-    parts = [f"{match.path.kind} {match.path.value}"]
-    if match.methods:
-        parts.append(" or ".join(match.methods))
-    for kind, conditions in (("header", match.headers), ("query", match.query)):
-        for one in conditions:
-            parts.append(f"{kind} {one.name}" + (" present" if one.value is None else f" = {one.value!r}"))
-    return ", ".join(parts)
-
-
-def describe_forward(forward: Forward) -> str:
-    """`api`, or `api (90 %), api-next (10 %)`."""
-    total = sum(share.weight for share in forward.upstreams)
-    if len(forward.upstreams) == 1 and total:
-        return forward.upstreams[0].name
-    shares = (f"{share.name} ({share.weight / total if total else 0:.3g})" for share in forward.upstreams)
-    return ", ".join(shares) or "nothing"
-
-
-def describe_carried(listener: Listener) -> str:
-    """Where what it carries goes: `db`, or `db.example.com: passthrough to db`; of many names only how many."""
-    if listener.carries is not None:
-        return describe_forward(listener.carries.forward)
-    names = listener.stream.names if listener.stream is not None else {}
-    if len(names) > _NAMES_SHOWN:
-        return f"{len(names)} names"
-    return "; ".join(f"{name}: {', '.join(map(describe_name_route, routes))}" for name, routes in names.items())
-
-
-def describe_name_route(route: NameRoute) -> str:
-    """`passthrough to db`, or `terminate to web if the client offers h2`."""
-    offers = f" if the client offers {' or '.join(route.alpn)}" if route.alpn else ""
-    return f"{route.mode} to {describe_forward(route.forward)}{offers}"
-
-
 def _judge_name(found: Named, verdict: Verdict, why: str) -> tuple[Verdict, str]:
     """What _judge_hosts says, unless HTTP takes the connection."""
     if verdict == "won" and found.host is not None:
@@ -664,9 +629,6 @@ def all_fail(states: Collection[str]) -> bool:
 def _all_fail(endpoints: Sequence[EndpointStep]) -> bool:
     return all_fail({one.state for one in endpoints})
 
-
-_NAMES_SHOWN = 3
-"""More of them say less."""
 
 _SHOWN_WHEN_SET = ("https_redirect", "grpc_web")
 
