@@ -68,7 +68,7 @@ cdef const char* take_address(const char* at, int family, uint8_t* address) noex
     cdef char plain[46]
     cdef size_t size = 0
     while at[size] != c" ":
-        if at[size] == c"\n" or size == 45:
+        if at[size] == c"\n" or at[size] == 0 or size == 45:  # inet_pton would end at a zero
             return NULL
         plain[size] = at[size]
         size += 1

@@ -70,6 +70,7 @@ def _packed(end: End | None) -> tuple[bytes, int] | None:
 
 @settings(max_examples=300, deadline=None)
 @given(headers, st.binary(max_size=20))
+@example(b"PROXY TCP4 192.0.2.1\0x 192.0.2.2 1 2\r\n", b"")
 @example(v2(rest=tlv(4, b"\0" * (4_096 - 16 - 12 - 3))), b"")
 @example(v2(rest=tlv(4, b"\0" * (4_096 - 16 - 12 - 2))), b"")
 def test_headers_are_read_as_the_reference_does(header: bytes, behind: bytes) -> None:
