@@ -42,6 +42,7 @@ from lb._fastpath.c.sys cimport (
     EADDRNOTAVAIL,
     EAGAIN,
     EINTR,
+    EINVAL,
     EMFILE,
     EMSGSIZE,
     ENFILE,
@@ -500,6 +501,8 @@ cdef int attach(session* s) noexcept nogil:
         # No port is left (net.ipv4.ip_local_port_range), or no memory: nothing of it is the endpoint's fault.
         if is_full(error) or error == EADDRNOTAVAIL:
             return LB_R_NO_DESCRIPTORS
+        if error == EINVAL and s.flags & SESSION_TRANSPARENT:
+            return LB_R_NO_CLIENT_ADDRESS  # a loopback address leaves no host
         endpoint_connect_failed(s.ep, r)
         return LB_R_CONNECT_FAILED
     # Level-triggered: an answer that is left for the next turn needs no second look now.

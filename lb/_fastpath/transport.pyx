@@ -118,6 +118,15 @@ cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, ui
     return True
 
 
+cdef bint is_nobodys(const unsigned char* address, bint ipv4) noexcept nogil:
+    """Of no one host: unspecified, multicast, broadcast. A socket that is bound to it leaves with lb's own address."""
+    if not ipv4:
+        return address[0] == 0xff or memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0
+    return address[12] & 0xf0 == 0xe0 or memcmp(address + 12, <const char*>b"\0\0\0\0", 4) == 0 or (
+        memcmp(address + 12, <const char*>b"\xff\xff\xff\xff", 4) == 0
+    )
+
+
 cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
         uint16_t port) noexcept nogil:
     """Have a new socket leave with a client's address (16 bytes) and, when it is free, its port (0: any): LB_R_OK, or
@@ -130,6 +139,8 @@ cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned cha
     cdef bint refused
     if family != (AF_INET if ipv4 else AF_INET6):
         return LB_R_NO_CLIENT_ADDRESS  # one family's addresses cannot go to the other's
+    if is_nobodys(address, ipv4):
+        return LB_R_NO_CLIENT_ADDRESS
     memset(&own, 0, sizeof(own))
     own.ss_family = <unsigned short>family
     if ipv4:

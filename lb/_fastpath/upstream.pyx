@@ -7,6 +7,7 @@ from lb._fastpath.c.sys cimport (
     EADDRNOTAVAIL,
     EAGAIN,
     EINPROGRESS,
+    EINVAL,
     EMFILE,
     ENFILE,
     ENOBUFS,
@@ -549,8 +550,11 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
             return NULL
         begun = begin_to_connect(fd, ep)
     if not begun:
-        # What this machine lacks (ports, buffers) is not held against the endpoint.
-        if errno != EADDRNOTAVAIL and errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
+        # What this machine lacks (ports, buffers) is not held against the endpoint, nor where its client is: a loopback
+        # address leaves no host.
+        if errno == EINVAL and view.transparent:
+            reason[0] = LB_R_NO_CLIENT_ADDRESS
+        elif errno != EADDRNOTAVAIL and errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
             endpoint_connect_failed(ep, r)
         close(fd)
         return NULL

@@ -192,6 +192,19 @@ def test_the_client_of_a_proxy_is_shown(site: Site) -> None:
         assert read_line(client.socket) == "192.0.2.9 4711"
 
 
+@pytest.mark.parametrize("shown", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"])
+def test_what_no_connection_can_come_from(site: Site, shown: str) -> None:
+    """A socket with the address of nobody or of a group leaves with lb's own, which says something else to a server;
+    and that loopback leads nowhere is not the endpoint's fault.
+    """
+    for _ in range(3):
+        with contextlib.suppress(ConnectionResetError), site.connect("ipv4", SECOND) as client:
+            client.send(v2(shown, 4711))
+            assert ends_by_reset(client.socket)
+    told = site.lb.wait_log(3, listener="ipv4", client=shown)
+    assert {one["reason"] for one in told} == {"no-client-address"}
+
+
 def test_all_of_it_was_clean(site: Site) -> None:
     site.lb.assert_healthy()
     site.lb.assert_at_rest()
