@@ -353,6 +353,8 @@ class Application:
         while True:
             if not self.pipeline.lock.locked():  # a build may be about to use what nobody uses now
                 self.engine.collect()
+                if not self._stopping.is_set():
+                    self.listeners.retry(self.pipeline.config.listeners)
             self._tickets.rotate(time.monotonic())
             if time.monotonic() - looked_at >= LOOK_SECONDS:
                 looked_at = time.monotonic()

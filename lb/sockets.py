@@ -70,6 +70,7 @@ class Listeners:
         self._activated = list(activated)
         self._ports: set[tuple[int, Transport]] = set()
         self.opened: dict[str, Opened] = {}
+        self._closed: dict[str, Problem] = {}
         self.problems: tuple[Problem, ...] = ()
 
     def sync(self, listeners: Mapping[str, Listener]) -> None:
@@ -81,17 +82,26 @@ class Listeners:
             if wanted.get(name) != opened.wanted:
                 self._close(name)
                 freed.add(opened.wanted)
-        problems = []
+        self._closed = {}
         for name, bind in wanted.items():
             if name not in self.opened:
                 try:
                     self._open(listeners[name], bind, share=self._is_beside_ours(bind, freed))
                 except OSError as error:
-                    problems.append(_problem(listeners[name], bind, error))
-        for problem in problems:
+                    self._closed[name] = _problem(listeners[name], bind, error)
+        for problem in self._closed.values():
             if problem not in self.problems:
                 log.error(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
-        self.problems = tuple(problems)
+        self.problems = tuple(self._closed.values())
+
+    def retry(self, listeners: Mapping[str, Listener]) -> None:
+        """Open what could not be opened, if it can be now: a virtual address has moved here, or its holder has gone."""
+        for name in [name for name in self._closed if name in listeners]:
+            bind = self.bind_of(listeners[name])
+            with suppress(OSError):
+                self._open(listeners[name], bind, share=self._is_beside_ours(bind, ()))
+                del self._closed[name]
+                self.problems = tuple(self._closed.values())
 
     def bind_of(self, listener: Listener) -> Bind:
         """Where a listener is to bind."""

@@ -194,6 +194,22 @@ def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name
         socket.create_connection(("127.0.0.1", port), 20).close()
 
 
+def test_what_could_not_be_opened_opens_when_it_can(engine: Accepting) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as rival:
+        wanted = names(web=Listener("web", rival.getsockname()[1], "127.0.0.1"))
+        listeners = Listeners(engine, 2, {})
+        listeners.sync(wanted)
+        (problem,) = listeners.problems
+        listeners.retry(wanted)
+        assert listeners.problems == (problem,)
+        assert not engine.open
+    listeners.retry({})
+    assert listeners.problems == (problem,), "a change is under way, and sync will see to it"
+    listeners.retry(wanted)
+    assert not listeners.problems
+    assert list(listeners.opened) == list(engine.open) == ["web"]
+
+
 def test_every_thread_has_a_udp_socket_of_the_port(engine: Accepting) -> None:
     listeners = Listeners(engine, 3, {})
     port = free_port()
