@@ -1163,6 +1163,8 @@ cdef void exchange_install(shared* s) noexcept nogil:
     """Give the layers below their way up."""
     cdef exchange_calls codec
     cdef connect_calls connecting
+    memset(&codec, 0, sizeof(codec))
+    memset(&connecting, 0, sizeof(connecting))  # what is not set below is not meant
     codec.request_head = on_request_head
     codec.request_refused = on_request_refused
     codec.request_malformed = on_request_malformed

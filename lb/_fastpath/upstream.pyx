@@ -1,6 +1,6 @@
 """Pools and connecting (upstream.pxd)."""
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lb._fastpath.c.sys cimport (
     AF_UNIX,
@@ -121,6 +121,7 @@ cdef leg_calls http1_calls  # how an exchange drives an HTTP/1 connection to an 
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
     cdef pool_calls sharing
+    memset(&sharing, 0, sizeof(sharing))
     memcpy(&calls, given, sizeof(connect_calls))
     http1_calls.start = client_start
     http1_calls.send_body = client_send_body
