@@ -224,10 +224,11 @@ def _read_entry(
     named = ServiceBackendPort(number=int(port)) if _NUMBER.fullmatch(port) else ServiceBackendPort(name=port)
     table = directory.table(namespace, service)
     from_clients, to_endpoints = _flags(found)
-    if transport == "udp" and (from_clients or to_endpoints):
-        from_clients = to_endpoints = False  # as in ingress-nginx, which says nothing
-        what, fix = f"{value!r} asks for the PROXY protocol, which is for TCP", f"write {namespace}/{service}:{port}"
-        problems.add("LB4013", stored.origin, what, why="datagrams are carried without it", fix=fix, field=field)
+    if doubt := _doubt_of_words(value, found, transport):
+        what, why, fix = doubt
+        problems.add("LB4013", stored.origin, what, why=why, fix=fix, field=field)
+    if transport == "udp":
+        from_clients = to_endpoints = False
     reference = msgspec.structs.replace(
         resolve_reference(table, namespace, service, named, transport),
         header="v1" if to_endpoints else "none",
@@ -252,6 +253,21 @@ def _flags(found: re.Match[str]) -> tuple[bool, bool]:
     """Whether connections begin with a PROXY header, from clients and to endpoints (nginx sends version 1)."""
     flags = found["proxy"].upper().split(":")
     return flags[1:2] == ["PROXY"], flags[2:3] == ["PROXY"]
+
+
+def _doubt_of_words(value: str, found: re.Match[str], transport: Transport) -> tuple[str, str, str] | None:
+    """(what, why, fix) where a word behind the port does nothing, as in ingress-nginx, which is silent about it."""
+    plain = f"{found['namespace']}/{found['service']}:{found['port']}"
+    words = [word for word in found["proxy"].split(":") if word]
+    unknown = [word for word in words if word.upper() != "PROXY"]
+    if unknown:
+        what = f"{value!r} has {unknown[0]!r} behind its port, where only PROXY is known"
+        fix = f"write PROXY, or {plain} for no header" if transport == "tcp" else f"write {plain}"
+        return what, "the port is served as if the word were not there", fix
+    if words and transport == "udp":
+        what = f"{value!r} asks for the PROXY protocol, which is for TCP"
+        return what, "datagrams are carried without it", f"write {plain}"
+    return None
 
 
 def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tuple[str, str] | None:
