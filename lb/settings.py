@@ -147,9 +147,9 @@ class Kubernetes(Section, frozen=True):
     """What that listener sends as Strict-Transport-Security, such as `max-age=31536000`; empty: nothing."""
     load_balancers: bool = False
     """Serve every Service of type LoadBalancer that has no class. `lb/load-balancer` on a Service overrides it."""
-    tcp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    tcp_services: str = ""
     """NAMESPACE/NAME of a ConfigMap that maps TCP ports to Services, as ingress-nginx reads it."""
-    udp_services: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    udp_services: str = ""
     """The same for UDP ports."""
     ssl_passthrough: bool = False
     """Whether `nginx.ingress.kubernetes.io/ssl-passthrough` counts: what `--enable-ssl-passthrough` says there."""
@@ -177,7 +177,7 @@ class SessionTickets(Section, frozen=True):
     files: tuple[str, ...] = ()
     """Files with a key each, for hosts that share their sessions: 80 or 48 random bytes, as nginx takes them. The first
     one makes tickets, all are read; lb makes none itself, and reads them again every minute."""
-    secret: Annotated[str, Meta(pattern="^([^/]+/[^/]+)?$")] = ""
+    secret: str = ""
     """NAMESPACE/NAME of a Secret with such keys as its values, in the order of their names."""
 
 
@@ -246,7 +246,9 @@ def parse_bind(text: str) -> Bind:
 
 
 def parse_publish(texts: Sequence[str]) -> Published:
-    """`PORT=ADDRESS:PORT` or `PORT=ADDRESS:PORT/udp` by the listener's port; the last one for a port counts."""
+    """`PORT=ADDRESS:PORT`, `PORT=ADDRESS:PORT/tcp` (the same) or `PORT=ADDRESS:PORT/udp` by the listener's port; the
+    last one for a port counts.
+    """
     mappings: dict[tuple[int, Transport], Bind] = {}
     for text in texts:
         port, equals, place = text.partition("=")
@@ -254,9 +256,17 @@ def parse_publish(texts: Sequence[str]) -> Published:
             raise SettingsError(f"`{text}` is not PORT=ADDRESS:PORT, such as `80=127.0.0.1:8080` or `53=:5353/udp`")
         where, slash, name = ("", "", "tcp") if place.startswith("unix:") else place.rpartition("/")
         transport: Transport = "udp" if name == "udp" and slash else "tcp"
+        if name.isalpha() and slash and name not in ("tcp", "udp"):
+            raise SettingsError(f"`{text}`: only /udp, or /tcp, can stand behind the port")
         bind = parse_bind(where if slash and name in ("tcp", "udp") else place)
         mappings[int(port), transport] = Bind(bind.address, bind.port, transport)
     return mappings
+
+
+def check_name(text: str) -> None:
+    """SettingsError when this is not NAMESPACE/NAME."""
+    if not re.fullmatch("[^/]+/[^/]+", text):
+        raise SettingsError(f"`{text}` is not NAMESPACE/NAME")
 
 
 def default_admin_socket() -> str:
@@ -334,6 +344,13 @@ def _check(settings: Settings) -> None:
             ipaddress.ip_network(network, strict=False)
         except ValueError as error:
             raise _FieldError(("defaults", "http", "trusted_proxies", index), str(error)) from None
+    named = (("kubernetes", "tcp_services"), ("kubernetes", "udp_services"), ("session_tickets", "secret"))
+    for section, field in named:
+        try:
+            if name := getattr(getattr(settings, section), field):
+                check_name(name)
+        except SettingsError as error:
+            raise _FieldError((section, field), str(error)) from None
     keys = {field.attribute: field.key for field in option_fields(HealthCheck)}
     for attribute, what in mistakes(settings.defaults.health_check, has_tls=True):
         raise _FieldError(("defaults", "health_check", keys[attribute]), what)

@@ -111,7 +111,7 @@ class Listeners:
     def unused(self) -> list[str]:
         """What was given but serves nothing, as texts: likely a mistake."""
         texts = [
-            f"--publish {port}={bind}: no {transport.upper()} listener has port {port}"
+            f"--publish {port}={bind}: no {transport.upper()} listener has port {port}{self._hint(port, transport)}"
             for (port, transport), bind in self._publish.items()
             if (port, transport) not in self._ports
         ]
@@ -120,6 +120,12 @@ class Listeners:
             if (address := _address_of(activated)) not in served:
                 texts.append(f"systemd's socket {name} at {address} belongs to no listener: clients wait there in vain")
         return texts
+
+    def _hint(self, port: int, transport: Transport) -> str:
+        """For who forgot /udp, or wrote /tcp."""
+        return (
+            ", but a UDP one has: write /udp behind it" if transport == "tcp" and (port, "udp") in self._ports else ""
+        )
 
     def close(self) -> None:
         """Close all; removes the socket files that are ours. Those of UDP go with the engine: sessions under way need

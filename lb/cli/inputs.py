@@ -13,7 +13,7 @@ import msgspec
 from lb.model.config import Config
 from lb.objects.view import Changes
 from lb.problems import Origin, Problem, Problems
-from lb.settings import Kubernetes, Settings, SettingsError, load_settings
+from lb.settings import Kubernetes, Settings, SettingsError, check_name, load_settings
 from lb.sources.files import read_paths
 from lb.sources.store import Store
 from lb.translate.translation import Options, translate
@@ -68,6 +68,20 @@ class _Labels(click.ParamType[dict[str, str]]):
         return labels
 
 
+class _Name(click.ParamType[str]):
+    """NAMESPACE/NAME of an object."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            if value:
+                check_name(value)
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
 _TRANSLATION = (
     click.option(
         "--class", "classes", multiple=True, metavar="NAME", help="Also serve this Ingress class. Repeatable."
@@ -96,12 +110,17 @@ _TRANSLATION = (
     ),
     click.option(
         "--tcp-services",
+        type=_Name(),
         default="",
         metavar="NAMESPACE/NAME",
         help="ConfigMap that maps TCP ports to Services, as ingress-nginx reads it.",
     ),
     click.option(
-        "--udp-services", default="", metavar="NAMESPACE/NAME", help="ConfigMap that maps UDP ports to Services."
+        "--udp-services",
+        type=_Name(),
+        default="",
+        metavar="NAMESPACE/NAME",
+        help="ConfigMap that maps UDP ports to Services.",
     ),
     click.option(
         "--ssl-passthrough",

@@ -110,6 +110,14 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
             "settings:\n  admin: {address: 'unix:/x'}\n",
             ":4: settings.admin.address: this is for TCP; a Unix socket is `socket`",
         ),
+        (
+            "settings:\n  kubernetes: {tcp_services: a/tcp,\n    udp_services: udp}\n",
+            ":5: settings.kubernetes.udp_services: `udp` is not NAMESPACE/NAME",
+        ),
+        (
+            "settings:\n  session_tickets: {secret: a/b/c}\n",
+            ":4: settings.session_tickets.secret: `a/b/c` is not NAMESPACE/NAME",
+        ),
     ],
 )
 def test_refusals_name_line_field_and_fix(tmp_path: Path, text: str, message: str) -> None:
@@ -154,6 +162,8 @@ def test_publish_maps_ports() -> None:
     for wrong in ("8080", "http=8080", "0=8080", "99999=80"):
         with pytest.raises(SettingsError, match="PORT=ADDRESS:PORT"):
             parse_publish([wrong])
+    with pytest.raises(SettingsError, match="only /udp, or /tcp, can stand behind the port"):
+        parse_publish(["53=:5353/sctp"])
 
 
 def test_routing_is_told_from_settings(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_warnings_count_as_errors_when_strict(lb: Lb) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--targets", "nothing", "shop.yaml"], ["--nope"], ["-c", "absent.yaml"], ["--node-selector", "a", "."]],
+    [[], ["--targets", "nothing", "shop.yaml"], ["--nope"], ["-c", "absent.yaml"], ["--node-selector", "a", "."]]
+    + [[option, name, "."] for option in ("--tcp-services", "--udp-services") for name in ("foo", "foo/", "a/b/c")],
 )
 def test_wrong_usage_exits_with_2(lb: Lb, arguments: list[str]) -> None:
     result = lb("check", *arguments)
