@@ -19,6 +19,10 @@ cdef enum:
     TLS_RECORD = 16384
     TLS_OVERHEAD = 512  # more than a record adds
     TICKET_KEYS = 8
+    # Bytes of several whole records, of which not one in 64 was plaintext: the peer only makes work. A key update is
+    # a record of 27 bytes, and new keys are derived for each.
+    FRUITLESS_MOST = 131072
+    FRUITLESS_SHARE = 64
 
 cdef enum:  # results
     TLS_DONE = 1
@@ -122,7 +126,8 @@ cdef struct tls:
     uint8_t forward
     bint closed
     bint named  # client side: the endpoint's certificate has one of the wanted names
-    bint failed  # what came behind the last plaintext is no TLS
+    bint failed  # what came behind the last plaintext is no TLS, or far too little of what came was plaintext
+    uint32_t fruitless  # bytes since a read has brought plaintext worth its size
     const char* why  # a handshake has failed, NULL when the peer has just closed the connection
     bint established
     bint h2

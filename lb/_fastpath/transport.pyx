@@ -67,6 +67,8 @@ from lb._fastpath.reactor cimport (
 )
 from lb._fastpath.timers cimport timer_cancel
 from lb._fastpath.tls cimport (
+    FRUITLESS_MOST,
+    FRUITLESS_SHARE,
     TLS_AGAIN,
     TLS_DONE,
     TLS_FAILED,
@@ -280,6 +282,7 @@ cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
         send_ciphertext(c)  # what TLS says by itself: tickets, key updates, alerts
         if made < 0:
             break
+        note_yield(t, n, made)
         if t.closed or t.failed:
             c.base.flags |= IO_READABLE  # the end is still to be told
         if made > 0:
@@ -292,6 +295,16 @@ cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
         return RECEIVE_ERROR
     c.base.flags |= IO_HALF_CLOSED
     return RECEIVE_END
+
+
+cdef void note_yield(tls* t, ssize_t n, ssize_t made) noexcept nogil:
+    """How much plaintext a read has brought. What brings none counts against no turn, and others would wait."""
+    if made * FRUITLESS_SHARE >= n:
+        t.fruitless = 0
+        return
+    t.fruitless += <uint32_t>n
+    if t.fruitless > FRUITLESS_MOST:
+        t.failed = True
 
 
 cdef bint conn_quiet(conn* c) noexcept nogil:

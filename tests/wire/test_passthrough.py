@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -37,6 +38,7 @@ from tests.harness.process import LbProcess
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, ends_by_reset, read_all, read_exactly
 from tests.harness.tls_client import TlsClient, ask
+from tests.harness.tls_updates import UpdatingClient
 from tests.harness.waiting import DEADLINE, wait_until
 
 UNRECOGNIZED_NAME = 112
@@ -637,6 +639,22 @@ def test_bulk_is_decrypted_and_encrypted(world: World, direction: str) -> None:
         sender.start()
         assert read_exactly(other, len(sent)) == sent
         sender.join()
+
+
+def test_nobody_changes_keys_without_end(world: World) -> None:
+    """Each change is work for lb, and no byte that counts against the client's turn: others would wait for its end."""
+    with (
+        socket.create_connection(world.serving.address("mixed"), DEADLINE) as plain,
+        contextlib.closing(UpdatingClient(plain, b"a.term.example.com")) as client,
+        world.plain.accept() as peer,
+    ):
+        plain.sendall(client.updates(200) + client.data(b"still here"))
+        assert read_exactly(peer, 10) == b"still here"
+        flood = client.updates(9_000)
+        world.serving.lb.signal(signal.SIGSTOP)
+        plain.sendall(flood)
+        world.serving.lb.signal(signal.SIGCONT)
+        assert ends_by_reset(peer)
 
 
 def test_a_terminated_name_goes_to_tls_endpoints(world: World) -> None:
