@@ -149,6 +149,15 @@ CODES: dict[str, Code] = {
 NOT_LISTENED_FOR = ("LB2005", "LB4010", "LB4011", "LB4012", "LB4013", "LB4015")
 """Why a port of a load balancer, or one of its clients, finds nobody."""
 
+WHERE_TO_LISTEN = (
+    "spec.loadBalancerIP",
+    "metadata.annotations[lb/addresses]",
+    "metadata.annotations[lb/load-balancer]",
+    "metadata.annotations[metallb.io/loadBalancerIPs]",
+    "metadata.annotations[metallb.universe.tf/loadBalancerIPs]",
+)
+"""Fields of which a mistake has the same effect."""
+
 
 class Problems:
     """Collects problems in the order they are found, each once."""

@@ -33,7 +33,7 @@ from lb.model.upstream import Upstream
 from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES, count_problems
-from lb.problems import NOT_LISTENED_FOR, Origin, Problem, Severity
+from lb.problems import NOT_LISTENED_FOR, WHERE_TO_LISTEN, Origin, Problem, Severity
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import DatagramStats, EndpointStats, UpstreamStats
@@ -165,7 +165,7 @@ def load_balancers(daemon: Daemon, wanted: str) -> tuple[schema.LoadBalancerInfo
             ports.setdefault(listener.origin, []).append(listener)
     problems: dict[Origin, list[Problem]] = {}
     for problem in daemon.pipeline.translated_problems:
-        if problem.origin in ports or problem.code in NOT_LISTENED_FOR or problem.field == "spec.loadBalancerIP":
+        if problem.origin in ports or problem.code in NOT_LISTENED_FOR or problem.field in WHERE_TO_LISTEN:
             problems.setdefault(problem.origin, []).append(problem)
     infos, upstreams = {info.name: info for info in listeners(daemon)}, daemon.engine.upstream_stats()
     place = daemon.pipeline.place

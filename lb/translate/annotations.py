@@ -50,6 +50,8 @@ GUARDED: dict[str, str] = {
     "health": "its endpoints are not checked until it is mended: half understood, a check might find good ones bad",
     "clients": "nobody gets in until it is mended",
     "tls": "requests are answered 503 until it is mended: they might go out in the clear, or to anybody",
+    "proxy_protocol": "its endpoints get no connections until it is mended: without lb's header clients might send one",
+    "transparent": "its endpoints get nothing until it is mended: they might take all clients for lb",
 }
 """Parts of which a mistake costs the whole, and what that means."""
 
@@ -71,6 +73,15 @@ class Annotation(NamedTuple):
     """Raises ValueError with a text for people."""
     text: str
     """One sentence for the documentation."""
+
+
+class NarrowedError(ValueError):
+    """A value that cannot be read as a whole, and what is taken instead: the default would let in more."""
+
+    def __init__(self, mistake: str, value: object, effect: str) -> None:
+        super().__init__(mistake)
+        self.value = value
+        self.effect = effect
 
 
 class Said(NamedTuple):
@@ -157,12 +168,30 @@ def _flag(value: str) -> bool:
     return value == "true"
 
 
-def parse_addresses(value: str) -> tuple[str, ...]:
-    addresses = tuple(filter(None, (one.strip() for one in value.split(","))))
-    for one in addresses:
-        if not is_ip_address(one):
-            raise ValueError(f"{one!r} is no IP address")
-    return tuple(dict.fromkeys(str(ipaddress.ip_address(one)) for one in addresses))
+def _rate(value: str) -> int:
+    try:
+        return parse_count(value)
+    except ValueError as error:
+        raise NarrowedError(str(error), 1, "one a second is let in until it is mended") from None
+
+
+def _wants_lb(value: str) -> bool:
+    try:
+        return _flag(value)
+    except ValueError as error:
+        raise NarrowedError(str(error), value=False, effect="lb does not listen for it until it is mended") from None
+
+
+def parse_addresses(value: str) -> tuple[str, ...] | None:
+    """None when nothing is written; never fewer than none of those that are, which would stand for all."""
+    written = tuple(filter(None, (one.strip() for one in value.split(","))))
+    good = tuple(dict.fromkeys(str(ipaddress.ip_address(one)) for one in written if is_ip_address(one)))
+    bad = [one for one in written if not is_ip_address(one)]
+    if bad:
+        mistake = f"{', '.join(map(repr, bad))} {'is no IP address' if len(bad) == 1 else 'are no IP addresses'}"
+        effect = f"lb listens on {', '.join(good)} only" if good else "nothing listens for it until it is mended"
+        raise NarrowedError(mistake, good, effect)
+    return good or None
 
 
 def _redirect(value: str) -> int:
@@ -306,7 +335,7 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         ("Service",),
         "load_balancer",
         "",
-        _flag,
+        _wants_lb,
         "Whether lb listens on the ports of a Service of type LoadBalancer that has no `loadBalancerClass`.",
     ),
     Annotation(
@@ -347,13 +376,13 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "max-connection-rate",
         "max_connection_rate",
         "New TCP connections a second on each port of a Service of type LoadBalancer; those over it are reset.",
-        parse_count,
+        _rate,
     ),
     _stream(
         "max-connection-rate-per-client",
         "max_connection_rate_per_client",
         "The same from one address; of IPv6 from one /64 network.",
-        parse_count,
+        _rate,
     ),
     _datagram("udp-idle-timeout", "idle_timeout_ms", _duration, "How long a UDP session may be silent; `0`: no limit."),
     _datagram(
@@ -371,14 +400,14 @@ ANNOTATIONS: tuple[Annotation, ...] = (
     _datagram(
         "max-session-rate",
         "max_session_rate",
-        parse_count,
+        _rate,
         "New UDP sessions a second on each port of a Service of type LoadBalancer; datagrams that would begin more are "
         "dropped.",
     ),
     _datagram(
         "max-session-rate-per-client",
         "max_session_rate_per_client",
-        parse_count,
+        _rate,
         "The same from one address; of IPv6 from one /64 network.",
     ),
     _route("response-timeout", "response_timeout_ms", _duration, "From the end of the request to the response's head."),
@@ -599,6 +628,9 @@ def read_annotations(stored: Stored, place: Place, problems: Problems, served: C
             continue
         try:
             values[entry.part][entry.field] = entry.parse(annotations[name].strip())
+        except NarrowedError as error:
+            values[entry.part][entry.field] = error.value
+            _report_value(stored, entry, str(error), problems, error.effect)
         except ValueError as error:
             _report_value(stored, entry, str(error), problems)
             if entry.part in GUARDED:
@@ -641,12 +673,12 @@ def report_health_unused(stored: Stored, field: str, check_type: str, problems: 
     )
 
 
-def _report_value(stored: Stored, entry: Annotation, error: str, problems: Problems) -> None:
+def _report_value(stored: Stored, entry: Annotation, error: str, problems: Problems, effect: str = "") -> None:
     problems.add(
         "LB5001",
         stored.origin,
         f"{entry.name}: {error}",
-        why=GUARDED.get(entry.part, "the default is used"),
+        why=effect or GUARDED.get(entry.part, "the default is used"),
         fix=entry.text,
         field=f"metadata.annotations[{entry.name}]",
     )

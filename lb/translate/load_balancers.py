@@ -24,7 +24,7 @@ from lb.objects.core import ConfigMap, Service
 from lb.objects.networking import ServiceBackendPort
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
-from lb.translate.annotations import Values
+from lb.translate.annotations import Values, field_of
 from lb.translate.ingress import Directory
 from lb.translate.options import Options
 from lb.translate.places import Places, place_taken
@@ -61,9 +61,11 @@ def claim_service(stored: Stored, options: Options) -> StreamClaim | None:
     service = cast(Service, stored.object)
     if service.spec.type != "LoadBalancer":
         return None
-    values, served = read_service(stored, service, options, Problems())  # what is wrong is told of the upstream
+    mistakes = Problems()  # told of the upstream, if there is one
+    values, served = read_service(stored, service, options, mistakes)
     if not served:
-        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service),))
+        unread = [one for one in mistakes if one.field == field_of("load_balancer", "")]
+        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service), *unread))
     return _ServiceClaim(stored, service, values, options).make()
 
 
@@ -79,7 +81,7 @@ class _ServiceClaim:
             msgspec.structs.replace(options.stream, **values.stream),
             msgspec.structs.replace(options.datagram, **values.datagram),
         )
-        self._addresses: Sequence[str] = values.addresses or ()
+        self._addresses: Sequence[str] | None = values.addresses
 
     def make(self) -> StreamClaim:
         addresses = self._listen_on()
@@ -121,7 +123,7 @@ class _ServiceClaim:
 
     def _listen_on(self) -> Sequence[str]:
         """Addresses; the empty one stands for all."""
-        if self._addresses:
+        if self._addresses is not None:
             return self._addresses
         wanted = self._service.spec.load_balancer_ip
         if not wanted:
@@ -145,16 +147,17 @@ class _ServiceClaim:
         if not ranges:
             written = (self._service.metadata.annotations or {}).get(SOURCE_RANGES, "")
             field, ranges = f"metadata.annotations[{SOURCE_RANGES}]", tuple(filter(None, written.split(",")))
-        good = []
-        for one in map(str.strip, ranges):
+        entries = [one.strip() for one in ranges]
+        good = [one for one in entries if is_network(one)]
+        why = "clients from there are not let in" if good else "nobody would be let in: nothing listens for the Service"
+        for one in entries:
             if is_network(one):
-                good.append(one)
                 continue
             self._problems.add(
                 "LB4012",
                 self._stored.origin,
                 f"source range {one!r} of Service {self._name} is no network",
-                why="clients from there are not let in",
+                why=why,
                 fix="write one such as 10.0.0.0/8 or fd00::/8",
                 field=field,
             )

@@ -239,6 +239,9 @@ class _ServiceTranslation:
         if is_tcp:
             header = use.header if use.header != "none" else said[0]
         transparent = bool(self._values.transparent)
+        for part in ("proxy_protocol", "transparent") if is_tcp else ("transparent",):
+            if part in self._values.mistakes:
+                endpoints, why = (), self._values.mistakes[part]
         options = self._options.upstream
         if self._values.upstream:
             options = msgspec.structs.replace(options, **self._values.upstream)

@@ -18,6 +18,8 @@ from lb.objects.core import Service
 from lb.objects.view import Stored
 from lb.problems import Problem, Problems
 from lb.translate.annotations import (
+    GUARDED,
+    NarrowedError,
     Part,
     Said,
     Values,
@@ -55,6 +57,8 @@ class VendorAnnotation(NamedTuple):
     """What it says, in the parts and fields of lb's own annotations. ValueError with a text for people."""
     text: str
     """For the documentation."""
+    says: Part | None = None
+    """The part that a mistake must not leave to the default."""
 
 
 def read_service(stored: Stored, service: Service, options: Options, problems: Problems) -> tuple[Values, bool]:
@@ -64,15 +68,17 @@ def read_service(stored: Stored, service: Service, options: Options, problems: P
     if not is_served(service, values, options):
         return values, False
     said: list[Said] = []
+    mistakes: dict[str, str] = {}
     without_effect: list[str] = []
     annotations = service.metadata.annotations or {}
     for entry in VENDOR_ANNOTATIONS:
         if entry.name in annotations:
-            said += _read(stored, entry, annotations[entry.name].strip(), without_effect, problems)
+            said += _read(stored, entry, annotations[entry.name].strip(), without_effect, mistakes, problems)
     known = {entry.name for entry in VENDOR_ANNOTATIONS} | {SOURCE_RANGES}
     without_effect += [name for name in annotations if name.startswith(PREFIXES) and name not in known]
     report_without_effect(stored, without_effect, problems)
-    return values.over(said), True
+    mistakes = {part: mistake for part, mistake in mistakes.items() if getattr(values, part) is None}
+    return msgspec.structs.replace(values.over(said), mistakes={**mistakes, **values.mistakes}), True
 
 
 def is_served(service: Service, values: Values, options: Options) -> bool:
@@ -100,23 +106,31 @@ def left_to_others(stored: Stored, service: Service) -> Problem:
 
 
 def _read(
-    stored: Stored, entry: VendorAnnotation, value: str, without_effect: list[str], problems: Problems
+    stored: Stored,
+    entry: VendorAnnotation,
+    value: str,
+    without_effect: list[str],
+    mistakes: dict[str, str],
+    problems: Problems,
 ) -> Iterator[Said]:
+    why = "the default is used"
     try:
         for one in entry.read(value):
             if one.part is not None:
                 yield one
             else:
                 without_effect.append(f"{entry.name} ({one.field})" if one.field else entry.name)
+        return
+    except NarrowedError as error:
+        yield Said(entry.says, "", error.value)
+        what, why = str(error), error.effect
     except ValueError as error:
-        problems.add(
-            "LB5001",
-            stored.origin,
-            f"{entry.name}: {error}",
-            why="the default is used",
-            fix=entry.text,
-            field=f"metadata.annotations[{entry.name}]",
-        )
+        what = str(error)
+        if entry.says in GUARDED:
+            mistakes[entry.says] = f"{entry.name}: {error}"
+            why = GUARDED[entry.says]
+    field = f"metadata.annotations[{entry.name}]"
+    problems.add("LB5001", stored.origin, f"{entry.name}: {what}", why=why, fix=entry.text, field=field)
 
 
 def _says(part: Part, field: str, parse: Callable[[str], object]) -> Callable[[str], Iterable[Said]]:
@@ -205,9 +219,14 @@ _SHARING = "lb lets Services share an address on different ports without it."
 
 VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
     VendorAnnotation(
-        "metallb.universe.tf/loadBalancerIPs", _says("addresses", "", parse_addresses), "As `lb/addresses`."
+        "metallb.universe.tf/loadBalancerIPs",
+        _says("addresses", "", parse_addresses),
+        "As `lb/addresses`.",
+        "addresses",
     ),
-    VendorAnnotation("metallb.io/loadBalancerIPs", _says("addresses", "", parse_addresses), "As `lb/addresses`."),
+    VendorAnnotation(
+        "metallb.io/loadBalancerIPs", _says("addresses", "", parse_addresses), "As `lb/addresses`.", "addresses"
+    ),
     VendorAnnotation("metallb.universe.tf/allow-shared-ip", _nothing, _SHARING),
     VendorAnnotation("metallb.io/allow-shared-ip", _nothing, _SHARING),
     VendorAnnotation(f"{_AWS}type", _kind, "`nlb-ip` as `lb/targets: endpoints`."),
@@ -237,7 +256,10 @@ VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
         "`load_balancing.cross_zone.enabled: true` is what lb does.",
     ),
     VendorAnnotation(
-        f"{_AWS}proxy-protocol", _says("proxy_protocol", "", _proxy_protocol), "`*` as `lb/proxy-protocol: v2`."
+        f"{_AWS}proxy-protocol",
+        _says("proxy_protocol", "", _proxy_protocol),
+        "`*` as `lb/proxy-protocol: v2`.",
+        "proxy_protocol",
     ),
     VendorAnnotation(
         f"{_AWS}healthcheck-protocol",
