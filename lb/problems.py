@@ -117,6 +117,7 @@ CODES: dict[str, Code] = {
     "LB4013": Code("error", "entry of tcp-services or udp-services is not valid"),
     "LB4014": Code("error", "timeout of session affinity is out of range"),
     "LB4015": Code("error", "more ports are asked for than lb listens on"),
+    "LB4016": Code("error", "Service has a value that Kubernetes refuses"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),
@@ -151,6 +152,8 @@ NOT_LISTENED_FOR = ("LB2005", "LB4010", "LB4011", "LB4012", "LB4013", "LB4015")
 
 WHERE_TO_LISTEN = (
     "spec.loadBalancerIP",
+    "spec.ports",
+    "spec.type",
     "metadata.annotations[lb/addresses]",
     "metadata.annotations[lb/load-balancer]",
     "metadata.annotations[metallb.io/loadBalancerIPs]",

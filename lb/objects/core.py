@@ -70,8 +70,22 @@ class ServiceSpec(
     allocate_load_balancer_node_ports: bool | None = None
 
 
+class LoadBalancerIngress(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    ip: str | None = None
+
+
+class LoadBalancerStatus(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    ingress: tuple[LoadBalancerIngress, ...] | None = None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    load_balancer: LoadBalancerStatus | None = None
+
+
 class Service(Object, frozen=True, omit_defaults=True, gc=False):
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus | None = None
+    """What the load balancer before lb has said: never where lb listens."""
 
 
 class ObjectReference(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -9,13 +9,14 @@ ranges; ingress-nginx docs/user-guide/exposing-tcp-udp-services.md and `controll
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
 
-from lb.model.address import is_network
+from lb.model.address import is_ip_address, is_network
 from lb.model.datagram import Datagram, DatagramOptions
 from lb.model.listener import Listener, Transport
 from lb.model.route import Forward, WeightedUpstream
@@ -29,7 +30,7 @@ from lb.translate.ingress import Directory
 from lb.translate.options import Options
 from lb.translate.places import Places, place_taken
 from lb.translate.precedence import Age, age_of
-from lb.translate.services import Reference, missing_port, resolve_reference
+from lb.translate.services import MISSING_SERVICE, Reference, missing_port, resolve_reference
 from lb.translate.vendors import SOURCE_RANGES, left_to_others, read_service
 
 _TRANSPORTS: dict[str, Transport] = {"TCP": "tcp", "UDP": "udp"}
@@ -54,29 +55,62 @@ class StreamClaim(msgspec.Struct, frozen=True):
     references: tuple[Reference, ...] = ()
     """Service ports that they lead to."""
     problems: tuple[Problem, ...] = ()
+    advertised: tuple[str, ...] = ()
+    """Addresses that clients were told by the load balancer before lb."""
+
+
+_WORDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "type": (("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"), "lb does not listen for it"),
+    "sessionAffinity": (("None", "ClientIP"), "no client is kept on its endpoint"),
+    "externalTrafficPolicy": (("Cluster", "Local"), "it is taken for Cluster"),
+}
+"""Fields of a Service's spec that hold one of a few words, and what becomes of another one."""
+
+
+def _refused_words(stored: Stored, service: Service) -> Iterator[Problem]:
+    """What the API server would not have let into an export (LB4016)."""
+    spec = service.spec
+    written = {
+        "type": spec.type,
+        "sessionAffinity": spec.session_affinity,
+        "externalTrafficPolicy": spec.external_traffic_policy,
+    }
+    for field, (words, why) in _WORDS.items():
+        word = written[field]
+        if not word or word in words:
+            continue
+        near = next((one for one in words if one.lower() == word.lower()), "")
+        near = near or "".join(difflib.get_close_matches(word, words, n=1))
+        name = f"{service.metadata.namespace}/{service.metadata.name}"
+        what = f"Service {name} has {field} {word!r}, which Kubernetes does not know"
+        fix = f"did you mean {near}?" if near else f"write {', '.join(words[:-1])} or {words[-1]}"
+        yield Problem("LB4016", stored.origin, what, why, fix, f"spec.{field}")
 
 
 def claim_service(stored: Stored, options: Options) -> StreamClaim | None:
     """What a Service of type LoadBalancer wants, if it is lb's."""
     service = cast(Service, stored.object)
+    refused = tuple(_refused_words(stored, service))
     if service.spec.type != "LoadBalancer":
-        return None
+        return StreamClaim(age_of(service.metadata), problems=refused) if refused else None
     mistakes = Problems()  # told of the upstream, if there is one
     values, served = read_service(stored, service, options, mistakes)
     if not served:
         unread = [one for one in mistakes if one.field == field_of("load_balancer", "")]
-        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service), *unread))
-    return _ServiceClaim(stored, service, values, options).make()
+        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service), *unread, *refused))
+    return _ServiceClaim(stored, service, values, options, refused).make()
 
 
 class _ServiceClaim:
     """One Service; holds what all its ports share."""
 
-    def __init__(self, stored: Stored, service: Service, values: Values, options: Options) -> None:
+    def __init__(
+        self, stored: Stored, service: Service, values: Values, options: Options, refused: Iterable[Problem]
+    ) -> None:
         self._stored = stored
         self._service = service
         self._name = f"{service.metadata.namespace}/{service.metadata.name}"
-        self._problems = Problems()
+        self._problems = Problems(refused)
         self._carrying = Carrying(
             msgspec.structs.replace(options.stream, **values.stream),
             msgspec.structs.replace(options.datagram, **values.datagram),
@@ -86,6 +120,7 @@ class _ServiceClaim:
     def make(self) -> StreamClaim:
         addresses = self._listen_on()
         allow = self._source_ranges()
+        self._check_for_ports()
         references = {f"spec.ports[{index}]": self._refer(index) for index in range(len(self._service.spec.ports))}
         listeners: list[Listener] = []
         if allow is not None:
@@ -103,7 +138,24 @@ class _ServiceClaim:
             tuple(listeners),
             tuple(one for one in references.values() if one is not None),
             tuple(self._problems),
+            self._advertised(),
         )
+
+    def _check_for_ports(self) -> None:
+        if not self._service.spec.ports:
+            self._problems.add(
+                "LB4016",
+                self._stored.origin,
+                f"Service {self._name} of type LoadBalancer has no ports",
+                why="nothing listens for it",
+                fix="write them, such as `ports: [{port: 5432}]`",
+                field="spec.ports",
+            )
+
+    def _advertised(self) -> tuple[str, ...]:
+        status = self._service.status
+        told = status.load_balancer.ingress if status is not None and status.load_balancer is not None else None
+        return tuple(one.ip for one in told or () if one.ip and is_ip_address(one.ip))
 
     def _refer(self, index: int) -> Reference | None:
         """To a port of the Service itself, if lb can carry what comes there."""
@@ -238,7 +290,7 @@ def _read_entry(
         requests=False,
     )
     if reference.mistake:
-        what, fix = f"Service {namespace}/{service} does not exist", "check namespace and name"
+        what, fix = f"Service {namespace}/{service} does not exist", MISSING_SERVICE
         if reference.mistake == "LB4002":
             what, fix = missing_port(reference, table)
         why = f"connections to port {key} are reset" if transport == "tcp" else f"datagrams to port {key} are dropped"
@@ -293,10 +345,10 @@ def settle(
     names = dict(taken)
     over: dict[Origin, Listener] = {}
     problems = Problems()
-    for listener in _oldest_first(claims):
+    for listener, advertised in _oldest_first(claims):
         rival = names.get(listener.name) or places.holder(listener)
         if rival is not None:
-            problems.extend((place_taken(listener, rival),))
+            problems.extend((place_taken(listener, rival, _fix_of_place(listener, rival, advertised)),))
         elif len(won) >= MOST_LISTENERS:
             over.setdefault(listener.origin, listener)
         else:
@@ -306,10 +358,28 @@ def settle(
     return won, tuple(problems)
 
 
-def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[Listener]:
+def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[tuple[Listener, tuple[str, ...]]]:
+    """With the addresses that clients know of its object."""
     # A Service and a ConfigMap may be of one age and name.
     for claim in sorted((one for one in claims if one.listeners), key=lambda one: (one.age, one.listeners[0].name)):
-        yield from claim.listeners
+        yield from ((listener, claim.advertised) for listener in claim.listeners)
+
+
+def _fix_of_place(loser: Listener, winner: Listener, advertised: Sequence[str]) -> str:
+    service = next((one.origin for one in (loser, winner) if one.origin.kind == "Service"), None)
+    if service is not None and "ConfigMap" in (loser.origin.kind, winner.origin.kind):
+        whose = f"{service.namespace}/{service.name}"
+        return (
+            f'if Service {whose} is the one that brings these ports to ingress-nginx, lb/load-balancer: "false" on it '
+            "leaves them to the ConfigMap; else give one of them another port, or the Service lb/addresses of its own"
+        )
+    if advertised and not loser.address:
+        addresses = ", ".join(advertised)
+        return (
+            f'lb/addresses: "{addresses}" has it listen where its status says that clients find it, once this host '
+            "has these addresses; or give one of them another port"
+        )
+    return ""
 
 
 def _too_many(first: Listener) -> Problem:

@@ -24,7 +24,7 @@ from lb.problems import Origin, Problem, Problems
 from lb.translate.ingress import Directory
 from lb.translate.places import Places, place_taken
 from lb.translate.precedence import shadow_problem
-from lb.translate.services import Reference, missing_port, resolved_endpoints
+from lb.translate.services import MISSING_SERVICE, Reference, missing_port, resolved_endpoints
 from lb.translate.shadow import shadowed_routes
 
 _SERVICE_UPSTREAM = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[0-9]{1,5})(?P<udp>/udp)?")
@@ -229,7 +229,7 @@ def _refer(directory: Directory, reference: Reference) -> Reference:
 
 def _bad_reference(directory: Directory, reference: Reference, route: Route | StreamRoute) -> Problem:
     if reference.mistake == "LB4001":
-        what, fix = f"Service {reference.namespace}/{reference.service} does not exist", "check namespace and name"
+        what, fix = f"Service {reference.namespace}/{reference.service} does not exist", MISSING_SERVICE
     else:
         what, fix = missing_port(reference, directory.table(reference.namespace, reference.service))
     lost = (

@@ -39,8 +39,8 @@ def _places(listener: Listener) -> list[tuple[object, ...]]:
     return [(address, listener.port, listener.transport) for address in addresses]
 
 
-def place_taken(loser: Listener, winner: Listener) -> Problem:
-    """The problem that somebody listens there already (LB4011)."""
+def place_taken(loser: Listener, winner: Listener, fix: str = "") -> Problem:
+    """The problem that somebody listens there already (LB4011), and how to fix it where more is known of the two."""
     whose = winner.origin.place or winner.origin.object or "lb's own"
     return Problem(
         "LB4011",
@@ -48,6 +48,6 @@ def place_taken(loser: Listener, winner: Listener) -> Problem:
         f"listener {loser.name} on {loser.bind} meets listener {winner.name} on {winner.bind} ({whose})",
         why="native files and Ingresses go first, then the older object or the first in a file; this one does not "
         "listen there",
-        fix="give one of them another port, or an address of its own (for Services the annotation lb/addresses)",
+        fix=fix or "give one of them another port, or an address of its own (for Services the annotation lb/addresses)",
         field=next((route.field for route in loser.carried_routes), ""),
     )
