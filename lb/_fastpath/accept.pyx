@@ -88,9 +88,11 @@ from lb._fastpath.reactor cimport (
     io_bury,
     io_enqueue,
     io_watch,
+    refusal,
     table_pin_one,
     table_unpin_one,
 )
+from lb._fastpath.ring cimport VERSION_TCP
 from lb._fastpath.table cimport (
     MAX_HOST,
     find_host,
@@ -141,7 +143,7 @@ cdef void client_gone(conn* c) noexcept nogil:
         bump(&stats.closed)
 
 
-cdef void turn_away(listening* l, int fd, int reason) noexcept nogil:
+cdef void turn_away(listening* l, int fd, int reason, const unsigned char* peer, uint16_t port) noexcept nogil:
     """Say why in a few bytes that a fresh socket always takes, and close; where it is not known that the client speaks
     HTTP, reset.
     """
@@ -151,7 +153,9 @@ cdef void turn_away(listening* l, int fd, int reason) noexcept nogil:
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
     )
     cdef size_t size = 0
-    if lb_reason_statuses[reason] == 429:
+    cdef int status = 0 if l.carries else 503
+    if not l.carries and lb_reason_statuses[reason] == 429:
+        status = 429
         text = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n"
     bump(&r.counts.reasons[reason])
     if l.carries:
@@ -163,6 +167,46 @@ cdef void turn_away(listening* l, int fd, int reason) noexcept nogil:
             size += 1
         send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT)
     close(fd)
+    if r.s.logging:
+        log_turned_away(l, peer, port, reason, status)
+
+
+cdef void log_turned_away(
+    listening* l, const unsigned char* peer, uint16_t port, int reason, int status
+) noexcept nogil:
+    cdef refusal what
+    what.client = NULL
+    what.listener_name = l.name
+    what.listener_name_size = l.name_size
+    what.peer = peer
+    what.port = port
+    what.reason = reason
+    what.status = status
+    what.version = VERSION_TCP
+    l.base.r.s.log_refusal(l.base.r, &what)
+
+
+cdef void log_refused(conn* c, int reason, int status) noexcept nogil:
+    """A record of a connection that comes to its end before an exchange or a flow could have one."""
+    cdef reactor* r = c.base.r
+    cdef refusal what
+    if not r.s.logging or c.base.flags & IO_DEAD:
+        return
+    what.client = &c.base
+    what.listener_name = c.listener_name
+    what.listener_name_size = c.listener_name_size
+    what.peer = NULL if c.local else &c.peer[0]
+    what.port = c.peer_port
+    what.reason = reason
+    what.status = status
+    what.version = VERSION_TCP
+    r.s.log_refusal(r, &what)
+
+
+cdef void refuse(conn* c, int reason) noexcept nogil:
+    """Close without an answer, and say why where who looks for the client can find it."""
+    log_refused(c, reason, 0)
+    server_close(c, reason)
 
 
 # ----------------------------------------------------------------------------------------------------------- accepting
@@ -190,7 +234,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         reason = LB_R_NO_UPSTREAM
     if reason != LB_R_OK:
         lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, reason)
+        turn_away(l, fd, reason, NULL if local else &peer[0], port)
         if stats != NULL and reason != LB_R_NO_UPSTREAM:
             bump(&stats.rejected)
         return
@@ -199,7 +243,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         if counted:
             forget_client(r, peer, 0)
         lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, LB_R_NO_MEMORY)
+        turn_away(l, fd, LB_R_NO_MEMORY, NULL if local else &peer[0], port)
         return
     c.local = local
     memcpy(c.peer, peer, 16)
@@ -259,7 +303,7 @@ cdef void greet(conn* c, listener_view* view) noexcept nogil:
         if io_watch(&c.base):
             carry(c, view.stream)
         else:
-            server_close(c, LB_R_NO_DESCRIPTORS)
+            refuse(c, LB_R_NO_DESCRIPTORS)
         return
     if view != NULL and view.names != NULL:
         begin_hello(c, view)
@@ -268,7 +312,7 @@ cdef void greet(conn* c, listener_view* view) noexcept nogil:
     else:
         server_open(c)
     if not io_watch(&c.base):
-        server_close(c, LB_R_NO_DESCRIPTORS)
+        refuse(c, LB_R_NO_DESCRIPTORS)
 
 
 cdef void carry(conn* c, const stream_view* route) noexcept nogil:
@@ -284,11 +328,11 @@ cdef void begin_proxied(conn* c, listener_view* view) noexcept nogil:
     c.timer.fire = proxied_timeout
     timer_set(&c.base.r.timers, &c.timer, c.base.r.now_ms + view.head_timeout_ms)
     if not io_watch(&c.base):
-        server_close(c, LB_R_NO_DESCRIPTORS)
+        refuse(c, LB_R_NO_DESCRIPTORS)
 
 
 cdef void proxied_timeout(timer* t) noexcept nogil:
-    server_close(<conn*>t.owner, LB_R_PROXY_HEADER_TIMEOUT)
+    refuse(<conn*>t.owner, LB_R_PROXY_HEADER_TIMEOUT)
 
 
 cdef void proxied_ready(io* source) noexcept nogil:
@@ -308,13 +352,15 @@ cdef void proxied_ready(io* source) noexcept nogil:
     elif n == 0 or errno != EAGAIN:
         size = PROXY_BAD
     if view == NULL or size == PROXY_BAD or (size == PROXY_MORE and source.flags & (IO_HALF_CLOSED | IO_BROKEN)):
+        if n > 0:  # who goes without a word, as a check of the port does, is only counted
+            log_refused(c, LB_R_BAD_PROXY_HEADER, 0)
         server_close(c, LB_R_BAD_PROXY_HEADER)
         return
     if size == PROXY_MORE:
         source.flags &= ~<uint32_t>IO_READABLE
         return
     if not keep_header(c, &header):
-        server_close(c, LB_R_NO_MEMORY)
+        refuse(c, LB_R_NO_MEMORY)
         return
     recv(source.fd, r.scratch_in, <size_t>size, MSG_DONTWAIT)
     timer_rest(&c.timer)
@@ -328,7 +374,7 @@ cdef void proceed(conn* c, listener_view* view) noexcept nogil:
     cdef int reason = LB_R_OK if c.local else why_not_client(c.base.r, view, c.slot, c.peer, &counted)
     c.counted = counted
     if reason != LB_R_OK:
-        server_close(c, reason)
+        refuse(c, reason)
         return
     if view.stream != NULL:
         carry(c, view.stream)
@@ -437,7 +483,7 @@ cdef void hello_ready(io* source) noexcept nogil:
     if not source.flags & IO_READABLE:
         return
     if view == NULL:
-        server_close(c, LB_R_NO_UPSTREAM)
+        refuse(c, LB_R_NO_UPSTREAM)
         return
     n = recv(source.fd, r.scratch_in, HELLO_MOST, MSG_PEEK | MSG_DONTWAIT)
     if n > 0:
@@ -551,6 +597,7 @@ cdef void shake_hands(conn* c, listener_view* view) noexcept nogil:
 
 
 cdef void handshake_timeout(timer* t) noexcept nogil:
+    log_refused(<conn*>t.owner, LB_R_TLS_TIMEOUT, 0)
     end_handshake(<conn*>t.owner, LB_R_TLS_TIMEOUT)
 
 
@@ -572,8 +619,8 @@ cdef void refuse_handshake(conn* c, listener_view* view, int reason) noexcept no
     the client would lose the alert that says what is wrong (RFC 9112 9.6 tells the same of HTTP).
     """
     cdef reactor* r = c.base.r
-    if r.s.logging and (c.tls == NULL or c.tls.why != NULL):  # a client that just goes away is only counted
-        r.s.log_handshake(&c.base, reason)
+    if c.tls == NULL or c.tls.why != NULL:  # a client that just goes away is only counted
+        log_refused(c, reason, lb_reason_statuses[reason])
     if c.base.flags & IO_BROKEN:
         end_handshake(c, reason)
         return
@@ -622,9 +669,11 @@ cdef void handshake_ready(io* source) noexcept nogil:
     cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
     cdef int result
     if c.tls == NULL:
+        log_refused(c, LB_R_NO_MEMORY, 0)
         end_handshake(c, LB_R_NO_MEMORY)
         return
     if view == NULL or view.tls == NULL:
+        log_refused(c, LB_R_TLS_HANDSHAKE_FAILED, 0)
         end_handshake(c, LB_R_TLS_HANDSHAKE_FAILED)
         return
     if c.out_bytes and source.flags & IO_WRITABLE and not source.flags & IO_BROKEN:

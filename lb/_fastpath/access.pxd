@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from lb._fastpath.c.sys cimport pthread_t
 from lb._fastpath.datagram cimport session
 from lb._fastpath.exchange cimport exchange
-from lb._fastpath.reactor cimport io, shared
+from lb._fastpath.reactor cimport reactor, refusal, shared
 from lb._fastpath.stream cimport flow
 
 cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
@@ -91,6 +91,6 @@ cdef struct log_writer:
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
 cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
 cdef void log_session(const session* s, int64_t duration) noexcept nogil
-cdef void log_handshake(io* client, int reason) noexcept nogil
+cdef void log_refusal(reactor* r, const refusal* what) noexcept nogil
 cdef void* log_main(void* argument) noexcept nogil
 cdef void log_program_free(log_program* p) noexcept nogil

@@ -14,7 +14,6 @@ from lb._fastpath.c.sys cimport (
     lb_load_ptr,
     lb_load_u64,
     lb_reason_names,
-    lb_reason_statuses,
     lb_writable,
     lb_store_u64,
     lb_swap_ptr,
@@ -37,7 +36,7 @@ from lb._fastpath.proxy_protocol cimport (
     proxy_find,
     proxy_value,
 )
-from lb._fastpath.reactor cimport current_table, reactor
+from lb._fastpath.reactor cimport current_table, reactor, refusal
 from lb._fastpath.ring cimport (
     TEXT_CLIENT,
     TEXT_CLIENT_FINGERPRINT,
@@ -69,6 +68,7 @@ from lb._fastpath.ring cimport (
     log_record,
     ring,
     ring_commit,
+    ring_half_full,
     ring_reserve,
 )
 from lb._fastpath.table cimport table, text_at
@@ -257,33 +257,33 @@ cdef void log_session(const session* s, int64_t duration) noexcept nogil:
     ring_commit(&s.base.r.log, record.size)
 
 
-cdef void log_handshake(io* client, int reason) noexcept nogil:
-    """The same for a client whose handshake was refused: nobody else could tell why it does not get in."""
-    cdef const conn* c = <conn*>client
-    cdef reactor* r = client.r
+cdef void log_refusal(reactor* r, const refusal* what) noexcept nogil:
+    """The same for a client that is turned away: nobody else could tell why it does not get in.
+
+    It costs a client nothing to be refused, so it is not for these records to push out those of who is served.
+    """
     cdef const table* t = current_table(r)
     cdef const char* at[TEXT_COUNT]
     cdef uint32_t sizes[TEXT_COUNT]
-    cdef char address[46]
+    cdef char client[46]
+    cdef char proxy[46]
     cdef log_record* record
+    if ring_half_full(&r.log):
+        bump(&r.counts.log_dropped)
+        return
     memset(at, 0, sizeof(at))
     memset(sizes, 0, sizeof(sizes))
-    if not c.local:
-        at[TEXT_CLIENT] = address
-        sizes[TEXT_CLIENT] = <uint32_t>put_address(address, c.peer)
-    at[TEXT_LISTENER] = c.listener_name
-    sizes[TEXT_LISTENER] = c.listener_name_size
-    note_hello(c, at, sizes)
-    if c.tls != NULL:
-        at[TEXT_SERVER_NAME] = c.tls.sni
-        sizes[TEXT_SERVER_NAME] = c.tls.sni_size
-        if c.tls.why != NULL:
-            at[TEXT_TLS_ERROR] = c.tls.why
-            sizes[TEXT_TLS_ERROR] = size_of(c.tls.why)
+    if what.peer != NULL:
+        at[TEXT_CLIENT] = client
+        sizes[TEXT_CLIENT] = <uint32_t>put_address(client, what.peer)
+    at[TEXT_LISTENER] = what.listener_name
+    sizes[TEXT_LISTENER] = what.listener_name_size
+    if what.client != NULL:
+        note_refused(<const conn*>what.client, proxy, at, sizes)
     record = begin_record(r, at, sizes)
     if record == NULL:
         return
-    record.status = lb_reason_statuses[reason]
+    record.status = what.status
     record.end_realtime_ns = realtime_ns()
     record.duration_ns = 0
     record.queue_ns = 0
@@ -292,12 +292,24 @@ cdef void log_handshake(io* client, int reason) noexcept nogil:
     record.bytes_in = 0
     record.bytes_out = 0
     record.generation = t.generation if t != NULL else 0
-    record.client_port = c.peer_port
-    record.reason = <uint16_t>reason
+    record.client_port = what.port
+    record.reason = <uint16_t>what.reason
     record.attempts = 0
-    record.version = VERSION_TCP
+    record.version = <uint16_t>what.version
     record.grpc_status = -1
     ring_commit(&r.log, record.size)
+
+
+cdef void note_refused(const conn* c, char* proxy, const char** at, uint32_t* sizes) noexcept nogil:
+    """What a client has said before it was refused."""
+    note_proxy(c, proxy, at, sizes)
+    note_hello(c, at, sizes)
+    if c.tls != NULL:
+        at[TEXT_SERVER_NAME] = c.tls.sni
+        sizes[TEXT_SERVER_NAME] = c.tls.sni_size
+        if c.tls.why != NULL:
+            at[TEXT_TLS_ERROR] = c.tls.why
+            sizes[TEXT_TLS_ERROR] = size_of(c.tls.why)
 
 
 cdef void note_hello(const conn* c, const char** at, uint32_t* sizes) noexcept nogil:

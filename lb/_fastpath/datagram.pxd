@@ -21,6 +21,8 @@ cdef enum:
     HELD_BYTES = 262144
     BUCKETS_LEAST = 1024
     BURST_MOST = 32  # answers of one session that are read at once
+    # Records a second of clients that are refused, for each socket: they may come from invented addresses.
+    REFUSALS_LOGGED = 10
     DRAIN_SILENCE_MS = 2000  # when lb stops, a session that was silent for so long is over
 
 cdef enum:  # session.flags
@@ -46,6 +48,7 @@ cdef struct datagram_socket:
     session* newest[2]
     session* oldest[2]
     uint32_t counts[2]
+    int64_t refusals_full_ns  # the bucket of records of who is refused
 
 cdef struct session:
     io base  # its socket towards the endpoint

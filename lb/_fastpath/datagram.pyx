@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from lb._fastpath.access cimport log_session
+from lb._fastpath.access cimport log_refusal, log_session
 from lb._fastpath.balance cimport (
     PICK_FULL,
     PICK_UNHEALTHY,
@@ -112,9 +112,10 @@ from lb._fastpath.counters cimport (
 )
 from lb._fastpath.endpoint cimport ADMIN_DOWN, HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
-from lb._fastpath.limits cimport client_in_rate, count_client, forget_client, listener_in_rate
+from lb._fastpath.limits cimport client_in_rate, count_client, filled, forget_client, listener_in_rate
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
-from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue
+from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue, refusal
+from lb._fastpath.ring cimport VERSION_UDP
 from lb._fastpath.table cimport datagram_view, draw_target, in_networks, listener_view, table, target, upstream_view
 from lb._fastpath.timers cimport timer_cancel, timer_set
 from lb._fastpath.transport cimport note_address, socket_as_client
@@ -199,7 +200,10 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
         if s == NULL and view.max_sessions_per_client:
             forget_client(r, peer, l.slot + 1)
     if s == NULL:
-        drop_messages(&l.udp, b, i, i + 1, reason if reason != LB_R_OK else LB_R_NO_MEMORY)
+        if reason == LB_R_OK:
+            reason = LB_R_NO_MEMORY
+        drop_messages(&l.udp, b, i, i + 1, reason)
+        log_refused(l, peer, port, reason)
         return NULL
     memcpy(s.peer, peer, 16)
     s.peer_port = port
@@ -234,6 +238,25 @@ cdef int why_not(datagram_socket* l, const datagram_view* view, const unsigned c
             forget_client(r, peer, l.slot + 1)
         return LB_R_CONNECTION_RATE
     return LB_R_OK
+
+
+cdef void log_refused(datagram_socket* l, const unsigned char* peer, uint16_t port, int reason) noexcept nogil:
+    """A record of some of those who are refused; the counters have them all."""
+    cdef reactor* r = l.udp.base.r
+    cdef refusal what
+    cdef int64_t full_ns = filled(l.refusals_full_ns, r.now_ns, REFUSALS_LOGGED) if r.s.logging else 0
+    if full_ns == 0:
+        return
+    l.refusals_full_ns = full_ns
+    what.client = NULL
+    what.listener_name = l.name
+    what.listener_name_size = l.name_size
+    what.peer = peer
+    what.port = port
+    what.reason = reason
+    what.status = 0
+    what.version = VERSION_UDP
+    log_refusal(r, &what)
 
 
 cdef int make_room(datagram_socket* l, const datagram_view* view) noexcept nogil:

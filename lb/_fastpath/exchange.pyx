@@ -2,7 +2,7 @@
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from lb._fastpath.access cimport log_exchange, log_handshake
+from lb._fastpath.access cimport log_exchange, log_refusal
 from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
@@ -1196,4 +1196,4 @@ cdef void exchange_install(shared* s) noexcept nogil:
     s.retry_waiting = retry_waiting
     s.take_back = upstream_take_back
     s.cut_off = cut_off
-    s.log_handshake = log_handshake
+    s.log_refusal = log_refusal

@@ -27,4 +27,5 @@ cdef struct rate_row:
 cdef bint count_client(reactor* r, const unsigned char* peer, uint32_t room, int most) noexcept nogil
 cdef void forget_client(reactor* r, const unsigned char* peer, uint32_t room) noexcept nogil
 cdef bint client_in_rate(reactor* r, const unsigned char* peer, uint32_t room, int rate) noexcept nogil
+cdef int64_t filled(int64_t full_ns, int64_t now_ns, int rate) noexcept nogil
 cdef bint listener_in_rate(reactor* r, uint32_t slot, int rate) noexcept nogil

@@ -4,7 +4,7 @@ A reactor turns when something is ready, when a timer is due, when it is woken, 
 start of each turn is its quiescent point: whatever table it saw before, it holds none now but those its exchanges
 have pinned.
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
 from lb._fastpath.counters cimport counters, stats_space
@@ -75,6 +75,17 @@ cdef struct error_answer:
     uint32_t body_size
     error_answer* next
 
+cdef struct refusal:
+    # A client that is turned away before there is an exchange, a flow or a session of it.
+    io* client  # conn*, which may know more of it; NULL: it has none
+    const char* listener_name
+    uint32_t listener_name_size
+    uint16_t port
+    const unsigned char* peer  # NULL: it has come by a Unix socket
+    int reason
+    int status  # 0: it was not answered
+    int version  # VERSION_TCP or VERSION_UDP
+
 cdef struct shared:
     # What all reactors of an engine share.
     # control plane
@@ -94,7 +105,7 @@ cdef struct shared:
     void (*cut_flows)(reactor* r) noexcept nogil  # and before it the connections whose bytes are only carried
     void (*cut_sessions)(reactor* r) noexcept nogil  # UDP sessions as well
     void (*open_flow)(io* client) noexcept nogil  # the client of a listener that carries bytes has been let in
-    void (*log_handshake)(io* client, int reason) noexcept nogil  # a client's handshake is refused
+    void (*log_refusal)(reactor* r, const refusal* what) noexcept nogil
     uint64_t secret  # random; keys the hash of client addresses
     affinity_entry* affinity  # NULL until an upstream wants it, then for ever
     void* ticket_keys  # tls.pxd; swapped atomically

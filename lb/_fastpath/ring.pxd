@@ -64,6 +64,10 @@ cdef struct ring:
     char padding[64]
     uint64_t taken  # consumer
 
+cdef inline bint ring_half_full(ring* q) noexcept nogil:
+    """What anybody can make lb write, without being served, ends here: the other half is for those who are."""
+    return 2 * (q.written - lb_load_u64(&q.taken)) >= q.size
+
 cdef inline char* ring_reserve(ring* q, uint64_t size) noexcept nogil:
     """Room for a record of `size` bytes (a multiple of 8) in one piece, or NULL. ring_commit makes it visible."""
     cdef uint64_t at = q.written & (q.size - 1)

@@ -2,7 +2,7 @@
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from lb._fastpath.accept cimport client_gone
+from lb._fastpath.accept cimport client_gone, log_refused
 from lb._fastpath.access cimport log_flow
 from lb._fastpath.announce cimport announce_client, target_of
 from lb._fastpath.balance cimport (
@@ -132,6 +132,7 @@ cdef void open_flow(io* client) noexcept nogil:
     cdef const stream_view* view = d.carried
     cdef flow* f = flow_new(d, view)
     if f == NULL:
+        log_refused(d, LB_R_NO_MEMORY, 0)
         bump(&r.counts.reasons[LB_R_NO_MEMORY])
         conn_close(d, True)
         client_gone(d)

@@ -173,7 +173,7 @@ def upstreams(client: Client, name: str | None, offset: int) -> None:
 @click.argument("endpoint", default="")
 @click.pass_obj
 def drain(client: Client, upstream: str, endpoint: str) -> None:
-    """Give an endpoint (or all of an upstream) nothing new; what it has goes on."""
+    """Give an endpoint (or all of an upstream) nothing new; requests, TCP connections and UDP sessions go on."""
     _change(client, upstream, endpoint, state="drain")
 
 
@@ -182,7 +182,10 @@ def drain(client: Client, upstream: str, endpoint: str) -> None:
 @click.argument("endpoint", default="")
 @click.pass_obj
 def down(client: Client, upstream: str, endpoint: str) -> None:
-    """Like drain, and close the connections that are kept to it."""
+    """Like drain, and close kept connections that carry no request; UDP sessions move after their drain_timeout.
+
+    Requests under way and TCP connections that are carried go on until they end.
+    """
     _change(client, upstream, endpoint, state="down")
 
 

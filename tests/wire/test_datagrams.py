@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -56,6 +57,7 @@ def site(
         native.carry_datagrams("few", free_port(), "server", max_sessions=4)
         native.carry_datagrams("few-each", free_port(), "echo", max_sessions_per_client=2)
         native.carry_datagrams("chosen", free_port(), "echo", allow=["127.0.0.2", "::1"])
+        native.carry_datagrams("not-you", free_port(), "echo", allow=["127.0.0.2"])
         native.carry_datagrams("nobody", free_port(), "nobody")
         native.carry_datagrams("moving", free_port(), "second")
         native.carry_datagrams("empty", free_port(), "empty")
@@ -277,6 +279,8 @@ def test_a_client_has_so_many_sessions(site: Serving) -> None:
         before = dropped(site, "few-each", "too-many-from-client")
         clients[2].send(b"c")
         wait_until(lambda: dropped(site, "few-each", "too-many-from-client") == before + 1, "it is dropped")
+        port = clients[2].getsockname()[1]
+        site.lb.wait_log(1, listener="few-each", client="127.0.0.61", client_port=port, reason="too-many-from-client")
         assert ask(clients[0], b"still") == b"still"
         with udp_client(address, "127.0.0.62") as other:
             assert ask(other, b"d") == b"d"
@@ -288,6 +292,11 @@ def test_who_is_not_let_in_is_not_answered(site: Serving) -> None:
         client.send(b"knock")
         wait_until(lambda: dropped(site, "chosen", "source-refused") == before + 1, "it is dropped")
         assert hears_nothing(client, 0.05)
+        port = client.getsockname()[1]
+    (record,) = site.lb.wait_log(1, listener="chosen", client="127.0.0.1", client_port=port)
+    assert (record["reason"], record["protocol"], record["status"], record["duration"]) == (
+        "source-refused", "UDP", 0, 0,
+    )  # fmt: skip
     with udp_client(site.address("chosen"), "127.0.0.2") as client:
         assert ask(client, b"let in") == b"let in"
 
@@ -342,6 +351,21 @@ def test_an_endpoint_that_dies_ends_its_sessions(site: Serving) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_a_flood_of_refused_sources_leaves_some_records(site: Serving) -> None:
+    """Ten a second of each thread: addresses are easily invented, and a disk is easily filled."""
+    before = dropped(site, "not-you", "source-refused")
+    count, began = 300, time.monotonic()
+    with udp_client(site.address("not-you")) as client:
+        for _ in range(count):
+            client.send(b"knock")
+        wait_until(lambda: dropped(site, "not-you", "source-refused") == before + count, "all are counted")
+    most = 10 * (1 + time.monotonic() - began) + 1
+    site.lb.wait_log(1, listener="not-you", reason="source-refused")
+    with udp_client(site.address("plain")) as client:
+        assert ask(client, b"hello") == b"hello"
+    assert len(site.lb.wait_log(5, listener="not-you", reason="source-refused")) <= most
 
 
 def test_a_flood_of_sources_is_bounded(site: Serving) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.harness.backend import RawBackend
 from tests.harness.client import get
-from tests.harness.native import Native
+from tests.harness.native import Native, respond
 from tests.harness.ports import free_port
 from tests.harness.proxy_header import v2
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, echo
 from tests.harness.udp import UdpServer, ask, udp_client
 from tests.harness.udp import echo as udp_echo
-from tests.harness.waiting import wait_until
+from tests.harness.waiting import DEADLINE, wait_until
 
 PROXY = "127.0.0.7"
 RATE = 3
@@ -79,6 +81,10 @@ def test_a_rate_is_kept(site: Serving, protocol: str, limit: str, reason: str) -
     assert count_until_refused(site, listener, "127.0.0.11") >= RATE
     wait_until(lambda: site.lb.metric("lb_exchange_end_total", reason=reason) > ended, "it is counted")
     assert site.lb.metric("lb_listener_connections_rejected_total", listener=listener) > rejected
+    record = site.lb.wait_log(1, listener=listener, client="127.0.0.11", reason=reason)[-1]
+    status = {"tcp-all": 0, "tcp-each": 0, "http-all": 503, "http-each": 429}[listener]
+    assert (record["status"], record["protocol"], record["duration"]) == (status, "TCP", 0)
+    assert record["client_port"]
     wait_until(lambda: is_let_in(site, listener, "127.0.0.11"), "time brings new ones")
 
 
@@ -99,6 +105,8 @@ def test_behind_a_proxy_it_is_the_clients_rate(site: Serving, protocol: str) -> 
     assert count_until_refused(site, listener, PROXY, v2("192.0.2.1")) >= RATE
     for number in range(2, 2 + 2 * RATE):
         assert is_let_in(site, listener, PROXY, v2(f"192.0.2.{number}"))
+    record = site.lb.wait_log(1, listener=listener, client="192.0.2.1", reason="client-connection-rate")[-1]
+    assert (record["proxy"], record["status"]) == (PROXY, 0), "it is closed without an answer"
 
 
 @pytest.mark.parametrize(("limit", "reason"), [("all", "connection-rate"), ("each", "client-connection-rate")])
@@ -118,6 +126,8 @@ def test_new_udp_sessions_a_second(site: Serving, limit: str, reason: str) -> No
             stack.enter_context(udp_client(site.address(listener), "127.0.0.15")).send(b"one more")
             sent += 1
         assert dropped()
+        record = site.lb.wait_log(1, listener=listener, client="127.0.0.15", reason=reason)[0]
+        assert (record["protocol"], record["status"], record["duration"]) == ("UDP", 0, 0)
         for client in clients:
             assert ask(client, b"again") == b"again"
 
@@ -135,3 +145,35 @@ def test_a_change_resets_no_bucket(tmp_path: Path) -> None:
                 changes += 1
                 let_in += is_let_in(site, "tcp-each", "127.0.0.14")
                 assert changes < MOST
+
+
+def test_refusals_push_no_record_of_who_is_served_out(tmp_path: Path) -> None:
+    """While nobody reads the log, its ring fills: those who are turned away get half of it."""
+    native = Native()
+    native.listen("full", free_port(), max_connections=1)
+    native.listen("open", free_port())
+    native.host("own.test", respond("own", 200, "own"))
+    pipe, end = os.pipe()
+    try:
+        # Long records keep the writer at each of them: what it cannot write for a second, it gives up.
+        form = "%{listener} %{target:raw} %{reason} " + 2_000 * "x"
+        options = ("--access-log", f"/proc/{os.getpid()}/fd/{end}", "--log-format", form)
+        with serving(tmp_path, native, None, *options, threads=1) as site, site.connect("full") as holder:
+            assert holder.ask(get("own.test")).status == 200
+            knocks = 0
+            while not site.lb.metric("lb_access_log_dropped_total"):
+                for _ in range(500):
+                    with suppress(ConnectionResetError), site.connect("full"):
+                        knocks += 1
+                assert knocks < 20_000
+            with site.connect("open") as client:
+                assert client.ask(get("own.test", "/served")).status == 200
+            log, seen = b"", 0
+            while b"open /served local-answer" not in log:
+                assert select.select([pipe], [], [], DEADLINE)[0]
+                log = log[-3_000:] + os.read(pipe, 65_536)
+                seen += log.count(b"full  too-many-connections")
+            assert seen
+    finally:
+        os.close(pipe)
+        os.close(end)

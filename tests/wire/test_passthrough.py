@@ -414,10 +414,13 @@ def test_a_hello_that_does_not_come_in_time(world: World, said: bytes) -> None:
     lb = world.serving.lb
     before = lb.metric("lb_exchange_end_total", reason="tls-timeout")
     with socket.create_connection(world.serving.address("hasty"), DEADLINE) as client:
+        port = client.getsockname()[1]
         client.sendall(said)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
     wait_until(lambda: lb.metric("lb_exchange_end_total", reason="tls-timeout") > before, "it is counted")
+    (record,) = lb.wait_log(1, listener="hasty", client="127.0.0.1", client_port=port)
+    assert (record["reason"], record["status"]) == ("tls-timeout", 0)
 
 
 def test_the_time_limit_ends_with_the_hello(world: World) -> None:

@@ -144,12 +144,33 @@ def test_a_header_says_who_the_client_is(site: Serving, server: TcpServer, name:
 def test_a_bad_header_ends_the_connection(site: Serving, name: str) -> None:
     before = site.lb.metric("lb_exchange_end_total", reason="bad-proxy-header")
     with from_proxy(site) as client:
+        port = client.socket.getsockname()[1]
         client.send(BAD[name])
         client.finish()
         assert client.rest() == b""
     wait_until(
         lambda: site.lb.metric("lb_exchange_end_total", reason="bad-proxy-header") == before + 1, "it is counted"
     )
+    (record,) = site.lb.wait_log(1, listener="tcp", client=PROXY, client_port=port)
+    assert (record["reason"], record["status"], record["duration"]) == ("bad-proxy-header", 0, 0)
+
+
+def test_who_says_nothing_is_only_counted(site: Serving) -> None:
+    """A check of the port, which would come every second."""
+    before = site.lb.metric("lb_exchange_end_total", reason="bad-proxy-header")
+    with from_proxy(site) as client:
+        port = client.socket.getsockname()[1]
+        client.finish()
+        assert client.rest() == b""
+    wait_until(
+        lambda: site.lb.metric("lb_exchange_end_total", reason="bad-proxy-header") == before + 1, "it is counted"
+    )
+    with from_proxy(site) as client:
+        other = client.socket.getsockname()[1]
+        client.send(b"nonsense")
+        client.rest()
+    site.lb.wait_log(1, client_port=other)
+    assert not [record for record in site.lb.log_records() if record["client_port"] == port]
 
 
 def test_a_header_that_is_cut_off_is_bad(site: Serving) -> None:
@@ -177,8 +198,10 @@ def test_random_headers_do_no_harm(site: Serving) -> None:
 
 def test_a_header_that_does_not_come_is_not_waited_for(site: Serving) -> None:
     with from_proxy(site, "http") as client:
+        port = client.socket.getsockname()[1]
         client.send(b"PROXY TC")
         assert client.rest() == b""
+    site.lb.wait_log(1, listener="http", client=PROXY, client_port=port, reason="proxy-header-timeout")
     wait_until(lambda: site.lb.metric("lb_exchange_end_total", reason="proxy-header-timeout") > 0, "it is counted")
 
 
@@ -247,6 +270,8 @@ def test_limits_count_clients_and_not_proxies(site: Serving) -> None:
         with from_proxy(site, "few-each") as third:
             third.send(v1("192.0.2.1") + b"hello")
             assert third.rest() == b""
+    (record,) = site.lb.wait_log(1, listener="few-each", reason="too-many-from-client")
+    assert (record["client"], record["client_port"], record["proxy"]) == ("192.0.2.1", 4711, PROXY)
 
 
 # -------------------------------------------------------------------------------------------------------- to endpoints

@@ -413,6 +413,9 @@ def test_no_more_connections_than_allowed(site: Serving, server: TcpServer) -> N
     for listener in ("few", "few-each"):
         with flow(site, server, listener) as (client, peer):
             assert is_reset(site, listener)
+            reason = "too-many-connections" if listener == "few" else "too-many-from-client"
+            record = last_record(site, listener, reason=reason)
+            assert (record["client"], record["status"], record["duration"]) == ("127.0.0.1", 0, 0)
             client.sendall(b"unharmed")
             assert peer.recv(100) == b"unharmed"
         wait_until(
