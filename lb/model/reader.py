@@ -384,9 +384,10 @@ class _Reader(ValueReader):
         self, path: str, content: Mapping[str, Any], defaults: CarriedOptionsT
     ) -> CarriedOptionsT:
         options = self._read_options(path, content, defaults)
-        if content.get("allow") and not options.allow:
-            # An empty list lets in everybody: the listener is not opened.
-            raise MistakeError(f"{path}.allow", "who may connect is not understood", "mend it")
+        # An empty list lets in everybody, or takes a proxy for the client: the listener is not opened.
+        for key, what in (("allow", "who may connect"), ("proxy_protocol", "who sends PROXY headers")):
+            if content.get(key) and not getattr(options, key, ()):
+                raise MistakeError(f"{path}.{key}", f"{what} is not understood", "mend it")
         return options
 
     def _read_stream(

@@ -229,6 +229,8 @@ VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
     ),
     VendorAnnotation("metallb.universe.tf/allow-shared-ip", _nothing, _SHARING),
     VendorAnnotation("metallb.io/allow-shared-ip", _nothing, _SHARING),
+    VendorAnnotation("metallb.io/ip-allocated-from-pool", _nothing, "MetalLB's own note on what it has done."),
+    VendorAnnotation("metallb.universe.tf/ip-allocated-from-pool", _nothing, "MetalLB's own note on what it has done."),
     VendorAnnotation(f"{_AWS}type", _kind, "`nlb-ip` as `lb/targets: endpoints`."),
     VendorAnnotation(f"{_AWS}name", _nothing, _INSIDE_AWS),
     VendorAnnotation(f"{_AWS}additional-resource-tags", _nothing, _INSIDE_AWS),

@@ -404,6 +404,15 @@ def test_a_list_of_clients_of_which_nobody_is_left_lets_in_nobody() -> None:
     assert config.listeners == {}
 
 
+def test_networks_of_proxies_of_which_none_is_left_take_nobody_for_a_client() -> None:
+    config, problems = load(TCP % "proxy_protocol: [lan]", {})
+    assert "db" not in config.listeners
+    assert [one.field for one in problems] == [
+        "listeners.db.stream.proxy_protocol[0]",
+        "listeners.db.stream.proxy_protocol",
+    ]
+
+
 def test_names_in_their_short_and_long_forms() -> None:
     config, problems = load(
         TLS % "forward: web, names: {a: web, '*.b': [{forward: {web: 2}, alpn: [h2]}, {forward: web, name: x}]}", {}
