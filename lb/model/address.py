@@ -9,6 +9,9 @@ UNIX_PREFIX = "unix:"
 MAX_UNIX_PATH_BYTES = 107
 """unix(7): sun_path has 108 bytes, and one of them ends it."""
 
+ANY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104  # compares, does not bind
+"""All addresses of both families (as it is shown), or of one."""
+
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import msgspec
 
+from lb.model.address import ANY_ADDRESS
 from lb.model.address import is_ip_address as is_address
 from lb.model.listener import Transport
 
@@ -51,6 +52,8 @@ class Ask(msgspec.Struct, frozen=True):
     """Whom the client names in the TLS handshake; an address is no name."""
     alpn: tuple[str, ...] = ()
     """What it offers there (ALPN)."""
+    address: str = ""
+    """IP address that the client connects to; empty when it is told by a name only."""
 
     @property
     def transport(self) -> Transport:
@@ -92,7 +95,14 @@ def make_ask(
         scheme=scheme,
         server_name=_server_name(parts["authority"]),
         alpn=tuple(alpn) or (_BROWSER if scheme == "https" else ()),
+        address=_address(parts["authority"]),
     )
+
+
+def _address(authority: str) -> str:
+    """Of a URL's host; empty when that is a name."""
+    host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+    return str(ip_address(host)) if is_address(host) and host not in ANY_ADDRESS else ""
 
 
 def _server_name(authority: str) -> str:
@@ -111,7 +121,7 @@ def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], clien
     if client:
         ip_address(client)
     name = _server_name(authority) if scheme == "tls" else ""
-    return Ask(authority, "", port, scheme.upper(), (), client, scheme, name, tuple(alpn))
+    return Ask(authority, "", port, scheme.upper(), (), client, scheme, name, tuple(alpn), _address(authority))
 
 
 def _split_line(line: str) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from lb.model.address import ANY_ADDRESS
+from lb.model.address import is_ip_address as is_address
 from lb.model.ask import Ask
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
@@ -41,7 +43,7 @@ from lb.model.explanation import (
 )
 from lb.model.form import option_fields
 from lb.model.health import describe_check
-from lb.model.listener import HttpOptions, Listener
+from lb.model.listener import HttpOptions, Listener, write_bind
 from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Respond, Route, RouteOptions, VirtualHost
@@ -66,6 +68,9 @@ STATUS = {
     "no-healthy-endpoint": 503,
 }
 """What lb answers for the reasons that routing can end with: a part of lb/_fastpath/c/reasons.h."""
+
+_OTHERS_SHOWN = 3
+"""More listeners on other addresses say less."""
 
 NO_LISTENER = "no-listener"
 """Not one of the data plane's reasons: where nothing listens, no request arrives."""
@@ -257,7 +262,7 @@ class _Explainer:
                 one.name,
                 one.bind,
                 one.host_set if one.has_hosts else "",
-                "lost" if index or one.name in self._closed else "won",
+                "lost" if index or one.name in self._closed or not (name or self._fits(one)) else "won",
                 self._source(one.origin),
                 self._published_at(one),
                 self._closed.get(one.name, ""),
@@ -270,6 +275,8 @@ class _Explainer:
             where = f"listener {name}" if name is not None else f"port {self._ask.port}{udp}"
             raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
         chosen = candidates[0]
+        if name is None and not self._fits(chosen):
+            raise _End(NO_LISTENER, self._who_else(candidates))
         if chosen.name in self._closed:
             where = self._published_at(chosen) or chosen.bind
             raise _End(NO_LISTENER, f"nobody listens on {where} for {chosen.name}: {self._closed[chosen.name]}")
@@ -287,24 +294,55 @@ class _Explainer:
         """
         listeners = [one for one in self._config.listeners.values() if one.transport == self._ask.transport]
         port = self._ask.port
-        candidates = [one for one in listeners if _port_of(self._published.get(one.name, "")) == port]
-        candidates = candidates or [one for one in listeners if one.port == port]
+        reached = [one for one in listeners if _port_of(self._published.get(one.name, "")) == port]
+        mapped = [one for one in listeners if one.port == port]
+        candidates = reached or mapped
+        if not any(map(self._fits, candidates)) and any(map(self._fits, mapped)):
+            candidates = mapped
         if not candidates and len(listeners) == 1:
             candidates = listeners
             only = candidates[0]
-            self._notes.append(
-                f"no listener has port {port}: this is what the only one does, {only.name} on {only.bind}"
-            )
+            if self._fits(only):
+                self._notes.append(
+                    f"no listener has port {port}: this is what the only one does, {only.name} on {only.bind}"
+                )
         return sorted(candidates, key=self._distance)
 
     def _distance(self, listener: Listener) -> int:
         """The listener on the very address that is asked for stands before those on all addresses, and one that is
-        open before one that is not."""
+        open before one that is not; those on other addresses come last."""
+        if not self._fits(listener):
+            return 4
         if listener.name in self._closed:
             return 3
-        if listener.address == self._ask.host.rpartition(":")[0].strip("[]"):
+        addresses = [_address_of(place) for place in self._places(listener)]
+        if self._ask.address in addresses:
             return 0
-        return 1 if listener.address in ("", "0.0.0.0", "::") else 2  # noqa: S104  # compares, does not bind
+        return 1 if any(one in ANY_ADDRESS for one in addresses) else 2
+
+    def _fits(self, listener: Listener) -> bool:
+        """Whether it listens on the address that is asked for. A name says no address."""
+        asked = self._ask.address
+        places = self._places(listener)
+        if not listener.address:  # the kernel says [::] of what takes both families
+            places = [place.replace("[::]:", "*:") for place in places]
+        return not asked or any(_covers_address(place, asked) for place in places)
+
+    def _places(self, listener: Listener) -> list[str]:
+        """Where it is reached, and its own place, from which somebody may map the port that is asked for."""
+        places = [self._reached_at(listener), listener.bind]
+        return [place for place in places if _port_of(place) == self._ask.port] or places
+
+    def _reached_at(self, listener: Listener) -> str:
+        return self._published.get(listener.name, "") or listener.bind
+
+    def _who_else(self, others: Sequence[Listener]) -> str:
+        """That nothing listens on the address that is asked for, and who listens on which others."""
+        where = write_bind(self._ask.address, self._ask.port, self._ask.transport)
+        known = [f"{one.name} on {self._reached_at(one)}" for one in others if one.name not in self._closed]
+        shown = ", ".join(known[:_OTHERS_SHOWN])
+        more = f" and {len(known) - _OTHERS_SHOWN} more" if len(known) > _OTHERS_SHOWN else ""
+        return f"nothing listens on {where}; there is {shown or 'no open listener'}{more}"
 
     def _shake_hands(self, listener: Listener) -> Chosen | None:
         """What comes before the request on a listener that speaks TLS."""
@@ -518,6 +556,20 @@ def _port_of(address: str) -> int:
     """Of `*:8080` or `*:53/udp`; 0 for a Unix socket, or where there is none."""
     port = "" if address.startswith("unix:") else address.rpartition(":")[2].removesuffix("/udp")
     return int(port or 0)
+
+
+def _address_of(place: str) -> str:
+    """Of `[::1]:53/udp`; `*` where it is all addresses."""
+    address = place.rpartition(":")[0].strip("[]")
+    return str(ip_address(address)) if is_address(address) else address
+
+
+def _covers_address(place: str, address: str) -> bool:
+    """Whether clients of this address reach that place. To a Unix socket something else leads them."""
+    own = _address_of(place)
+    if own in ANY_ADDRESS:
+        return own == "*" or (":" in own) == (":" in address)
+    return own == address or place.startswith("unix:")
 
 
 def _port_text(listener: Listener) -> str:

@@ -281,7 +281,7 @@ def test_a_published_listener_that_cannot_be_opened_is_not_called_missing(engine
 
 def test_who_forgets_udp_is_told(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {(53, "tcp"): Bind("127.0.0.1", 5353)})
-    listeners.sync(names(dns=Listener("dns", 53, "127.0.0.1:0", "udp")))
+    listeners.sync(names(dns=Listener("dns", 53, "nowhere", "udp")))
     (told,) = listeners.unused()
     assert told.endswith("no TCP listener has port 53, but a UDP one has: write /udp behind it")
 

@@ -183,7 +183,7 @@ upstreams: {web: {endpoints: [10.0.0.1:80], proxy_protocol: v2, proxy_values: [s
         (Ask("shop.example.com", "/../b"), 400, "bad-target"),
         (Ask("shop.example.com", "/caf\udce9"), 400, "bad-target"),
         (Ask("shop.example.com", method="CONNECT"), 405, "method-refused"),
-        (Ask("127.0.0.1:80"), 404, "no-host"),
+        (Ask("127.0.0.1:80", address="127.0.0.1"), 404, "no-host"),
         (Ask("other"), 404, "no-route"),
         (Ask("shop.example.com", "/unweighted", method="PUT"), 503, "no-upstream"),
     ],
@@ -329,15 +329,19 @@ def test_explain_never_disagrees_with_the_matcher(data: st.DataObject) -> None:
     [
         ("http://Shop.example.com", [], Ask("Shop.example.com", scheme="http", server_name="shop.example.com")),
         ("shop.example.com.:81/a?b#c", [], Ask("shop.example.com.:81", "/a?b", 81, server_name="shop.example.com")),
-        ("https://u:p@[::1]/%2f", [], Ask("[::1]", "/%2f", 443, scheme="https", alpn=("h2", "http/1.1"))),
-        ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", scheme="tcp")),
-        ("udp://192.0.2.1:53", [], Ask("192.0.2.1:53", "", 53, "UDP", scheme="udp")),
+        (
+            "https://u:p@[::1]/%2f",
+            [],
+            Ask("[::1]", "/%2f", 443, scheme="https", alpn=("h2", "http/1.1"), address="::1"),
+        ),
+        ("tcp://[::1]:5432/", [], Ask("[::1]:5432", "", 5432, "TCP", scheme="tcp", address="::1")),
+        ("udp://192.0.2.1:53", [], Ask("192.0.2.1:53", "", 53, "UDP", scheme="udp", address="192.0.2.1")),
         ("tls://Db.example.com", [], Ask("Db.example.com", "", 443, "TLS", scheme="tls", server_name="db.example.com")),
-        ("tls://10.0.0.1:5432/", [], Ask("10.0.0.1:5432", "", 5432, "TLS", scheme="tls")),
+        ("tls://10.0.0.1:5432/", [], Ask("10.0.0.1:5432", "", 5432, "TLS", scheme="tls", address="10.0.0.1")),
         (
             "http://10.0.0.1:8080/",
             ["host: a", "X-A:  b c "],
-            Ask("a", "/", 8080, headers=(("host", "a"), ("X-A", "b c")), scheme="http"),
+            Ask("a", "/", 8080, headers=(("host", "a"), ("X-A", "b c")), scheme="http", address="10.0.0.1"),
         ),
     ],
 )
@@ -442,6 +446,84 @@ def test_no_datagram_comes_to_a_listener_of_connections() -> None:
     config, _ = from_content(yaml.safe_load("listeners: {http: {port: 80}}"), Origin(file="lb.yaml"))
     told = explain(config, make_ask("udp://192.0.2.1:80"))
     assert (told.reason, told.why) == ("no-listener", "nothing listens on port 80/udp; there is 80")
+
+
+ADDRESSES = """
+listeners:
+  three: {port: 5000, address: 192.168.10.7, protocol: tcp, stream: {forward: db}}
+  four: {port: 5000, address: 192.168.10.8, protocol: tcp, stream: {forward: db}}
+  six: {port: 5000, address: "FD00::6", protocol: udp, datagram: {forward: db}}
+  any4: {port: 5001, address: 0.0.0.0, protocol: tcp, stream: {forward: db}}
+  web: {port: 80, address: 192.168.10.7}
+  moved: {port: 81}
+  both: {port: 82}
+  tls: {port: 443, address: 192.168.10.7, protocol: tls, stream: {forward: db}}
+hosts: {default: {"*": [{respond: 200}]}}
+upstreams: {db: [10.0.1.1:5432]}
+"""
+
+
+def explain_address(url: str, *lines: str, closed: dict[str, str] | None = None) -> Explanation:
+    config, problems = from_content(yaml.safe_load(ADDRESSES), Origin(file="lb.yaml"))
+    assert problems == []
+    return explain(
+        config, make_ask(url, lines=lines), published={"moved": "127.0.0.1:8081", "both": "[::]:8082"}, closed=closed
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("tcp://192.168.10.8:5000", "four"),
+        ("tcp://db.example.com:5000", "three"),
+        ("tcp://0.0.0.0:5000", "three"),
+        ("udp://[fd00:0::6]:5000", "six"),
+        ("tcp://192.0.2.1:5001", "any4"),
+        ("http://192.168.10.7/", "web"),
+        ("http://shop.example.com/", "web"),
+        ("http://127.0.0.1:8081/", "moved"),
+        ("http://192.0.2.1:81/", "moved"),
+        ("http://192.0.2.1:8082/", "both"),
+    ],
+)
+def test_the_listener_of_the_address_that_is_asked_for(url: str, name: str) -> None:
+    told = explain_address(url)
+    assert [step.name for step in told.listeners if step.verdict == "won"] == [name]
+    assert told.reason != "no-listener"
+
+
+@pytest.mark.parametrize(
+    ("url", "lines", "why"),
+    [
+        (
+            "tcp://192.168.10.9:5000",
+            [],
+            "nothing listens on 192.168.10.9:5000; there is three on 192.168.10.7:5000, four on 192.168.10.8:5000",
+        ),
+        ("udp://[fd00::7]:5000", [], "nothing listens on [fd00::7]:5000/udp; there is six on [FD00::6]:5000/udp"),
+        ("tcp://[::1]:5001", [], "nothing listens on [::1]:5001; there is any4 on 0.0.0.0:5001"),
+        ("tls://192.168.10.8", [], "nothing listens on 192.168.10.8:443; there is tls on 192.168.10.7:443"),
+        (
+            "http://192.168.10.8/",
+            ["Host: shop"],
+            "nothing listens on 192.168.10.8:80; there is web on 192.168.10.7:80",
+        ),
+        ("http://192.0.2.1:8081/", [], "nothing listens on 192.0.2.1:8081; there is moved on 127.0.0.1:8081"),
+        ("udp://192.0.2.1:5003", [], "nothing listens on 192.0.2.1:5003/udp; there is six on [FD00::6]:5000/udp"),
+    ],
+)
+def test_nothing_listens_on_the_address_that_is_asked_for(url: str, lines: list[str], why: str) -> None:
+    told = explain_address(url, *lines)
+    assert (told.status, told.reason, told.why) == (None, "no-listener", why)
+    assert {step.verdict for step in told.listeners} == {"lost"}
+    assert told.notes == ()
+
+
+def test_listeners_that_are_closed_are_not_told_as_others() -> None:
+    told = explain_address("tcp://192.168.10.8:5000", closed={"four": "taken"})
+    assert told.why == "nobody listens on 192.168.10.8:5000 for four: taken"
+    told = explain_address("tcp://192.168.10.9:5000", closed={"four": "taken", "three": "taken"})
+    assert told.why == "nothing listens on 192.168.10.9:5000; there is no open listener"
 
 
 def test_a_connection_to_a_listener_of_http() -> None:
