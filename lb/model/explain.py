@@ -149,6 +149,7 @@ class _Explainer:
 
     def _walk(self, name: str | None) -> tuple[int | None, str, str]:
         listener = self._choose_listener(name)
+        self._note_proxies(listener)
         if listener.datagram is not None:
             return self._follow_carried(listener, listener.datagram.route, listener.datagram.options)
         if listener.stream is not None and listener.stream.route is not None:
@@ -195,14 +196,31 @@ class _Explainer:
         self._carried = True
         self._lost = "datagrams are dropped" if listener.transport == "udp" else "connections are reset"
         self._found["options"] = tuple(_carried_options(listener, options))
-        networks = ", ".join(options.allow)
-        if networks and not self._ask.client:
+        networks, client = ", ".join(options.allow), self._client_of(listener)
+        if networks and not client:
             self._notes.append(f"only clients in {networks} are let in: say whose {what} it is with --from")
-        elif networks and not _is_in(self._ask.client, options.allow):
-            raise _End("source-refused", f"{self._ask.client} is not in {networks}")
-        proxies = options.proxy_protocol if isinstance(options, StreamOptions) else ()
-        if not _is_in(self._ask.client, proxies):  # whose headers would say who the client is
-            self._chooser = self._ask.client
+        elif networks and not _is_in(client, options.allow):
+            raise _End("source-refused", f"{client} is not in {networks}")
+        self._chooser = client
+
+    def _client_of(self, listener: Listener) -> str:
+        """The client's address; empty where only the header of a proxy would tell it, and where nobody says it."""
+        proxies = _proxies_of(listener)
+        return "" if _is_in(self._ask.client, proxies) and not _is_everybody(proxies) else self._ask.client
+
+    def _note_proxies(self, listener: Listener) -> None:
+        """That a PROXY header is expected, and whose address is asked about."""
+        proxies = _proxies_of(listener)
+        if not proxies:
+            return
+        whose = "" if _is_everybody(proxies) else f" from {', '.join(proxies)}"
+        said = f"connections{whose} must begin with a PROXY header, which says who the client is"
+        if self._ask.client and not self._client_of(listener):
+            said += f": {self._ask.client} is such a proxy, so say with --from whom its header names"
+        elif self._ask.client:
+            alone = " or who comes without a proxy" if whose else ""
+            said += f": {self._ask.client} is taken for the one whom it names{alone}"
+        self._notes.append(said)
 
     def _choose_name(self, listener: Listener) -> NameRoute | None:
         """The route that takes the connection because of its server name; None: the hosts of HTTP are asked."""
@@ -546,10 +564,22 @@ class _Explainer:
             return
         trusted = self._is_trusted(listener)
         told = trusted and any(name.lower() == "x-forwarded-for" for name, _ in self._ask.headers)
-        if not told and not _is_in(self._ask.client, listener.http.proxy_protocol):
-            self._chooser = self._ask.client
+        if not told:
+            self._chooser = self._client_of(listener)
         verb = "believed and extended" if trusted else "replaced"
         self._notes.append(f"X-Forwarded-* headers from {ip_address(self._ask.client)} are {verb}")
+
+
+def _proxies_of(listener: Listener) -> tuple[str, ...]:
+    """Networks whose connections begin with a PROXY header."""
+    if listener.has_hosts:
+        return listener.http.proxy_protocol
+    return listener.stream.options.proxy_protocol if listener.stream is not None else ()
+
+
+def _is_everybody(networks: Sequence[str]) -> bool:
+    """Whether they leave no address of a family out."""
+    return any(ip_network(one, strict=False).prefixlen == 0 for one in networks)
 
 
 def _port_of(address: str) -> int:

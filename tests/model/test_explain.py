@@ -448,6 +448,43 @@ def test_no_datagram_comes_to_a_listener_of_connections() -> None:
     assert (told.reason, told.why) == ("no-listener", "nothing listens on port 80/udp; there is 80")
 
 
+PROXIES = """
+listeners:
+  some: {port: 1, protocol: tcp, stream: {forward: db, proxy_protocol: [10.0.0.0/8], allow: [192.0.2.0/24]}}
+  all: {port: 2, protocol: tcp, stream: {forward: db, proxy_protocol: [0.0.0.0/0, "::/0"]}}
+  web: {port: 80, http: {proxy_protocol: [10.0.0.0/8]}}
+hosts: {default: {"*": [{forward: db}]}}
+upstreams: {db: {endpoints: [10.0.1.1:5432, 10.0.1.2:5432], balance: maglev}}
+"""
+FROM_SOME = "connections from 10.0.0.0/8 must begin with a PROXY header, which says who the client is"
+FROM_ALL = "connections must begin with a PROXY header, which says who the client is"
+
+
+@pytest.mark.parametrize(
+    ("url", "client", "note", "chosen"),
+    [
+        ("tcp://a:1", "", FROM_SOME, False),
+        ("tcp://a:1", "10.1.1.1", f"{FROM_SOME}: 10.1.1.1 is such a proxy, so say with --from whom its header", False),
+        (
+            "tcp://a:1",
+            "192.0.2.1",
+            f"{FROM_SOME}: 192.0.2.1 is taken for the one whom it names or who comes without a proxy",
+            True,
+        ),
+        ("tcp://a:2", "10.1.1.1", f"{FROM_ALL}: 10.1.1.1 is taken for the one whom it names", True),
+        ("http://a/", "10.1.1.1", f"{FROM_SOME}: 10.1.1.1 is such a proxy", False),
+        ("http://a/", "192.0.2.1", f"{FROM_SOME}: 192.0.2.1 is taken for the one", True),
+    ],
+)
+def test_who_the_client_is_behind_proxies(url: str, client: str, note: str, *, chosen: bool) -> None:
+    config, problems = from_content(yaml.safe_load(PROXIES), Origin(file="lb.yaml"))
+    assert problems == []
+    told = explain(config, make_ask(url, client=client))
+    assert told.reason == "ok"
+    assert told.notes[0].startswith(note)
+    assert any(one.chosen for one in told.upstreams[0].endpoints) == chosen
+
+
 ADDRESSES = """
 listeners:
   three: {port: 5000, address: 192.168.10.7, protocol: tcp, stream: {forward: db}}
