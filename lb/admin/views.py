@@ -22,7 +22,7 @@ from lb.compile.tls import missing_groups
 from lb.model.ask import make_ask
 from lb.model.config import Config
 from lb.model.description import describe_carried
-from lb.model.explain import all_fail
+from lb.model.explain import all_fail, finds_nobody, say_not_served
 from lb.model.explain import explain as explain_request
 from lb.model.explanation import Explanation
 from lb.model.health import describe_check
@@ -34,6 +34,7 @@ from lb.observe import logs
 from lb.observe.metrics import requests_of
 from lb.pipeline import OUTCOMES, count_problems
 from lb.problems import NOT_LISTENED_FOR, WHERE_TO_LISTEN, Origin, Problem, Severity
+from lb.translate.unheard import unheard
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import DatagramStats, EndpointStats, UpstreamStats
@@ -354,17 +355,23 @@ def explain(
     daemon: Daemon, url: str, method: str, lines: Sequence[str], client: str, alpn: Sequence[str] = ()
 ) -> Explanation:
     """Why a request goes where it goes, with live endpoint states. ValueError for arguments that make no sense."""
-    listeners = daemon.pipeline.config.listeners
-    return explain_request(
-        daemon.pipeline.config,
-        make_ask(url, method, lines, client, alpn),
+    pipeline, ask = daemon.pipeline, make_ask(url, method, lines, client, alpn)
+    listeners = pipeline.config.listeners
+    told = explain_request(
+        pipeline.config,
+        ask,
         _EndpointStates(daemon),
         published={name: _reached_at(daemon, one) for name, one in listeners.items()},
         closed=_closed(daemon),
         renewals=_refused_renewals(daemon),
-        place=daemon.pipeline.place,
-        refused=daemon.pipeline.compiler.refused,
+        place=pipeline.place,
+        refused=pipeline.compiler.refused,
     )
+    if not finds_nobody(told, ask.port):
+        return told
+    problems = unheard(pipeline.translated_problems, pipeline.store, ask.port, ask.transport)
+    notes = (say_not_served(one, pipeline.place(one.origin)) for one in problems)
+    return msgspec.structs.replace(told, notes=(*told.notes, *notes))
 
 
 class _EndpointStates(Mapping[str, Sequence[Any]]):

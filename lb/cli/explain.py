@@ -28,7 +28,7 @@ from lb.cli.inputs import (
 )
 from lb.compile.tls import check as check_tls
 from lb.model.ask import Ask, make_ask
-from lb.model.explain import explain
+from lb.model.explain import explain, finds_nobody, say_not_served
 from lb.model.explanation import (
     CertificateStep,
     EndpointStep,
@@ -48,6 +48,7 @@ from lb.problems import Origin, Problem
 from lb.settings import SettingsError, parse_publish
 from lb.sources.locate import locate_all
 from lb.sources.store import Store
+from lb.translate.unheard import unheard
 
 StepT = TypeVar("StepT", ListenerStep, CertificateStep, RouteStep, UpstreamStep, EndpointStep)
 
@@ -130,7 +131,7 @@ def _explain_files(
     }
     _tell_unread(read.problems)
     told = _with_lines(explain(read.config, ask, published=published, refused=check_tls(read.config)))
-    return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told)))
+    return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told, ask)))
 
 
 def _tell_unread(problems: Sequence[Problem]) -> None:
@@ -140,15 +141,15 @@ def _tell_unread(problems: Sequence[Problem]) -> None:
             click.echo(f"lb explain: {problem.what}", err=True)
 
 
-def _left_out(read: Input, told: Explanation) -> Iterator[str]:
-    """The Ingresses that say something of the host and are not served: they won nothing, so no step shows them."""
-    if not told.hosts and told.reason != "no-host":
-        return  # it was refused before any rule was looked at
-    hosts = {told.host, *(step.hostname for step in told.hosts)}
-    problems = [one for one in read.problems if one.code in LEFT_OUT and hosts & _hosts_of(read.store, one)]
-    for problem, origin in zip(problems, locate_all([one.origin for one in problems]), strict=True):
-        place = f"{origin.place} {problem.field}".rstrip()
-        yield f"not served: {origin.object}: {problem.what} ({problem.code})  [{place}]"
+def _left_out(read: Input, told: Explanation, ask: Ask) -> Iterator[str]:
+    """The objects that say something of the port or host and are not served."""
+    problems: list[Problem] = []
+    if finds_nobody(told, ask.port):
+        problems += unheard(read.problems, read.store, ask.port, ask.transport)
+    if told.hosts or told.reason == "no-host":  # else it was refused before any rule was looked at
+        hosts = {told.host, *(step.hostname for step in told.hosts)}
+        problems += [one for one in read.problems if one.code in LEFT_OUT and hosts & _hosts_of(read.store, one)]
+    return map(say_not_served, problems, locate_all([one.origin for one in problems]))
 
 
 def _hosts_of(store: Store, problem: Problem) -> set[str]:

@@ -582,6 +582,18 @@ def _is_everybody(networks: Sequence[str]) -> bool:
     return any(ip_network(one, strict=False).prefixlen == 0 for one in networks)
 
 
+def finds_nobody(told: Explanation, port: int) -> bool:
+    """Whether no listener of that port takes what is asked, though none of them is just closed."""
+    ports = ((step, {_port_of(step.bind), _port_of(step.published)}) for step in told.listeners)
+    return not any(port in its and (step.verdict == "won" or step.closed) for step, its in ports)
+
+
+def say_not_served(problem: Problem, origin: Origin) -> str:
+    """Of an object that won nothing, so no step shows it. `origin` is where it stands now."""
+    place = f"{origin.place} {problem.field}".rstrip()
+    return f"not served: {origin.object}: {problem.what} ({problem.code})  [{place}]"
+
+
 def _port_of(address: str) -> int:
     """Of `*:8080` or `*:53/udp`; 0 for a Unix socket, or where there is none."""
     port = "" if address.startswith("unix:") else address.rpartition(":")[2].removesuffix("/udp")

@@ -32,6 +32,7 @@ from lb.problems import Origin, Problem
 from lb.settings import Admin, Bind
 from lb.settings import Metrics as MetricsSettings
 from lb.sockets import Opened
+from lb.sources.store import Store
 from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
 from tests.harness.certificates import Authority
 
@@ -48,6 +49,7 @@ class FakePipeline:
         self.last_refused: Build | None = None
         self.outcomes = Counter(published=7)
         self.compiler = SimpleNamespace(refused={})
+        self.store = Store()
         self.lock = asyncio.Lock()
         origin = Origin("Service", "shop", "web", "shop.yaml", 30, 1)
         self.read_problems: tuple[Problem, ...] = ()
@@ -219,6 +221,15 @@ async def test_explain_uses_the_published_port_and_live_states(api: Api, daemon:
     assert (answer["path"], answer["query"], answer["reason"]) == ("/1", "x=2", "ok")
     assert [one["verdict"] for one in answer["routes"]] == ["lost", "won", "lost", "not-reached"]
     assert [one["state"] for one in answer["upstreams"][0]["endpoints"]] == ["drain", "ready"]
+
+
+async def test_explain_tells_why_nothing_listens(api: Api, daemon: FakeDaemon) -> None:
+    origin = Origin("ConfigMap", "shop", "tcp", "tcp.yaml", 3)
+    daemon.pipeline.translated_problems = (Problem("LB4013", origin, "'x' is wrong", field="data[7001]"),)
+    told = await api.get("/v1/explain?url=tcp://192.0.2.1:7001")
+    assert told["reason"] == "no-listener"
+    assert told["notes"][-1] == "not served: ConfigMap shop/tcp: 'x' is wrong (LB4013)  [tcp.yaml:3 data[7001]]"
+    assert "notes" not in await api.get("/v1/explain?url=tcp://192.0.2.1:7002")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,41 @@ def test_rules_that_were_left_out_are_told(lb: Lb, tmp_path: Path) -> None:
     assert "notes" not in json.loads(lb("explain", "http://two.example.com/", *options).stdout)
 
 
+UNHEARD = """
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec:
+  type: LoadBalancer
+  ports: [{name: sql, port: 5432}, {name: dns, port: 53, protocol: UDP}, {name: x, port: 5000, protocol: SCTP}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: tcp, namespace: shop}
+data: {"7001": nonsense}
+"""
+NO_CLASS = "not served: Service shop/db: Service shop/db of type LoadBalancer has no class, and nobody asks lb"
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "note"),
+    [
+        ("tcp://a:5432", "", NO_CLASS),
+        ("udp://a:53", "", NO_CLASS),
+        ("tcp://a:53", "", ""),
+        ("tcp://a:5000", "--load-balancers", "not served: Service shop/db: port 5000 of Service shop/db is SCTP"),
+        ("tcp://a:7001", "--load-balancers", "not served: ConfigMap shop/tcp: 'nonsense' is not like"),
+        ("tcp://a:7002", "--load-balancers", ""),
+        ("tcp://a:5432", "--load-balancers", ""),
+    ],
+)
+def test_why_nothing_listens_is_told(lb: Lb, url: str, option: str, note: str) -> None:
+    options = [option] if option else []
+    result = lb("explain", url, "-", "--tcp-services", "shop/tcp", "--json", *options, input=UNHEARD)
+    notes = [one for one in json.loads(result.stdout).get("notes", ()) if "not served" in one]
+    assert [one[: len(note)] for one in notes] == ([note] if note else [])
+
+
 def test_a_file_that_cannot_be_read_is_told(lb: Lb) -> None:
     result = lb("explain", "http://one.example.com/", "no-such.yaml")
     assert "lb explain: no-such.yaml cannot be read" in result.stderr
