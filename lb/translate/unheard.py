@@ -9,14 +9,18 @@ from typing import cast
 from lb.model.listener import Transport
 from lb.objects.core import Service
 from lb.objects.view import View
-from lb.problems import NOT_LISTENED_FOR, Problem
+from lb.problems import NOT_LISTENED_FOR, WHERE_TO_LISTEN, Problem
 
 _ONE_PORT = re.compile(r"spec\.ports\[([0-9]+)\]")
 
 
 def unheard(problems: Iterable[Problem], view: View, port: int, transport: Transport) -> Iterator[Problem]:
     """Those that keep a port from being listened on. `view` has the objects that they are about."""
-    return (one for one in problems if one.code in NOT_LISTENED_FOR and _asks_for(one, view, port, transport))
+    return (
+        one
+        for one in problems
+        if (one.code in NOT_LISTENED_FOR or one.field in WHERE_TO_LISTEN) and _asks_for(one, view, port, transport)
+    )
 
 
 def _asks_for(problem: Problem, view: View, port: int, transport: Transport) -> bool:

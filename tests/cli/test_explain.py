@@ -109,6 +109,11 @@ apiVersion: v1
 kind: ConfigMap
 metadata: {name: tcp, namespace: shop}
 data: {"7001": nonsense}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: typo, namespace: shop}
+spec: {type: Loadbalancer, ports: [{port: 7003}]}
 """
 NO_CLASS = "not served: Service shop/db: Service shop/db of type LoadBalancer has no class, and nobody asks lb"
 
@@ -122,6 +127,7 @@ NO_CLASS = "not served: Service shop/db: Service shop/db of type LoadBalancer ha
         ("tcp://a:5000", "--load-balancers", "not served: Service shop/db: port 5000 of Service shop/db is SCTP"),
         ("tcp://a:7001", "--load-balancers", "not served: ConfigMap shop/tcp: 'nonsense' is not like"),
         ("tcp://a:7002", "--load-balancers", ""),
+        ("tcp://a:7003", "--load-balancers", "not served: Service shop/typo: "),
         ("tcp://a:5432", "--load-balancers", ""),
     ],
 )
