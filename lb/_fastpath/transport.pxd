@@ -26,6 +26,7 @@ cdef enum:
 
 cdef enum:
     IO_FULL = 128  # more than HIGH_WATER waits to be written: whoever feeds this connection stops reading
+    IO_ENDS = 4096  # the end of what is written goes out behind what waits
 
 cdef enum:  # results of conn_receive besides a size
     RECEIVE_END = 0

@@ -173,7 +173,10 @@ cdef void conn_shut(conn* c) noexcept nogil:
     if c.tls != NULL:
         tls_say_goodbye(c.tls)
         send_ciphertext(c)
-    shutdown(c.base.fd, SHUT_WR)
+    if c.out_bytes:  # a goodbye that the socket has no room for
+        c.base.flags |= IO_ENDS
+    else:
+        shutdown(c.base.fd, SHUT_WR)
 
 
 cdef void conn_leave(conn* c) noexcept nogil:
@@ -689,5 +692,8 @@ cdef void conn_drain(conn* c) noexcept nogil:
                 c.out_last = NULL
             page_free(&c.base.r.pages, p)
     hold_for_kernel(c)
+    if c.base.flags & IO_ENDS and c.out_bytes == 0:
+        c.base.flags &= ~<uint32_t>IO_ENDS
+        shutdown(c.base.fd, SHUT_WR)
     if c.out_bytes <= LOW_WATER:
         c.base.flags &= ~<uint32_t>IO_FULL
