@@ -55,9 +55,7 @@ def whole(cluster: Cluster) -> Iterator[None]:
     """Each test begins with all nodes, and no Service that it names; what was before is gone with its first one."""
     yield
     cluster.lb.assert_healthy()
-    cluster.services.clear()
-    cluster.serving_nodes = list(cluster.nodes)
-    cluster.families = slice(0, 2)
+    cluster.restore()
 
 
 def greeting(pod: Pod) -> Callable[[socket.socket], None]:

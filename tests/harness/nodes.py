@@ -187,6 +187,12 @@ class Cluster:
                         *(f"route add {to} via {by}" for to, by in zip(networks, other.addresses, strict=True))
                     )
 
+    def restore(self) -> None:
+        """All nodes again, with both families, and no Service."""
+        self.services.clear()
+        self.serving_nodes = list(self.nodes)
+        self.families = slice(0, 2)
+
     @property
     def pods(self) -> list[Pod]:
         """The first pods of all nodes, then the second ones."""
