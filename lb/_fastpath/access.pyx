@@ -391,9 +391,8 @@ cdef void flush(log_writer* w) noexcept nogil:
     cdef long n
     while at < w.used and w.program != NULL and w.program.fd >= 0:
         # A pipe may block for ever when its reader stands still, and making it non-blocking would change it for
-        # everybody
-        # who shares it: so ask first, and write no more than a pipe takes whole once it says that it takes some
-        # (pipe(7)).
+        # everybody who shares it: so ask first, and write no more than a pipe takes whole once it says that it takes
+        # some (pipe(7)).
         if not lb_writable(w.program.fd, PATIENCE_MS if lb_load_int(&w.running) else LAST_PATIENCE_MS):
             w.failed += 1
             break
@@ -628,15 +627,23 @@ cdef bint take_records(log_writer* w, ring* q) noexcept nogil:
         if record.size == 0:
             lb_store_u64(&q.taken, q.taken + (q.size - at))
             continue
-        if w.program != NULL and w.program.count:
-            put_record(w, record)
+        put_record(w, record)
         lb_store_u64(&q.taken, q.taken + record.size)
     return True
 
 
+cdef bint writes(const log_writer* w) noexcept nogil:
+    return w.program != NULL and w.program.count != 0
+
+
+cdef void change_program(log_writer* w) noexcept nogil:
+    if lb_load_ptr(&w.incoming) != NULL:
+        log_program_free(w.program)
+        w.program = <log_program*>lb_swap_ptr(&w.incoming, NULL)
+
+
 cdef void* log_main(void* argument) noexcept nogil:
     cdef log_writer* w = <log_writer*>argument
-    cdef log_program* incoming
     cdef timespec pause
     cdef bint busy, running = True
     cdef uint64_t asked
@@ -645,16 +652,17 @@ cdef void* log_main(void* argument) noexcept nogil:
         running = lb_load_int(&w.running)
         asked = lb_load_u64(&w.flush_asked)
         busy = False
+        # Records are there only since somebody has asked for them: where nothing is written yet, they are for the
+        # program that comes, and wait in the ring until it is seen.
+        if not writes(w):
+            change_program(w)
         for i in range(w.s.reactor_count):
-            if w.s.reactors[i].log.data != NULL and take_records(w, &w.s.reactors[i].log):
+            if writes(w) and take_records(w, &w.s.reactors[i].log):
                 busy = True
         if w.used:
             flush(w)
-        if lb_load_ptr(&w.incoming) != NULL:
-            # What was logged before the change went to the old place.
-            incoming = <log_program*>lb_swap_ptr(&w.incoming, NULL)
-            log_program_free(w.program)
-            w.program = incoming
+        # What was logged before a change has gone to the old place.
+        change_program(w)
         lb_store_u64(&w.flush_done, asked)
         if not busy and running:
             pause.tv_sec = 0
