@@ -17,7 +17,7 @@ from bench.build import BENCH, RESULTS, build_programs
 from bench.contenders import CONTENDERS, Contender, Unavailable
 from bench.figures import FIGURES
 from bench.load import LoadFailed, backend
-from bench.machine import LOAD_CPU, describe, run_on
+from bench.machine import LOAD_CPU, describe, enter_own_network, run_on
 from bench.measure import Settings, say, show
 
 MICRO = "micro"
@@ -111,6 +111,8 @@ def main() -> int:
         say("bench: two CPUs are needed, one for the proxy and one for the load")
         return 1
     build_programs()
+    if not enter_own_network():
+        say("bench: not root, so this machine's own network is used, with whatever else it carries")
     run_on(LOAD_CPU)
     directory = Path(tempfile.mkdtemp(prefix="lb-bench-"))
     try:

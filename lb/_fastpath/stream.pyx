@@ -351,12 +351,9 @@ cdef void flow_ready(io* source) noexcept nogil:
         f.progress_ms = f.r.now_ms
         if not settle(f):
             return
-        if not source.flags & IO_FULL:
-            if other.base.flags & IO_MUTED:
-                io_unmute(&other.base)
-            if other.base.flags & IO_READABLE and not carry(f, other, c):
-                return
-    if other.base.flags & IO_FULL and not source.flags & IO_MUTED:
+        if not source.flags & IO_FULL and other.base.flags & IO_READABLE and not carry(f, other, c):
+            return
+    if other.base.flags & IO_FULL and source.flags & IO_READABLE and not source.flags & IO_MUTED:
         io_mute(source)
     carry(f, c, other)
 
@@ -395,6 +392,8 @@ cdef bint carry(flow* f, conn* source, conn* sink) noexcept nogil:
             return False
         elif n != RECEIVE_AGAIN or source.base.flags & IO_BROKEN:
             return reset_by(f, source)
+    if source.base.flags & IO_MUTED:
+        io_unmute(&source.base)  # all that had come has been read: what comes next is to be told
     return True
 
 

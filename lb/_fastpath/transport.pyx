@@ -660,6 +660,8 @@ cdef void pour(conn* c) noexcept nogil:
             conn_write_failed(c)
             return
         c.out_bytes -= <uint32_t>n
+        if p.bytes:
+            c.base.flags &= ~<uint32_t>IO_WRITABLE  # splice goes on until the socket is full
     if p.bytes == 0:
         c.piped = NULL
         pipe_give(c.base.r, p)
