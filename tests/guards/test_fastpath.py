@@ -57,6 +57,9 @@ FUNCTION_START = re.compile(r"^static [^;=]*\b(__pyx_f_\w+)\(.*\{\s*$")
 # A declaration or definition, or a function pointer among a struct's fields.
 SIGNATURE = re.compile(r"\s*(?:cdef|ctypedef)\s+(?!extern|enum|struct|union|packed|class)[^=]*\(|\s+\S.*\(\*\w+\)\(")
 
+# A local struct of function pointers.
+_LOCAL_TABLE = re.compile(r"^    cdef \w+_calls (?P<name>\w+)$", re.MULTILINE)
+
 SOURCES = files(".pyx", ".pxd", under="lb/_fastpath")
 OURS = [path for path in SOURCES if path.stem not in PYTHON_SURFACE and path.parent == FASTPATH]
 
@@ -69,6 +72,20 @@ def test_there_is_a_data_plane() -> None:
 def test_every_function_says_noexcept_nogil(path: Path) -> None:
     wrong = [f"{name(path)}:{line}: {text}" for line, text in _signatures(path) if "noexcept nogil" not in text]
     assert not wrong, "say `noexcept nogil`, or Cython takes the GIL after every call:\n" + "\n".join(wrong)
+
+
+def test_tables_of_functions_begin_empty() -> None:
+    """C leaves a local as the stack was: a function that nobody has set would be called, or a flag be on, by chance."""
+    tables, wrong = 0, []
+    for path in OURS:
+        text = path.read_text()
+        for match in _LOCAL_TABLE.finditer(text):
+            tables += 1
+            rest_of_function = text[match.end() :].split("\ncdef ")[0]
+            if f"memset(&{match['name']}, 0, sizeof({match['name']}))" not in rest_of_function:
+                wrong.append(f"{name(path)}: {match['name']}")
+    assert tables, "the pattern finds none: mend it"
+    assert not wrong, "memset it before its fields are set:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("path", OURS, ids=name)
