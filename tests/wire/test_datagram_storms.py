@@ -32,7 +32,7 @@ SIZES = (0, 1, 100, 1_400, 1_472, 8_000, 40_000)
 WINDOW = 4
 """Questions under way of one client: few enough that no socket's buffer overflows."""
 PATIENCE = 0.3
-"""Seconds until a question counts as lost. Answers on loopback need a thousandth of it; one that is later is no error."""
+"""Seconds until a question counts as lost. Answers need a thousandth of it; one that is later is no error."""
 
 
 def question(seed: int, visit: int, number: int) -> bytes:
