@@ -3,7 +3,8 @@
 What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
 route (a route that lost a condition would serve too much), a wrong address costs the endpoint or the listener (without
 its address it would listen everywhere), a wrong word in a health check the whole check (half understood, it might find
-good endpoints bad), an entry of a list of networks itself, an unknown key nothing.
+good endpoints bad), an entry of a list of networks itself, an unknown key nothing. That is so when there is nothing to
+go back to: a part that has served keeps what it was (parts.py).
 The `settings:` section belongs to lb/settings.py and is passed over.
 
 An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
@@ -50,6 +51,7 @@ from lb.model.form import (
 from lb.model.health import HealthCheck, is_used, mistakes, read_off
 from lb.model.listener import HttpOptions, Listener, ListenerProtocol
 from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
+from lb.model.parts import Before, PartReader, Reading, tell_sections
 from lb.model.route import (
     Forward,
     HeaderMatch,
@@ -75,8 +77,8 @@ from lb.model.upstream import (
     split_key,
     spoken_for,
 )
-from lb.model.values import MistakeError, ValueReader, key_of, nearest, option_keys, suggest
-from lb.problems import Origin, Problem
+from lb.model.values import MistakeError, key_of, nearest, option_keys, suggest
+from lb.problems import Origin, Problem, Problems
 
 CarriedOptionsT = TypeVar("CarriedOptionsT", StreamOptions, DatagramOptions)
 ConditionT = TypeVar("ConditionT", HeaderMatch, QueryMatch)
@@ -87,30 +89,44 @@ def from_content(
     origin: Origin,
     lines: Mapping[str, int] | None = None,
     is_elsewhere: Callable[[str], bool] | None = None,
-    last_good: Mapping[str, Certificate] | None = None,
 ) -> tuple[Config, list[Problem]]:
-    """The Config of a decoded native file, and what is wrong with it (LB5003, LB5004).
+    """The Config of a decoded native file that nothing came before, and what is wrong with it (LB5003, LB5004)."""
+    reading = read_content(content, origin, lines or {}, is_elsewhere or _is_nowhere, Before())
+    return reading.config, list(reading.problems)
+
+
+def read_content(
+    content: Mapping[str, Any],
+    origin: Origin,
+    lines: Mapping[str, int],
+    is_elsewhere: Callable[[str], bool],
+    before: Before,
+) -> Reading:
+    """What a decoded native file says. Its parts that have mistakes stay as they were `before`.
 
     `origin` is the file's own; `lines` maps paths inside the document (`upstreams.web.endpoints[0]`) to lines.
-    `is_elsewhere` tells whether something else than this file defines an upstream of a name. A certificate that cannot
-    be used keeps its `last_good` form.
+    `is_elsewhere` tells whether something else than this file defines an upstream of a name.
     """
-    reader = _Reader(origin, lines or {}, is_elsewhere or _is_nowhere, last_good or {})
-    config = reader.read_config(content)
-    return config, list(reader.problems)
+    reader = _Reader(origin, lines, is_elsewhere, before)
+    config, problems = reader.read_config(content)
+    return Reading(config, problems, frozenset(reader.flawed))
 
 
-def names_of_upstreams(content: Mapping[str, Any]) -> Collection[str]:
-    """The names that a decoded native file gives to upstreams, also to those that cannot be read."""
+def names_of_upstreams(content: Mapping[str, Any], before: Config | None = None) -> Collection[str]:
+    """The names that a decoded native file gives to upstreams, also to those that cannot be read; and those that it
+    gave `before`, where the section cannot be understood and they stay.
+    """
     declared = content.get("upstreams")
-    return dict.fromkeys(declared) if isinstance(declared, Mapping) else ()
+    names = dict.fromkeys(declared) if isinstance(declared, Mapping) else {}
+    is_clear = (declared is None or isinstance(declared, Mapping)) and set(content) <= set(TOP_KEYS)
+    return names if before is None or is_clear else {**names, **dict.fromkeys(before.upstreams)}
 
 
 _UNREAD = Certificate("", "", "")
 """Stands for a certificate whose files could not be used."""
 
 
-class _Reader(ValueReader):
+class _Reader(PartReader):
     """Holds what the sections know of each other."""
 
     def __init__(
@@ -118,31 +134,38 @@ class _Reader(ValueReader):
         origin: Origin,
         lines: Mapping[str, int],
         is_elsewhere: Callable[[str], bool],
-        last_good: Mapping[str, Certificate],
+        before: Before,
     ) -> None:
-        super().__init__(origin, lines)
+        super().__init__(origin, lines, before)
         self._upstream_names: Collection[str] = ()
         self._certificates: Mapping[str, Certificate] = {}
         self._named_certificates: Collection[str] = ()
         """Also those that cannot be used."""
-        self._last_good = last_good
         self._is_elsewhere = is_elsewhere
         self._route_names: set[str] = set()
 
     # -- The parts of the file
 
-    def read_config(self, content: Mapping[str, Any]) -> Config:
+    def read_config(self, content: Mapping[str, Any]) -> tuple[Config, tuple[Problem, ...]]:
         self._report_unknown_keys("", content, TOP_KEYS)
-        self._upstream_names = names_of_upstreams(content)
+        of_sections, self.problems = tuple(self.problems), Problems()
+        self._removes_nothing = bool(of_sections)
+        own, everywhere = self._before.own, self._before.everywhere
         certificates = self._read_certificates(content.get("certificates"))
         self._certificates = certificates
-        upstreams = dict(self._read_each("upstreams", content.get("upstreams"), self._read_upstream))
-        hosts = dict(self._read_each("hosts", content.get("hosts"), self._read_host_set))
-        listeners = dict(self._read_each("listeners", content.get("listeners"), self._read_listener))
+        upstreams = self._read_parts(
+            "upstreams", content.get("upstreams"), self._read_upstream, own.upstreams, everywhere.upstreams
+        )
+        self._upstream_names = {**dict.fromkeys(names_of_upstreams(content)), **dict.fromkeys(upstreams)}
+        hosts = self._read_host_sets(content.get("hosts"))
+        listeners = self._read_parts(
+            "listeners", content.get("listeners"), self._read_listener, own.listeners, everywhere.listeners
+        )
         for listener in listeners.values():
             if listener.has_hosts and listener.stream is not None:
                 self._report_hosts_without_tls(listener, hosts.get(listener.host_set, {}))
-        return Config(listeners, hosts, upstreams, certificates)
+        config = self._complete(Config(listeners, hosts, upstreams, certificates), self._is_elsewhere)
+        return config, (*tell_sections(of_sections, self._not_removed), *self.problems)
 
     def _report_hosts_without_tls(self, listener: Listener, hosts: Mapping[str, VirtualHost]) -> None:
         """On equal names `names` comes first, as passthrough does in ingress-nginx."""
@@ -159,23 +182,18 @@ class _Reader(ValueReader):
                 )
 
     def _read_certificates(self, value: object) -> dict[str, Certificate]:
-        self._named_certificates = dict.fromkeys(value) if isinstance(value, Mapping) else ()
-        read = self._read_each("certificates", value, self._read_certificate)
-        return {name: one for name, one in read if one is not _UNREAD}
+        own, everywhere = self._before.own.certificates, self._before.everywhere.certificates
+        read = self._read_parts("certificates", value, self._read_certificate, own, everywhere)
+        declared = dict.fromkeys(value) if isinstance(value, Mapping) else {}
+        self._named_certificates = {**declared, **dict.fromkeys(read)}
+        return {name: one for name, one in read.items() if one is not _UNREAD}
 
     def _read_certificate(self, path: str, name: str, value: object) -> Certificate:
-        try:
-            content = self._mapping(path, value)
-            self._report_unknown_keys(path, content, CERTIFICATE_KEYS)
-            if "chain" not in content and content.keys() & {"cert_file", "directory"}:
-                return _UNREAD  # whoever reads the files has said why, or has put what is in the directory beside it
-            return self._make_certificate(path, name, content)
-        except MistakeError as mistake:
-            last = self._last_good.get(name)
-            if last is None:
-                raise
-            self._report(mistake.path, mistake.what, mistake.fix, "the certificate it had before stays in use")
-            return last
+        content = self._mapping(path, value)
+        self._report_unknown_keys(path, content, CERTIFICATE_KEYS)
+        if "chain" not in content and content.keys() & {"cert_file", "directory"}:
+            return _UNREAD  # whoever reads the files has said why, or has put what is in the directory beside it
+        return self._make_certificate(path, name, content)
 
     def _make_certificate(self, path: str, name: str, content: Mapping[str, Any]) -> Certificate:
         chain = self._text(f"{path}.chain", content.get("chain"))
@@ -487,11 +505,21 @@ class _Reader(ValueReader):
             raise MistakeError(path, f"{text!r} is no ALPN protocol", "write one such as h2, http/1.1 or acme-tls/1")
         return text
 
-    def _read_host_set(self, path: str, name: str, value: object) -> dict[str, VirtualHost]:
+    def _read_host_sets(self, value: object) -> dict[str, dict[str, VirtualHost]]:
+        own = self._before.own.hosts
+        entries = self._read_section("hosts", value, own)
+        hosts = {name: self._read_host_set(name, entry) for name, entry in (entries or {}).items()}
+        if entries is None or self._removes_nothing:
+            missing = [name for name in own if name not in hosts]
+            hosts.update({name: self._stay_all(f"hosts.{name}", own[name]) for name in missing})
+        return hosts
+
+    def _read_host_set(self, name: str, value: object) -> dict[str, VirtualHost]:
         def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:
             return self._read_host(host_path, name, hostname, host)
 
-        return dict(self._read_each(path, value, read_host))
+        own, everywhere = (one.hosts.get(name, {}) for one in (self._before.own, self._before.everywhere))
+        return self._read_parts(f"hosts.{name}", value, read_host, own, everywhere)
 
     def _read_host(self, path: str, host_set: str, hostname: str, value: object) -> VirtualHost:
         self._check_hostname(path, hostname)

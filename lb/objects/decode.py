@@ -345,7 +345,7 @@ def _json_other(data: bytes, file: str, item: str, head: jsontext.Head, depth: i
         content = msgspec.json.decode(data, type=dict[str, object])
         return _native(content, {}, Origin(file=file, item=item))
     if head.api_version and head.kind and (head.api_version, head.kind) not in SUPERSEDED:
-        return name_unknown(head.api_version, head.kind)
+        return _unknown(head.api_version, head.kind, Origin(file=file, item=item))
     return _json_slowly(data, file, item)
 
 
@@ -489,7 +489,7 @@ def _yaml_entry(root: MappingNode, chunk: yamltext.Chunk, origin: Origin, conver
             content = converter.mapping(root, yamltext.Nulls.KEEP)
             return _native(content, yamltext.lines(root, chunk.first_line), origin)
         if api_version and kind and (api_version, kind) not in KINDS and (api_version, kind) not in SUPERSEDED:
-            return name_unknown(api_version, kind)
+            return _unknown(api_version, kind, origin)
         return _convert(converter.mapping(root), origin, _Places(root, chunk.first_line))
     except yamltext.YamlError as error:
         named = _named_origin(api_version, kind, _yaml_metadata(root), origin)
@@ -568,11 +568,19 @@ def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
         return Rejected(_superseded(api_version, kind_name, named))
     kind = KINDS.get((api_version, kind_name))
     if kind is None:
-        return name_unknown(api_version, kind_name)
+        return _unknown(api_version, kind_name, origin)
     try:
         return _finish(msgspec.convert(content, kind.type), kind_name, kind, origin)
     except msgspec.ValidationError as error:
         return Rejected(_wrong_field(error, content, named, places), _key_of(named))
+
+
+def _unknown(api_version: str, kind: str, origin: Origin) -> Rejected | str:
+    """What is none of lb's kinds. In lb's own group that is a mistake: a native file must not vanish by it."""
+    if api_version.partition("/")[0] != NATIVE_API_VERSION.partition("/")[0]:
+        return name_unknown(api_version, kind)
+    fix = f"write `apiVersion: {NATIVE_API_VERSION}` and `kind: {NATIVE_KIND}`"
+    return Rejected(Problem("LB1003", origin, f"lb has no kind {kind} in {api_version}", LEFT_OUT, fix, "kind"))
 
 
 def _superseded(api_version: str, kind: str, origin: Origin) -> Problem:

@@ -419,13 +419,17 @@ def _say_kept(problem: Problem, kept: Sequence[Stored]) -> Problem:
     """Tell what of the last good version stays because of this problem."""
     origin = problem.origin
     if not origin.name:
-        why = f"until this is mended, nothing that the file held is removed ({len(kept)} objects stay as they were)"
+        why = f"until this is mended, nothing that the file held is removed ({_stay(len(kept))})"
     elif any(key_of(stored) == (origin.kind, origin.namespace, origin.name) for stored in kept):
         why = "its last good version stays in use"
     else:
         return problem
     before = problem.why.removesuffix(LEFT_OUT).removesuffix("; ")
     return _say(problem, f"{before}; {why}" if before else why)
+
+
+def _stay(count: int) -> str:
+    return "1 object stays as it was" if count == 1 else f"{count} objects stay as they were"
 
 
 def _say(problem: Problem, why: str) -> Problem:

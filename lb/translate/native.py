@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -16,10 +16,10 @@ from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
 from lb.model.stream import StreamRoute
-from lb.model.text import from_content, names_of_upstreams
+from lb.model.text import Before, Reading, names_of_upstreams, read_content
 from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
-from lb.objects.view import NativeConfig, View
+from lb.objects.view import NativeConfig, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.ingress import Directory
 from lb.translate.places import Places, place_taken
@@ -33,6 +33,9 @@ _DEFAULT_PORT = 80
 """Of a native upstream with `resolve` whose endpoints say no port."""
 
 
+_ValueT = TypeVar("_ValueT")
+
+
 class NativePart(msgspec.Struct, frozen=True):
     """What the native files say together."""
 
@@ -44,25 +47,20 @@ class NativePart(msgspec.Struct, frozen=True):
     resolves: tuple[str, ...] = ()
     """External names whose Resolutions were used."""
     problems: tuple[Problem, ...] = ()
+    readings: dict[str, Reading] = {}
+    """By file: what its parts go back to when there are mistakes in them."""
 
 
-def translate_native(view: View, directory: Directory, last_good: Mapping[str, Certificate]) -> NativePart:
-    """All native files, in the order of their names. A certificate that has turned bad keeps its `last_good` form."""
+def translate_native(view: View, directory: Directory, before: NativePart) -> NativePart:
+    """All native files, in the order of their names. Parts with mistakes stay as they were `before`."""
     stored = view.all("NativeConfig")
     if not stored:
         return NativePart()
     merge = _Merge()
-    contents = [cast(NativeConfig, one.object).content for one in stored.values()]
-    defined = {name for content in contents for name in names_of_upstreams(content)}
-
-    def is_elsewhere(name: str) -> bool:
-        return name in defined or _SERVICE_UPSTREAM.fullmatch(name) is not None
-
-    for key in sorted(stored):
-        native = cast(NativeConfig, stored[key].object)
-        config, problems = from_content(native.content, stored[key].origin, native.lines, is_elsewhere, last_good)
-        merge.problems.extend(problems)
-        merge.add(config)
+    readings = _read_all(stored, before)
+    for reading in readings.values():
+        merge.problems.extend(reading.problems)
+        merge.add(reading.config)
     for hosts in merge.hosts.values():
         for hostname, host in hosts.items():
             for loser, winner in shadowed_routes(host.routes):
@@ -75,7 +73,44 @@ def translate_native(view: View, directory: Directory, last_good: Mapping[str, C
         dangling,
         tuple(upstream.resolve for upstream in upstreams.values() if upstream.resolve),
         tuple(merge.problems),
+        readings,
     )
+
+
+def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart) -> dict[str, Reading]:
+    """By file."""
+    nothing = Reading()
+    last = {name: before.readings.get(name, nothing) for _, name in sorted(stored)}
+    natives = {name: cast(NativeConfig, stored["", name].object) for name in last}
+    defined = {one for name, native in natives.items() for one in names_of_upstreams(native.content, last[name].config)}
+    flawed = frozenset().union(*(reading.flawed for reading in before.readings.values()))
+
+    def is_elsewhere(name: str) -> bool:
+        return name in defined or _SERVICE_UPSTREAM.fullmatch(name) is not None
+
+    readings = {}
+    for name, native in natives.items():
+        origin = stored["", name].origin
+        own = last[name].config
+        reading = read_content(native.content, origin, native.lines, is_elsewhere, Before(own, before.config, flawed))
+        readings[name] = msgspec.structs.replace(reading, config=keep_equal_parts(reading.config, own))
+    return readings
+
+
+def keep_equal_parts(new: Config, old: Config) -> Config:
+    """`new`, with the hosts and upstreams of `old` that are equal."""
+    hosts = {
+        host_set: {name: keep(host, old.hosts.get(host_set, {}).get(name)) for name, host in hosts.items()}
+        for host_set, hosts in new.hosts.items()
+    }
+    upstreams = {name: keep(upstream, old.upstreams.get(name)) for name, upstream in new.upstreams.items()}
+    certificates = {name: keep(one, old.certificates.get(name)) for name, one in new.certificates.items()}
+    return Config(new.listeners, hosts, upstreams, certificates)
+
+
+def keep(new: _ValueT, old: _ValueT | None) -> _ValueT:
+    """The old one where they are equal."""
+    return old if old is not None and old == new else new
 
 
 def missing_upstream(name: str, route: Route | StreamRoute) -> Upstream:

@@ -41,7 +41,7 @@ from lb.translate.groups import Group, Groups
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
 from lb.translate.load_balancers import StreamClaim, claim_service, claim_stream_services, settle
 from lb.translate.material import Material, MaterialName, Parts
-from lb.translate.native import NativePart, clash, missing_upstream, translate_native
+from lb.translate.native import NativePart, clash, keep, keep_equal_parts, missing_upstream, translate_native
 from lb.translate.nodes import NodeTargets, find_node_targets
 from lb.translate.options import Options
 from lb.translate.passthrough import assemble_names as assemble_passthrough
@@ -217,12 +217,12 @@ class _Build:
             or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
         ):
             return old
-        native = translate_native(self._view, self._directory, old.config.certificates)
+        native = translate_native(self._view, self._directory, old)
         if native == old:
             return old
         self._rewanted.update(_services(native.references))
         self._rewanted.update(services)
-        return msgspec.structs.replace(native, config=_keep_equal_parts(native.config, old.config))
+        return msgspec.structs.replace(native, config=keep_equal_parts(native.config, old.config))
 
     # -- TCP and UDP
 
@@ -645,7 +645,7 @@ class _Build:
                     problems.extend((redirect_stays(route.origin),))
             routes = tuple(route if route.options.https_redirect else send_to_https(route) for route in host.routes)
             if routes != host.routes:
-                guarded[name] = _keep(msgspec.structs.replace(host, routes=routes), before.get(name))
+                guarded[name] = keep(msgspec.structs.replace(host, routes=routes), before.get(name))
         return {**hosts, **guarded} if guarded else hosts
 
     def _with_native_hosts(
@@ -669,7 +669,7 @@ class _Build:
             problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
         for name, route in native.dangling.items():
             if name not in upstreams:
-                own[name] = _keep(missing_upstream(name, route), before.get(name))
+                own[name] = keep(missing_upstream(name, route), before.get(name))
         return {**upstreams, **own} if own else upstreams
 
     # -- Problems
@@ -741,18 +741,3 @@ def _no_listener(own: Listener, rival: Listener) -> Problem:
         why="no listener serves the Ingresses",
         fix=f"give one listener `host_set: {HOST_SET}`, or rename this one and move it to another port",
     )
-
-
-def _keep_equal_parts(new: Config, old: Config) -> Config:
-    """`new`, with the hosts and upstreams of `old` that are equal."""
-    hosts = {
-        host_set: {name: _keep(host, old.hosts.get(host_set, {}).get(name)) for name, host in hosts.items()}
-        for host_set, hosts in new.hosts.items()
-    }
-    upstreams = {name: _keep(upstream, old.upstreams.get(name)) for name, upstream in new.upstreams.items()}
-    certificates = {name: _keep(one, old.certificates.get(name)) for name, one in new.certificates.items()}
-    return Config(new.listeners, hosts, upstreams, certificates)
-
-
-def _keep(new: _ValueT, old: _ValueT | None) -> _ValueT:
-    return old if old is not None and old == new else new

@@ -402,6 +402,39 @@ def test_new_errors_of_the_input_are_told_once_each(site: Site) -> None:
         assert len(told(lb)) == 2 + 20
 
 
+def told_errors(lb: LbProcess, code: str) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in lb.stderr.splitlines() if line.startswith("{")]
+    return [line for line in lines if line.get("code") == code]
+
+
+def test_a_mistake_in_the_file_is_told_once_and_a_restart_begins_with_what_is_written(site: Site) -> None:
+    site.native.host("b.test", respond("b", 200, "b"))
+    site.native.write(site.path)
+    text = site.path.read_text()
+    broken = text.replace("status: 200", "status: two hundred", 1)
+    with running(site) as lb:
+        site.path.write_text(broken)
+        wait_until(lambda: told_errors(lb, "LB5003"), "the mistake is told")
+        site.path.write_text(broken + "\n# another line\n")
+        lb.ctl("reload")
+        (error,) = told_errors(lb, "LB5003")
+        line = broken[: broken.index("two hundred")].count("\n") + 1
+        assert error["place"].startswith(f"{site.path}:{line}")
+        assert error["why"] == "the last good version of `hosts.default.a.test` stays in use"
+        assert (site.ask(), site.ask("b.test")) == ((200, b"first"), (200, b"b"))
+        # Who sees only the file sees what a restart would serve.
+        checked = CliRunner().invoke(main, ["check", str(site.path)])
+        assert checked.exit_code == 1
+        assert "LB5003" in checked.output
+        assert "stays in use" not in checked.output
+        lb.stop()
+    with running(site) as lb:
+        assert (site.ask()[0], site.ask("b.test")) == (404, (200, b"b"))
+        site.path.unlink()
+        site.path.write_text(text)
+        wait_until(lambda: site.ask() == (200, b"first"), "what is mended serves")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

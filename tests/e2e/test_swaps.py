@@ -146,6 +146,61 @@ def test_a_broken_file_changes_nothing(site: Serving, servers: list[EchoServer])
     load.assert_perfect()
 
 
+@pytest.mark.parametrize(
+    ("good", "typo", "code"),
+    [
+        ("kind: Config", "kind: Configs", "LB1003"),
+        ("listeners:", "listener:", "LB5003"),
+        ("hosts:", "host:", "LB5003"),
+        ("hosts:\n  default:", "hosts: [default]\nsettings:\n  default:", "LB5003"),
+        ("  default:\n    shop.test:", "  default:\n    Shop.test:", "LB5003"),
+        ("upstreams:", "upstraems:", "LB5003"),
+        ("address: 127.0.0.1\n", "address: localhost\n", "LB5003"),
+        ("path: /\n", "path: 7\n", "LB5003"),
+        ("      forward:\n        shop.test: 1", "      forward:\n        shop.tset: 1", "LB5004"),
+        ("    endpoints:", "    endpoint:", "LB5003"),
+    ],
+)
+def test_a_mistake_in_the_file_costs_no_request(
+    site: Serving, servers: list[EchoServer], good: str, typo: str, code: str
+) -> None:
+    """What served goes on, is told as such, and follows the file again once it is mended."""
+    text = site.path.read_text()
+    assert good in text
+    with Load(site.address(), get("shop.test"), connections=4, pause=0.002) as load:
+        site.path.write_text(text.replace(good, typo, 1))
+        wait_until(lambda: site.lb.get("/v1/problems")["total"] > 0, "the problem is told", interval=0.05)
+        (problem,) = site.lb.get("/v1/problems")["items"]
+        assert (problem["code"], problem["severity"]) == (code, "error")
+        assert problem["place"].startswith(f"{site.path}:")
+        assert "stay" in problem["why"]
+        load.wait_for_progress(100)
+        site.native.host("marker.test", respond("marker", 200, "1"))
+        site.native.write(site.path)
+        wait_until(lambda: marker(site) == 1, "what is mended serves", interval=0.05)
+        assert site.lb.get("/v1/problems")["total"] == 0
+        load.wait_for_progress(100)
+    load.assert_perfect()
+
+
+def test_all_else_in_a_file_with_a_mistake_takes_effect(site: Serving) -> None:
+    site.native.host("marker.test", respond("marker", 200, "2"))
+    text = site.native.text()
+    site.path.write_text(text.replace("    endpoints:", "    endpoint:", 1))
+    wait_until(lambda: marker(site) == 2, "the host that changed serves", interval=0.05)
+    with site.connect() as client:
+        assert client.ask(get("shop.test")).status == 200
+    # What goes away on purpose goes, while the mistake is still there.
+    del site.native.hosts["marker.test"]
+    site.path.write_text(site.native.text().replace("    endpoints:", "    endpoint:", 1))
+
+    def status() -> int:
+        with site.connect() as client:
+            return client.ask(get("marker.test")).status
+
+    wait_until(lambda: status() == 404, "the host is removed", interval=0.05)
+
+
 def test_listeners_come_and_go(site: Serving, servers: list[EchoServer]) -> None:
     with Load(site.address(), get("shop.test"), connections=4, pause=0.002) as load:
         site.native.listen("second", free_port())

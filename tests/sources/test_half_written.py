@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lb.objects.decode import decode
 from lb.objects.meta import Object
@@ -129,6 +131,31 @@ def test_a_syntax_error_adds_and_changes_but_loses_nothing(tmp_path: Path) -> No
     path.write_text("---\n".join((document("a", "2"), document("d", "1"))))
     source.read(force=True)
     assert sorted(name for _, name in store.all("Service")) == ["a", "d"]
+    assert not store.problems()
+
+
+@pytest.mark.parametrize("head", ["apiVersion: lb/v1\nkind: Configs\n", "apiVersion: lb/v11\nkind: Config\n"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_native_file_does_not_vanish_by_a_wrong_word_in_its_head(tmp_path: Path, head: str, as_json: bool) -> None:
+    path = tmp_path / ("lb.json" if as_json else "lb.yaml")
+
+    def write(head: str, more: str) -> None:
+        text = f"{head}hosts: {{default: {{}}}}\n{more}"
+        path.write_text(json.dumps(yaml.safe_load(text)) if as_json else text)
+        source.read(force=True)
+
+    store = Store()
+    source = FileSource([path], store)
+    write("apiVersion: lb/v1\nkind: Config\n", "")
+    (before,) = store.all("NativeConfig").values()
+    assert not store.problems()
+    write(head, "upstreams: {}\n")
+    assert list(store.all("NativeConfig").values()) == [before]
+    (problem,) = store.problems()
+    assert (problem.code, problem.severity) == ("LB1003", "error")
+    assert "(1 object stays as it was)" in problem.why
+    write("apiVersion: lb/v1\nkind: Config\n", "upstreams: {}\n")
+    assert list(store.all("NativeConfig").values()) != [before]
     assert not store.problems()
 
 
