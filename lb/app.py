@@ -95,7 +95,8 @@ def _tell_problem(problem: Problem) -> None:
     origin = problem.origin
     place = {"object": origin.object} if origin.kind else {}
     place |= {"place": origin.place} if origin.place else {}
-    tell(problem.what, code=problem.code, **place, why=problem.why, fix=problem.fix)
+    trace = {"exception": problem.trace} if problem.trace else {}  # shown as that of any exception
+    tell(problem.what, code=problem.code, **place, why=problem.why, fix=problem.fix, **trace)
 
 
 class Application:

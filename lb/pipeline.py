@@ -79,6 +79,9 @@ class Pipeline:
         self.last_refused: Build | None = None
         self.outcomes: Counter[Outcome] = Counter()
         self._translation: Translation | None = None
+        """The newest that did not fail: it knows what serves in place of what has turned bad since."""
+        self._failures = 0
+        """Of translation, since then."""
         self._errors: Collection[Hashable] = ()
         self.lock = asyncio.Lock()
         """Held while a build runs. Who changes in the engine what a build reads must hold it."""
@@ -137,17 +140,21 @@ class Pipeline:
             return config, self.compiler.compile(config, self.generation + 1)
 
     def _translate(self) -> tuple[Translation, bool]:
-        """The newest translation, and whether it was made from nothing."""
+        """The newest translation, and whether everything was translated for it."""
         changes = self.store.take_changes()
-        # The store has now forgotten its changes: should translation fail, the next one starts from nothing.
-        previous, self._translation = self._translation, None
-        if previous is None:
+        # Should translation fail, the store has forgotten its changes all the same: the next one does everything anew,
+        # and from nothing when it fails again, since what it builds on may be at fault.
+        previous = self._translation if self._failures < 2 else None
+        is_fresh = previous is None or self._failures > 0
+        if is_fresh:
             changes = Changes(everything=True)
+        self._failures += 1
         self._translation = translation = translate(self.store, self.options, changes, previous)
+        self._failures = 0
         self.read_problems = tuple(self.store.problems())
         self.translated_problems = translation.problems
         self._note_errors()
-        return translation, previous is None
+        return translation, is_fresh
 
     def _note_errors(self) -> None:
         """A line that moved makes no error a new one."""

@@ -56,6 +56,8 @@ class Problem(msgspec.Struct, frozen=True, gc=False):
     fix: str = ""
     field: str = ""
     """Path inside the object, such as `spec.rules[0].http.paths[1].backend`."""
+    trace: str = ""
+    """Where in lb it failed, when the fault is lb's own."""
 
     @property
     def severity(self) -> Severity:
@@ -144,6 +146,8 @@ CODES: dict[str, Code] = {
     "LB6008": Code("error", "authorities or revocation lists are refused by OpenSSL"),
     "LB6009": Code("error", "revocation list is out of date"),
     "LB6010": Code("error", "connections cannot leave with clients' addresses"),
+    # Faults of lb
+    "LB7001": Code("error", "lb fails on an object, by a fault of its own"),
 }
 
 

@@ -117,6 +117,8 @@ def _print_finding(console: Console, finding: _Finding) -> None:
     for label, text in (("field", problem.field), ("why", problem.why), ("fix", problem.fix)):
         if text:
             console.print(Text(f"{_INDENT * 2}{label}: {text}"))
+    for step in problem.trace.splitlines():
+        console.print(Text(f"{_INDENT * 2}{step}", style="dim"))
 
 
 def _excerpt(place: Place) -> Iterator[str]:

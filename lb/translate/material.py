@@ -18,6 +18,7 @@ from lb.model.tls import Certificate
 from lb.objects.core import ConfigMap, Secret
 from lb.objects.view import Stored, View
 from lb.problems import Problem
+from lb.translate.guard import guarded
 
 SecretName = tuple[str, str]
 """(namespace, name)"""
@@ -114,26 +115,38 @@ class Material:
 def _read_secret(stored: Stored | None, name: MaterialName, before: SecretPart | None) -> SecretPart:
     if stored is None:
         return SecretPart(None)
-    try:
-        chain, key, pair = _parse_pair(cast(Secret, stored.object))
-    except CertificateError as error:
-        last = before.certificate if before is not None else None
-        names = before.names if before is not None else ()
-        why = "the certificate it had before stays in use" if last else "its hosts get the default certificate"
-        return SecretPart(last, names, Problem("LB3011", stored.origin, error.what, why, error.fix, "data"))
-    return SecretPart(Certificate(f"{name.namespace}/{name.name}", chain, key, origin=stored.origin), pair.names)
+    last = before.certificate if before is not None else None
+    why = "the certificate it had before stays in use" if last else "its hosts get the default certificate"
+
+    def read() -> SecretPart:
+        try:
+            chain, key, pair = _parse_pair(cast(Secret, stored.object))
+        except CertificateError as error:
+            return instead(Problem("LB3011", stored.origin, error.what, why, error.fix, "data"))
+        return SecretPart(Certificate(f"{name.namespace}/{name.name}", chain, key, origin=stored.origin), pair.names)
+
+    def instead(problem: Problem) -> SecretPart:
+        return SecretPart(last, before.names if before is not None else (), problem)
+
+    return guarded(read, instead, stored.origin, why)
 
 
 def _read_bundle(stored: Stored | None, before: BundlePart | None) -> BundlePart:
     if stored is None:
         return BundlePart()
-    try:
-        ca, crl = _parse_bundle(stored.object)
-    except CertificateError as error:
-        last = before if before is not None else BundlePart()
-        why = "what it held before stays in use" if last.ca else "nobody is trusted by it"
-        return BundlePart(last.ca, last.crl, Problem("LB3014", stored.origin, error.what, why, error.fix, "data"))
-    return BundlePart(ca, crl)
+    last = before if before is not None else BundlePart()
+    why = "what it held before stays in use" if last.ca else "nobody is trusted by it"
+
+    def read() -> BundlePart:
+        try:
+            return BundlePart(*_parse_bundle(stored.object))
+        except CertificateError as error:
+            return instead(Problem("LB3014", stored.origin, error.what, why, error.fix, "data"))
+
+    def instead(problem: Problem) -> BundlePart:
+        return BundlePart(last.ca, last.crl, problem)
+
+    return guarded(read, instead, stored.origin, why)
 
 
 def _parse_pair(secret: Secret) -> tuple[str, str, Pair]:

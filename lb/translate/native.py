@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TypeVar, cast
 
 import msgspec
@@ -21,6 +22,7 @@ from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
 from lb.objects.view import NativeConfig, Stored, View
 from lb.problems import Origin, Problem, Problems
+from lb.translate.guard import guarded, stays_or_nothing
 from lb.translate.ingress import Directory
 from lb.translate.places import Places, place_taken
 from lb.translate.precedence import shadow_problem
@@ -92,9 +94,20 @@ def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart) -> d
     for name, native in natives.items():
         origin = stored["", name].origin
         own = last[name].config
-        reading = read_content(native.content, origin, native.lines, is_elsewhere, Before(own, before.config, flawed))
+        reading = guarded(
+            partial(
+                read_content, native.content, origin, native.lines, is_elsewhere, Before(own, before.config, flawed)
+            ),
+            partial(_unread, last[name]),
+            origin,
+            stays_or_nothing(own != nothing.config),
+        )
         readings[name] = msgspec.structs.replace(reading, config=keep_equal_parts(reading.config, own))
     return readings
+
+
+def _unread(last: Reading, fault: Problem) -> Reading:
+    return msgspec.structs.replace(last, problems=(fault,))
 
 
 def keep_equal_parts(new: Config, old: Config) -> Config:

@@ -9,6 +9,7 @@ control plane lost sight of all its nodes keeps being served.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import msgspec
@@ -20,6 +21,7 @@ from lb.objects.core import Node
 from lb.objects.view import Stored, View
 from lb.problems import Origin, Problem
 from lb.translate.endpoints import Backing, bad_address
+from lb.translate.guard import guarded, stays_or_nothing
 from lb.translate.options import Options
 
 EXCLUSION_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
@@ -52,13 +54,25 @@ def find_node_targets(view: View, options: Options) -> NodeTargets:
     problems: list[Problem] = []
     nodes = view.all("Node")
     for key in sorted(nodes):
-        node = cast(Node, nodes[key].object)
-        if not _may_be_target(node, options):
-            continue
-        addresses = _addresses(nodes[key], options, problems)
-        if addresses:
-            targets.append(NodeTarget(node.metadata.name, addresses, _is_ready(node), nodes[key].origin))
+        found = guarded(partial(_find, nodes[key], options), _nobody, nodes[key].origin, stays_or_nothing(False))
+        targets.extend(found.targets)
+        problems.extend(found.problems)
     return NodeTargets(tuple(targets), tuple(problems))
+
+
+def _find(stored: Stored, options: Options) -> NodeTargets:
+    """One node, if it may be a target."""
+    node = cast(Node, stored.object)
+    if not _may_be_target(node, options):
+        return NodeTargets((), ())
+    problems: list[Problem] = []
+    addresses = _addresses(stored, options, problems)
+    target = NodeTarget(node.metadata.name, addresses, _is_ready(node), stored.origin)
+    return NodeTargets((target,) if addresses else (), tuple(problems))
+
+
+def _nobody(fault: Problem) -> NodeTargets:
+    return NodeTargets((), (fault,))
 
 
 def _addresses(stored: Stored, options: Options, problems: list[Problem]) -> dict[str, str]:

@@ -172,6 +172,18 @@ def translate_service(
     return _ServiceTranslation(view, options, nodes, material, stored, table, wanted).translate()
 
 
+def service_of_before(
+    before: ServicePart | None, table: PortTable, namespace: str, name: str, wanted: Wanted, fault: Problem
+) -> ServicePart:
+    """Upstreams for all wanted ports of a Service that cannot be translated: those of before, where there are any."""
+    known = {one.name: one for one in before.upstreams} if before is not None else {}
+    names = [use.upstream(namespace, name) for use in wanted.uses]
+    upstreams = tuple(known.get(one) or Upstream(one, unavailable=fault.what, origin=fault.origin) for one in names)
+    if before is None:
+        return ServicePart(table, wanted, upstreams, (fault,))
+    return msgspec.structs.replace(before, table=table, wanted=wanted, upstreams=upstreams, problems=(fault,))
+
+
 def missing_port(reference: Reference, table: PortTable) -> tuple[str, str]:
     """(what is wrong, how to fix it) with a reference to a port that does not exist."""
     ports = [port for port in table.ports if port.protocol == reference.transport.upper()]

@@ -19,8 +19,8 @@ made: the next one copies the dictionaries that it changes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import chain
 from typing import TypeVar, cast
 
@@ -34,10 +34,11 @@ from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Balance, Upstream
 from lb.objects.discovery import SERVICE_NAME_LABEL
 from lb.objects.networking import Ingress
-from lb.objects.view import Changes, View
+from lb.objects.view import Changes, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.classes import Classes, everything_is_served, read_classes, why_not_ours
 from lb.translate.groups import Group, Groups
+from lb.translate.guard import guarded, stays_or_nothing
 from lb.translate.ingress import Directory, IngressPart, foreign_ingress, translate_ingress
 from lb.translate.load_balancers import StreamClaim, claim_service, claim_stream_services, settle
 from lb.translate.material import Material, MaterialName, Parts
@@ -46,11 +47,13 @@ from lb.translate.nodes import NodeTargets, find_node_targets
 from lb.translate.options import Options
 from lb.translate.passthrough import assemble_names as assemble_passthrough
 from lb.translate.passthrough import with_names
-from lb.translate.precedence import Age, Claim, assemble_host
+from lb.translate.precedence import Age, Claim, age_of, assemble_host
 from lb.translate.services import (
     Reference,
     ServicePart,
     Wanted,
+    read_port_table,
+    service_of_before,
     translate_service,
 )
 from lb.translate.tls import TlsClaim, assemble_names, is_strict, redirect_stays, send_to_https
@@ -68,7 +71,11 @@ _Name = tuple[str, str]
 
 _GENERAL, _NATIVE, _INGRESS, _HOST, _TLS, _SECRET, _SERVICE, _NODES, _AUTHORITIES, _STREAM, _STREAMS = range(11)
 
+_Host = tuple[VirtualHost | None, tuple[NameRoute, ...], tuple[Problem, ...]]
+"""A host, where its TLS connections go that are passed through, and what is wrong with it."""
+
 _ValueT = TypeVar("_ValueT")
+_PartT = TypeVar("_PartT", IngressPart, StreamClaim)
 _KeyT = TypeVar("_KeyT")
 
 
@@ -231,7 +238,9 @@ class _Build:
         old = self._old.streams
         services = self._view.all("Service")
         updates = {
-            name: claim_service(services[name], self._options) if name in services else None
+            name: self._claim(name, partial(claim_service, services[name], self._options), services[name])
+            if name in services
+            else None
             for name in (chain(services, _of_services(old)) if self._fresh else self._changed["Service"])
         }
         updates |= {one: None for one in old if one[0].startswith(_CONFIG_MAP) and self._fresh}
@@ -257,11 +266,26 @@ class _Build:
             namespace, _, name = full_name.partition("/")
             if name:
                 stored = self._view.get("ConfigMap", namespace, name)
-                claim = claim_stream_services((namespace, name), stored, self._options, self._directory, transport)
+                key = (f"{_CONFIG_MAP}{transport}/{namespace}", name)
+                make = partial(
+                    claim_stream_services, (namespace, name), stored, self._options, self._directory, transport
+                )
+                claim = cast(StreamClaim, self._claim(key, make, stored))
                 new = tuple(one for one in claim.problems if one not in set(told))
                 told.extend(new)
-                claims[f"{_CONFIG_MAP}{transport}/{namespace}", name] = msgspec.structs.replace(claim, problems=new)
+                claims[key] = msgspec.structs.replace(claim, problems=new)
         return claims
+
+    def _claim(self, key: _Name, make: Callable[[], StreamClaim | None], stored: Stored | None) -> StreamClaim | None:
+        """What an object wants; when lb fails on it, what it wanted before."""
+        before = self._old.streams.get(key) if stored is not None else None
+        nothing = StreamClaim(Age(True, "", *key) if stored is None else age_of(stored.object.metadata))
+        return guarded(
+            make,
+            partial(_with_fault, before or nothing),
+            _origin_of(stored),
+            stays_or_nothing(before is not None and bool(before.listeners)),
+        )
 
     # -- Ingresses and hosts
 
@@ -284,16 +308,24 @@ class _Build:
             one = stored.get(name)
             part: IngressPart | None = None
             if one is not None:
-                foreign = why_not_ours(classes, cast(Ingress, one.object), one.origin)
-                if foreign is None:
-                    part = translate_ingress(one, self._options, self._directory)
-                else:
-                    part = foreign_ingress(one, foreign)
+                before = old.get(name)
+                part = guarded(
+                    partial(self._translate_ingress, classes, one),
+                    partial(_with_fault, before or IngressPart(age_of(one.object.metadata))),
+                    one.origin,
+                    stays_or_nothing(before is not None and bool(before.claims)),
+                )
             if part == old.get(name):
                 continue
             updates[name] = part
             self._set_problems((_INGRESS, *name), part.problems if part is not None else ())
         return updates
+
+    def _translate_ingress(self, classes: Classes, stored: Stored) -> IngressPart:
+        foreign = why_not_ours(classes, cast(Ingress, stored.object), stored.origin)
+        if foreign is not None:
+            return foreign_ingress(stored, foreign)
+        return translate_ingress(stored, self._options, self._directory)
 
     def _assemble_hosts(
         self, updates: Mapping[_Name, IngressPart | None]
@@ -312,14 +344,32 @@ class _Build:
             if len(current) > 1:
                 current.sort(key=_age)
             claims[hostname] = tuple(current) or None
-            host, problems = assemble_host(hostname, current) if current else (None, ())
-            passed, more = assemble_passthrough(hostname, current)
-            self._set_problems((_HOST, "", hostname), (*problems, *more))
+            host, passed, problems = guarded(
+                partial(_assemble_host, hostname, current),
+                partial(self._host_of_before, hostname, current),
+                _newest(current),
+                "the rules of its Ingresses that were served before and are still there are served",
+                f"host {hostname}",
+            )
+            self._set_problems((_HOST, "", hostname), problems)
             if passed != self._old.names.get(hostname, ()):
                 names[hostname] = passed or None
             if host != old_hosts.get(hostname):
                 hosts[hostname] = host
         return _patch(old_claims, claims), _patch(old_hosts, hosts), _patch(self._old.names, names)
+
+    def _host_of_before(self, hostname: str, claims: Sequence[Claim], fault: Problem) -> _Host:
+        """What was served of a host that cannot be assembled, but for what has been taken away since."""
+        names = {(claim.age.namespace, claim.age.name) for claim in claims}
+
+        def still(origin: Origin) -> bool:
+            return (origin.namespace, origin.name) in names
+
+        host = self._old.hosts.get(hostname)
+        routes = tuple(route for route in host.routes if still(route.origin)) if host is not None else ()
+        passed = tuple(route for route in self._old.names.get(hostname, ()) if still(route.origin))
+        kept = msgspec.structs.replace(host, routes=routes) if host is not None and routes else None
+        return kept, passed, (fault,)
 
     def _changed_claims(
         self, updates: Mapping[_Name, IngressPart | None]
@@ -473,7 +523,7 @@ class _Build:
                 wanted = before.wanted
             part: ServicePart | None = None
             if wanted.uses:
-                part = translate_service(self._view, self._options, self._nodes, self._material, *name, wanted)
+                part = self._translate_service(name, wanted, before)
             if part == before:
                 continue
             if any(one is not None and one.tls.uses for one in (part, before)):
@@ -486,6 +536,18 @@ class _Build:
                 known = self._old.upstreams.get(upstream.name)
                 upstreams[upstream.name] = known if known == upstream else upstream
         return _patch(old, services), _patch(self._old.upstreams, upstreams)
+
+    def _translate_service(self, name: _Name, wanted: Wanted, before: ServicePart | None) -> ServicePart:
+        stored = self._view.get("Service", *name)
+        before = before if stored is not None else None
+        stays = before is not None and any(one.endpoints for one in before.upstreams)
+        nodes = self._nodes  # what is wrong with them is no fault of the Service
+        return guarded(
+            partial(translate_service, self._view, self._options, nodes, self._material, *name, wanted),
+            partial(service_of_before, before, read_port_table(stored), *name, wanted),
+            _origin_of(stored),
+            stays_or_nothing(stays) if stays else "requests and connections to it are turned away; all else is served",
+        )
 
     def _check_nodes(self, services: Mapping[_Name, ServicePart]) -> None:
         """What is wrong with Nodes matters while some Service has them as targets."""
@@ -698,6 +760,30 @@ def _of_services(claims: Iterable[_Name]) -> Iterable[_Name]:
 
 
 _NOBODY: frozenset[_Name] = frozenset()
+
+
+def _with_fault(part: _PartT, fault: Problem) -> _PartT:
+    """A part of before, with the one problem that its object has now."""
+    return msgspec.structs.replace(part, problems=(fault,))
+
+
+def _origin_of(stored: Stored | None) -> Origin:
+    return stored.origin if stored is not None else Origin()
+
+
+def _assemble_host(hostname: str, claims: Sequence[Claim]) -> _Host:
+    host, problems = assemble_host(hostname, claims) if claims else (None, ())
+    passed, more = assemble_passthrough(hostname, claims)
+    return host, passed, (*problems, *more)
+
+
+def _newest(claims: Sequence[Claim]) -> Origin:
+    """The youngest Ingress of a host: what works without it probably fails because of it."""
+    for claim in reversed(claims):
+        for route in (*claim.routes, claim.default):
+            if route is not None:
+                return route.origin
+    return Origin()
 
 
 def _age(claim: Claim) -> Age:

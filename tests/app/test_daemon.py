@@ -435,6 +435,52 @@ def test_a_mistake_in_the_file_is_told_once_and_a_restart_begins_with_what_is_wr
         wait_until(lambda: site.ask() == (200, b"first"), "what is mended serves")
 
 
+def test_a_fault_of_lb_costs_one_object_and_its_traceback_is_told_once(tmp_path: Path) -> None:
+    code = (
+        "import lb.translate.translation as translation\n"
+        "translate = translation.translate_ingress\n"
+        "def fail(stored, *rest):\n"
+        "    if 'bad' in str(stored.object.spec.rules): raise KeyError('of a bug')\n"
+        "    return translate(stored, *rest)\n"
+        "translation.translate_ingress = fail\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(code)
+    site = Site(tmp_path)
+    site.native.listeners["http"]["host_set"] = "ingress"
+    site.native.write(site.path)
+    objects = tmp_path / "objects.yaml"
+
+    def write(*paths: str) -> None:
+        rules = [ingress(f"on-{host}", (host, "Prefix", path, "web")) for host, path in zip(HOSTS, paths, strict=False)]
+        objects.write_text("".join(rules) + backend("web"))
+
+    write("/bad", "/")
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with LbProcess([site.path, objects], tmp_path / "lb", threads=2, environment=environment) as lb:
+        assert [site.ask(host)[0] for host in HOSTS] == [404, 503]
+        write("/good", "/")
+        wait_until(lambda: site.ask(HOSTS[0], "/good")[0] == 503, "without the fault it is served")
+        write("/bad", "/more")
+        wait_until(lambda: site.ask(HOSTS[1])[0] == 404, "everything else changes")
+        assert site.ask(HOSTS[0], "/good")[0] == 503
+        lb.ctl("reload")
+        first, second = told_errors(lb, "LB7001")
+        assert first["object"] == "Ingress shop/on-one.test"
+        assert first["event"] == "lb fails on it: KeyError: 'of a bug'"
+        assert "in fail" in first["exception"]
+        assert (first["why"], second["why"]) == (
+            "it is left out; everything else is served",
+            "its last good version stays in use",
+        )
+        write()
+        wait_until(lambda: site.ask(HOSTS[0], "/good")[0] == 404, "what is removed goes")
+        assert lb.metric("lb_config_last_build_success") == 1
+        lb.stderr_path.write_text("")  # its tracebacks were wanted
+
+
+HOSTS = ("one.test", "two.test")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -135,11 +135,21 @@ async def test_a_refused_build_is_told_with_what_serves_now(line: Line, monkeypa
     ]
 
 
-async def test_a_failed_translation_makes_the_next_one_start_from_nothing(line: Line) -> None:
-    line.results = [Result(make_config(1)), RuntimeError("a bug"), Result(make_config(2))]
-    for _ in range(3):
+async def test_after_a_failed_translation_the_next_one_does_everything_anew(line: Line) -> None:
+    """It still knows what serves in place of what has turned bad."""
+    first, third = Result(make_config(1)), Result(make_config(2))
+    line.results = [first, RuntimeError("a bug"), third, Result(make_config(3))]
+    for _ in range(4):
         await line.pipeline.apply()
-    assert line.calls[2] == (Changes(everything=True), None)
+    assert line.calls[2:] == [(Changes(everything=True), first), (Changes(), third)]
+
+
+async def test_after_two_failed_translations_the_next_one_starts_from_nothing(line: Line) -> None:
+    """What it builds on may be what makes it fail."""
+    line.results = [Result(make_config(1)), RuntimeError("a bug"), RuntimeError("again"), Result(make_config(2))]
+    for _ in range(4):
+        await line.pipeline.apply()
+    assert line.calls[3] == (Changes(everything=True), None)
 
 
 async def test_problems_of_reading_and_of_translation_are_kept_also_when_refused(line: Line) -> None:
