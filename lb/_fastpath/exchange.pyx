@@ -1049,7 +1049,7 @@ cdef void doubt_connection(exchange* x) noexcept nogil:
     the kernel finds out after a quarter of an hour: nothing new begins on it. One that only this exchange has ends with
     it anyway.
     """
-    if x.u != NULL and not x.flags & X_CONNECTING and http2_client_silent(x.u.c, x.mark_ns // 1000000):
+    if x.u != NULL and not x.flags & X_CONNECTING and http2_client_silent(x.u):
         x.u.flags |= LEG_CLOSE
 
 

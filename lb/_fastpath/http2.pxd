@@ -15,7 +15,7 @@ nobody wants yet, and has the large one when its exchange has taken as much with
 No callback of nghttp2 may end a connection or a session, so what they find out is noted (`marked`) and handled when
 nghttp2 has returned (session_settle).
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport ssize_t
 
@@ -120,6 +120,7 @@ cdef struct stream:
     size_t taken_bytes  # by the exchange, as they came
     page* in_trailers
     uint32_t interim  # responses
+    uint64_t heard_before  # client side: what the session had heard when the request was sent
     char accept[32]  # client side: Sec-WebSocket-Accept of the client's key
 
 cdef struct session:
@@ -143,7 +144,7 @@ cdef struct session:
     int64_t sweep_ms
     int64_t idle_deadline_ms
     int64_t progress_ms  # the last byte that the peer has taken
-    int64_t heard_ms  # the last one that has come from it
+    uint64_t heard  # how often bytes have come from it
 
 cdef exchange_calls calls
 

@@ -258,7 +258,7 @@ cdef int session_read(session* s) noexcept nogil:
         if n < 0:
             return RECEIVE_ERROR
         budget -= n
-        s.heard_ms = r.now_ms
+        s.heard += 1
         if not session_input(s, r.scratch_in, <size_t>n):
             return RECEIVE_AGAIN
     return RECEIVE_AGAIN

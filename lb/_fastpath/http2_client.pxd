@@ -3,8 +3,6 @@
 Which connections there are, and who gets a stream on which, is up to upstream.pyx; this file tells it (`pool_calls`)
 when that may have changed.
 """
-from libc.stdint cimport int64_t
-
 from lb._fastpath.transport cimport conn, leg
 
 cdef enum:
@@ -24,7 +22,7 @@ cdef bint http2_client_open(conn* c) noexcept nogil
 cdef void http2_client_connected(conn* c) noexcept nogil
 cdef bint http2_client_begun(conn* c) noexcept nogil
 cdef int http2_client_room(conn* c) noexcept nogil
-cdef bint http2_client_silent(conn* c, int64_t since_ms) noexcept nogil
+cdef bint http2_client_silent(const leg* l) noexcept nogil
 cdef int http2_client_streams(conn* c) noexcept nogil
 cdef leg* http2_client_stream(conn* c, void* exchange) noexcept nogil
 cdef void http2_client_each(conn* c, void (*f)(leg* l, int reason) noexcept nogil, int reason) noexcept nogil

@@ -1,5 +1,5 @@
 """Endpoints that speak HTTP/2 (http2_client.pxd)."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from lb._fastpath.c.nghttp2 cimport (
@@ -234,9 +234,11 @@ cdef int http2_client_room(conn* c) noexcept nogil:
     return most - s.stream_count if most > s.stream_count else 0
 
 
-cdef bint http2_client_silent(conn* c, int64_t since_ms) noexcept nogil:
-    """Whether it is a shared connection on which nothing at all has come since then."""
-    return c.session != NULL and (<session*>c.session).heard_ms < since_ms
+cdef bint http2_client_silent(const leg* l) noexcept nogil:
+    """Whether it is on a shared connection on which nothing at all has been read since its request was sent. Counted,
+    because what came just before has the same time.
+    """
+    return l.c.session != NULL and (<session*>l.c.session).heard == (<const stream*>l).heard_before
 
 
 cdef int http2_client_streams(conn* c) noexcept nogil:
@@ -425,6 +427,7 @@ cdef void start(leg* l, void* exchange, const outgoing* q) noexcept nogil:
     cdef nghttp2_data_provider provider
     cdef bint ended = q.ended and not q.upgrade
     l.exchange = exchange
+    st.heard_before = s.heard
     if q.no_body_expected:
         st.flags |= ST_NO_BODY
     unpack_head(q.at, h)

@@ -286,10 +286,9 @@ def test_trains_that_wait_when_a_way_turns_out_to_be_narrow(tmp_path: Path) -> N
                 client.send(b"begin")
                 _, session = held.receive()
                 for piece in (400, 1_200):
-                    site.lb.signal(signal.SIGSTOP)
-                    for number in range(6):
-                        held.send_train(bytes([number]) * 20 * piece, piece, session)
-                    site.lb.signal(signal.SIGCONT)
+                    with site.lb.stopped():
+                        for number in range(6):
+                            held.send_train(bytes([number]) * 20 * piece, piece, session)
                     assert [client.recv(70_000) for _ in range(120)] == [bytes([i // 20]) * piece for i in range(120)]
                     for _ in range(3):  # so that lb asks for one at a time again
                         held.send(b"single", session)

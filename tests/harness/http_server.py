@@ -304,7 +304,9 @@ class _Http1(_Connection):
         self.abort()
 
 
-class _Http2(_Connection):
+class Http2Connection(_Connection):
+    """HTTP/2, with what only that has."""
+
     version = "2"
 
     def __init__(self, server: HttpServer, transport: asyncio.Transport) -> None:
@@ -314,6 +316,8 @@ class _Http2(_Connection):
         )
         self.machine = h2.connection.H2Connection(config)
         self.machine.local_settings = h2.settings.Settings(client=False, initial_values=dict(server.settings))
+        self.pongs = 0
+        """Answers to `ping` so far."""
         self.machine.initiate_connection()
         self.machine.increment_flow_control_window(1 << 30)  # handlers read in any order; each stream's window holds
         self.flush()
@@ -361,6 +365,8 @@ class _Http2(_Connection):
                 call.cancel(int(event.error_code or 0))
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.server.goaways.append(int(event.error_code or 0))
+        elif isinstance(event, h2.events.PingAckReceived):
+            self.pongs += 1
         else:
             for call in self.calls.values():
                 call.changed()
@@ -466,7 +472,7 @@ class _Protocol(asyncio.Protocol):
             self._open(h2_spoken=secured.selected_alpn_protocol() == "h2")
 
     def _open(self, *, h2_spoken: bool) -> None:
-        self.connection = (_Http2 if h2_spoken else _Http1)(self.server, self.transport)
+        self.connection = (Http2Connection if h2_spoken else _Http1)(self.server, self.transport)
         self.server.connections.append(self.connection)
 
     def data_received(self, data: bytes) -> None:

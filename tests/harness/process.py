@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,23 @@ class LbProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens meanwhile reaches lb at once, when it goes on."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        self.signal(signal.SIGSTOP)
+        try:
+            # Each thread stops by itself, and the first one is the state of the process.
+            wait_until(
+                lambda: all(
+                    (task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()
+                ),
+                "all threads of lb have stopped",
+            )
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
 
     def assert_healthy(self) -> None:
         """It runs, and stderr holds no traceback and no sanitizer report."""

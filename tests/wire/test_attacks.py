@@ -166,7 +166,7 @@ def test_the_last_bytes_of_a_tunnel_come_with_their_end(tmp_path: Path, size: in
     with serving(tmp_path, native, {"h": backend}) as running, running.connect() as client:
         client.send(get("h", "/", "Connection: upgrade", "Upgrade: echo"))
         assert b" 101 " in client.rest()
-        with stopped(running.lb):
+        with running.lb.stopped():
             client.send(b"y" * size)
             client.finish()
         assert over.wait(DEADLINE)
@@ -176,18 +176,6 @@ def test_the_last_bytes_of_a_tunnel_come_with_their_end(tmp_path: Path, size: in
 def reset_now(connected: socket.socket) -> None:
     """connect(AF_UNSPEC) sends an RST at once, even while another thread reads."""
     assert ctypes.CDLL(None).connect(connected.fileno(), bytes(16), 16) == 0
-
-
-@contextlib.contextmanager
-def stopped(lb: LbProcess) -> Iterator[None]:
-    """What happens meanwhile reaches lb at once."""
-    lb.signal(signal.SIGSTOP)
-    stat = Path(f"/proc/{lb.pid}/stat")
-    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "lb has stopped")
-    try:
-        yield
-    finally:
-        lb.signal(signal.SIGCONT)
 
 
 def test_a_tunnel_ends_with_its_client_however_much_the_endpoint_sends(tmp_path: Path) -> None:
@@ -210,7 +198,7 @@ def test_a_tunnel_ends_with_its_client_however_much_the_endpoint_sends(tmp_path:
         client = running.connect()
         client.send(get("h", "/", "Connection: upgrade", "Upgrade: echo"))
         wait_until(lambda: client.reader.fill() and b"tick" in client.reader.buffer, "the tunnel is open")
-        with stopped(running.lb):
+        with running.lb.stopped():
             before = len(ticks)
             wait_until(lambda: len(ticks) > before, "a tick waits for lb, which it will find before the reset")
             client.reset()
@@ -242,7 +230,7 @@ def test_a_reset_by_the_endpoint_never_passes_for_an_end(tmp_path: Path, tunnel:
             client.send(get("h", "/", "Content-Length: 1000000", method="POST") + b"x")
         wanted = b"\r\n\r\n" if tunnel else b"part"
         wait_until(lambda: client.reader.fill() and wanted in client.reader.buffer, "the response has begun")
-        with stopped(running.lb):
+        with running.lb.stopped():
             client.send(b"z" * 1_000)
             reset_now(held[-1])
         assert not client.rest().endswith(b"0\r\n\r\n")
@@ -287,7 +275,7 @@ def test_a_kept_connection_that_has_just_ended_takes_no_post(tmp_path: Path, res
     with serving(tmp_path, native, {"h": backend}, threads=1) as running, running.connect() as client:
         assert client.ask(get("h")).status == 200
         wait_until(lambda: running.lb.metric("lb_upstream_connections_idle"), "the connection is kept")
-        with stopped(running.lb):
+        with running.lb.stopped():
             client.send(post("h", b"abc"))
             if reset:
                 reset_now(held[-1])

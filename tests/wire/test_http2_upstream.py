@@ -16,7 +16,7 @@ from h2.settings import SettingCodes
 from tests.harness.backend import BackendConnection, RawBackend
 from tests.harness.certificates import Authority
 from tests.harness.http_client import Answer, Exchange, HttpClient, Reset
-from tests.harness.http_server import Call, Handler, HttpServer
+from tests.harness.http_server import Call, Handler, Http2Connection, HttpServer
 from tests.harness.native import Native, respond
 from tests.harness.payload import MEGABYTE, digest, payload, pieces
 from tests.harness.serving import Serving, serving
@@ -162,6 +162,14 @@ def held(setup: Setup, client: Client, count: int, target: str = "/hold", method
         lambda: sum(len(one.server.calls) for one in setup.endpoints) == before + count, f"{count} requests have come"
     )
     return exchanges
+
+
+def only_connection(setup: Setup, client: Client) -> Http2Connection:
+    """That on which the endpoint has answered one request, and has nothing more to say."""
+    assert client.get().status == 200
+    (connection,) = setup.endpoint.server.connections
+    assert isinstance(connection, Http2Connection)
+    return connection
 
 
 def bodies(exchanges: list[Exchange]) -> list[bytes]:
@@ -407,36 +415,49 @@ def test_endpoint_that_says_nothing(make: Make) -> None:
 
 
 def test_response_timeout_resets_the_stream_only(make: Make) -> None:
-    """As long as anything else comes on its connection."""
+    """As long as anything has come on its connection since it began there."""
     setup = make(Endpoint(), route={"response_timeout": "200ms"})
-    with setup.client() as client, setup.client() as other:
-        assert client.get().status == 200
-        exchange = client.begin("/hold")
-        call = setup.endpoint.server.wait_calls(2)[1]
-        while not exchange.answer.status:
-            assert other.get().status == 200
-            exchange.poll()
+    with setup.client() as client:
+        old = only_connection(setup, client)
+        exchange = client.begin("/hold", "POST", end=False)  # no timeout holds before its request is complete
+        wait_until(lambda: old.count == 2, "the endpoint has it")
+        setup.endpoint.server.do(old.ping)
+        wait_until(lambda: old.pongs, "lb has heard of the endpoint")
+        call = setup.endpoint.server.calls[-1]
+        exchange.end()
         assert exchange.rest().status == 504
         wait_until(lambda: call.cancelled == ErrorCodes.CANCEL, "the endpoint is told")
-        assert client.get().status == 200
-    assert setup.endpoint.server.accepted == 1
+        client.get()
+        wait_until(lambda: old.count == 3, "the next request comes on the same connection")
 
 
 def test_silent_connection_gets_nothing_new(make: Make) -> None:
     """Whatever is at its other end, a new connection finds out; what runs on the old one may still end well."""
     setup = make(Endpoint(), route={"response_timeout": "300ms"})
     with setup.client() as client:
-        assert client.get().status == 200
-        second = client.begin("/hold/patient", "POST", end=False)  # no timeout holds before its request is complete
-        setup.endpoint.server.wait_calls(2)
-        first = held(setup, client, 1)[0]
-        assert first.rest().status == 504
-        assert client.get().status == 200
-        assert setup.endpoint.server.accepted == 2
+        old = only_connection(setup, client)
+        second = client.begin("/hold/patient", "POST", end=False)
+        wait_until(lambda: old.count == 2, "the endpoint has the second request")
+        assert client.get("/hold").status == 504
+        wait_until(lambda: client.get().status == 200, "a new connection answers")
+        assert old.count == 3
         setup.endpoint.release()
         second.end()
         assert second.rest().body == b"one"
-        wait_until(lambda: len(setup.endpoint.server.open) == 1, "the old connection is closed")
+        wait_until(lambda: old.ended, "the old connection is closed")
+
+
+def test_what_came_before_a_request_says_nothing_of_its_connection(make: Make) -> None:
+    """And be it a microsecond before: lb finds both at once when it wakes."""
+    setup = make(Endpoint(), route={"response_timeout": "300ms"})
+    with setup.client() as client:
+        old = only_connection(setup, client)
+        with setup.serving.lb.stopped():
+            setup.endpoint.server.do(old.ping)
+            unanswered = client.begin("/hold")
+        assert unanswered.rest().status == 504
+        wait_until(lambda: client.get().status == 200, "a new connection answers")
+    assert old.count == 2
 
 
 # -------------------------------------------------------------------------------------------------------- flow control

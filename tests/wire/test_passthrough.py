@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -656,9 +655,8 @@ def test_nobody_changes_keys_without_end(world: World) -> None:
         plain.sendall(client.updates(200) + client.data(b"still here"))
         assert read_exactly(peer, 10) == b"still here"
         flood = client.updates(9_000)
-        world.serving.lb.signal(signal.SIGSTOP)
-        plain.sendall(flood)
-        world.serving.lb.signal(signal.SIGCONT)
+        with world.serving.lb.stopped():
+            plain.sendall(flood)
         assert ends_by_reset(peer)
 
 
