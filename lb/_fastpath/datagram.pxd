@@ -24,6 +24,7 @@ cdef enum:
     # Records a second of clients that are refused, for each socket: they may come from invented addresses.
     REFUSALS_LOGGED = 10
     DRAIN_SILENCE_MS = 2000  # when lb stops, a session that was silent for so long is over
+    ANSWER_MS = 2000  # so long a removed endpoint is waited for after a question
 
 cdef enum:  # session.flags
     SESSION_RESERVED = 1  # holds a place on its endpoint
@@ -35,6 +36,7 @@ cdef enum:  # session.flags
     SESSION_NO_REPLY_TRAINS = 64
     SESSION_ASTRAY = 128  # its listener does not lead to its upstream any more
     SESSION_TRANSPARENT = 256  # its socket has its client's address
+    SESSION_ASKED = 512  # its client has spoken last
 
 cdef struct datagram_socket:
     # A listener's socket of one reactor.

@@ -662,6 +662,7 @@ cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
 
 
 cdef void note_received(session* s, uint64_t bytes, uint64_t count) noexcept nogil:
+    s.flags |= SESSION_ASKED
     s.bytes_in += bytes
     s.datagrams_in += count
     if s.datagram_stats != NULL:
@@ -720,6 +721,10 @@ cdef bint take_answers(session* s) noexcept nogil:
         s.first_byte_ns = monotonic_ns() - s.started_ns
         endpoint_connected(s.ep, s.base.r)
     touch(s, False)
+    s.flags &= ~<uint32_t>SESSION_ASKED
+    if s.drain_deadline_ms and s.base.r.now_ms >= s.drain_deadline_ms and is_leaving(s):
+        finish(s, LB_R_ENDPOINT_REMOVED)  # this was what it has stayed for
+        return False
     if s.responses and s.datagrams_out >= <uint64_t>s.responses * s.datagrams_in:
         finish(s, LB_R_OK)
         return False
@@ -805,9 +810,19 @@ cdef int64_t deadline_of(const session* s) noexcept nogil:
     cdef int64_t silence = s.idle_timeout_ms
     if s.base.r.s.draining and silence > DRAIN_SILENCE_MS:
         silence = DRAIN_SILENCE_MS
-    if s.drain_deadline_ms and s.drain_deadline_ms < s.progress_ms + silence:
-        return s.drain_deadline_ms
+    if s.drain_deadline_ms and leaves_at(s) < s.progress_ms + silence:
+        return leaves_at(s)
     return s.progress_ms + silence
+
+
+cdef int64_t leaves_at(const session* s) noexcept nogil:
+    """When a session leaves a removed endpoint: its time is over, but who has just asked is still answered. Nobody
+    waits for an answer for ever.
+    """
+    cdef int64_t answered_by = s.progress_ms + ANSWER_MS
+    if not s.flags & SESSION_ASKED or answered_by < s.drain_deadline_ms:
+        return s.drain_deadline_ms
+    return min(answered_by, s.drain_deadline_ms + ANSWER_MS)
 
 
 cdef void on_timer(timer* t) noexcept nogil:
@@ -817,7 +832,7 @@ cdef void on_timer(timer* t) noexcept nogil:
         s.drain_deadline_ms = 0  # the endpoint has come back
     if r.now_ms < deadline_of(s):
         timer_set(&r.timers, t, deadline_of(s))
-    elif s.drain_deadline_ms and r.now_ms >= s.drain_deadline_ms:
+    elif s.drain_deadline_ms and r.now_ms >= leaves_at(s):
         finish(s, LB_R_ENDPOINT_REMOVED)
     else:
         finish(s, LB_R_DRAIN if r.s.draining else LB_R_SESSION_TIMEOUT)

@@ -148,6 +148,49 @@ def test_a_removed_endpoint_has_its_time_and_then_its_clients_move(
         assert left == {servers["b"].key, servers["c"].key}
 
 
+def lead_to(site: Serving, name: str, server: UdpServer) -> None:
+    """A listener of this name, or what it leads to from now on."""
+    site.native.upstream(name, [server.key])
+    if name not in site.native.listeners:
+        site.native.carry_datagrams(name, free_port(), name, drain_timeout="100ms")
+    site.apply()
+
+
+def test_who_has_asked_when_the_time_is_over_gets_the_answer(site: Serving) -> None:
+    """And the next question goes to another endpoint."""
+    with UdpServer() as slow, UdpServer(named("other")) as other:
+        lead_to(site, "asked", slow)
+        with udp_client(site.address("asked")) as idle, udp_client(site.address("asked")) as waiting:
+            for client in (idle, waiting):
+                client.send(b"first")
+                _, session = slow.receive()
+                slow.send(b"answer", session)
+                assert client.recv(100) == b"answer"
+            waiting.send(b"late")
+            slow.receive()
+            lead_to(site, "asked", other)
+            site.lb.wait_log(listener="asked", client_port=idle.getsockname()[1], reason="endpoint-removed")
+            slow.send(b"late answer", session)
+            assert waiting.recv(100) == b"late answer"
+            assert ask(waiting, b"?") == b"other?"
+            site.lb.wait_log(listener="asked", client_port=waiting.getsockname()[1], reason="endpoint-removed")
+
+
+def test_who_gets_no_answer_leaves_a_removed_endpoint_all_the_same(site: Serving) -> None:
+    with UdpServer() as mute, UdpServer(named("other")) as other:
+        lead_to(site, "mute", mute)
+        with udp_client(site.address("mute")) as client:
+            client.send(b"?")
+            mute.receive()
+            lead_to(site, "mute", other)
+
+            def asks_on() -> bool:
+                client.send(b"?")
+                return other.datagrams > 0
+
+            wait_until(asks_on, "the client is sent elsewhere", interval=0.02)
+
+
 def test_an_endpoint_that_comes_back_keeps_its_sessions(site: Serving, servers: dict[str, UdpServer]) -> None:
     site.native.listeners["changing"]["datagram"]["drain_timeout"] = "1h"
     site.apply()
