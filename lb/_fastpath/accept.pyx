@@ -211,10 +211,16 @@ cdef void refuse(conn* c, int reason) noexcept nogil:
 
 # ----------------------------------------------------------------------------------------------------------- accepting
 
+cdef listener_view* view_of(const listening* l, const table* t) noexcept nogil:
+    """NULL when a change has removed the listener, or made it one of UDP: then this socket is about to be closed."""
+    cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
+    return view if view == NULL or view.datagram == NULL else NULL
+
+
 cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept nogil:
     cdef reactor* r = l.base.r
     cdef table* t = current_table(r)
-    cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
+    cdef listener_view* view = view_of(l, t)
     cdef listener_traffic* stats = stats_of(r, l.slot)
     cdef unsigned char peer[16]
     cdef uint16_t port = 0
@@ -739,7 +745,9 @@ cdef void listening_release(io* source) noexcept nogil:
 cdef void run_listen(reactor* r, command* c) noexcept nogil:
     """Accept on descriptor `number`; `subject` is the listening prepared by the control plane."""
     cdef listening* l = <listening*>c.subject
+    cdef listener_view* view = view_of(l, current_table(r))
     l.base.r = r
+    l.carries = view != NULL and view.carries
     l.base.ready = accept_ready
     l.base.release = listening_release
     l.pause.owner = l

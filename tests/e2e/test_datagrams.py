@@ -6,12 +6,14 @@ import contextlib
 import copy
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,25 +248,50 @@ def test_a_removed_listener_ends_its_sessions(site: Serving) -> None:
             assert ask(other, b"?")[:1] in (b"a", b"b", b"c")
 
 
+def echo_by_tcp(address: tuple[str, int]) -> bytes:
+    """Empty when the connection is refused or cut, which may happen while lb goes from one socket to another."""
+    try:
+        with socket.create_connection(address, DEADLINE) as client:
+            client.sendall(b"tcp")
+            return client.recv(10)
+    except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+        return b""
+
+
+def answer_by_udp(address: tuple[str, int]) -> bytes:
+    """Empty when none comes at once."""
+    with udp_client(address) as client, contextlib.suppress(TimeoutError, ConnectionRefusedError):
+        client.settimeout(0.2)
+        return ask(client, b"?")
+    return b""
+
+
+def ask_by_tcp_until(over: threading.Event, address: tuple[str, int]) -> None:
+    """Whatever else happens, what comes back is the echo."""
+    while not over.is_set():
+        assert echo_by_tcp(address) in (b"tcp", b"")
+
+
 def test_tcp_and_udp_share_a_port_and_a_listener_may_change_between_them(site: Serving) -> None:
     with TcpServer(tcp_echo) as server:
         site.native.upstream("tcp", [server.key])
         port = site.address("even")[1]
         site.native.carry("even-tcp", port, "tcp")
         site.apply()
-        with site.connect("even-tcp") as client:
-            client.send(b"tcp")
-            assert client.socket.recv(10) == b"tcp"
-        assert who(site, "even") in "abc"
-        site.native.listeners["even-tcp"], site.native.listeners["even"] = (
-            site.native.listeners["even"],
-            site.native.listeners["even-tcp"],
-        )
-        site.apply()
-        with site.connect("even") as client:
-            client.send(b"tcp")
-            assert client.socket.recv(10) == b"tcp"
-        assert who(site, "even-tcp") in "abc"
+        address = site.address("even")
+        over = threading.Event()
+        with ThreadPoolExecutor() as pool:
+            asking = pool.submit(ask_by_tcp_until, over, address)
+            try:
+                for _ in range(11):
+                    listeners = site.native.listeners
+                    listeners["even"], listeners["even-tcp"] = listeners["even-tcp"], listeners["even"]
+                    site.apply()
+                    wait_until(lambda: echo_by_tcp(address) == b"tcp", "TCP is served")
+                    wait_until(lambda: answer_by_udp(address)[:1] in (b"a", b"b", b"c"), "UDP is served")
+            finally:
+                over.set()
+            asking.result()
 
 
 def test_sessions_leave_an_endpoint_that_fails_its_checks(site: Serving, servers: dict[str, UdpServer]) -> None:
