@@ -10,11 +10,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lb.admin.api import make_app
 from lb.admin.daemon import Daemon
@@ -36,7 +38,7 @@ class AdminServer:
         self.address = ""
         """TCP address it really has, when it has one."""
         self._identity: tuple[int, int] | None = None
-        self._running: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
+        self._running: list[tuple[_Server, asyncio.Task[None]]] = []
 
     async def start(self) -> None:
         """OSError when a socket cannot be opened."""
@@ -50,7 +52,7 @@ class AdminServer:
     async def stop(self) -> None:
         """Answer what is under way, then close."""
         for server, _ in self._running:
-            server.should_exit = True
+            server.stop()
         await asyncio.gather(*(task for _, task in self._running))
         self._running.clear()
         self._remove_socket()
@@ -63,13 +65,14 @@ class AdminServer:
 
     def _start(self, opened: socket.socket, app: Starlette) -> None:
         config = uvicorn.Config(
-            app,
+            _dated(app),
             http="h11",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=2,
             limit_concurrency=256,
@@ -100,10 +103,38 @@ class AdminServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Answer what is under way, then end."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Sleep until told to stop. uvicorn's own looks ten times a second, mostly to keep the date for its answers."""
+        await self._stopped.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The application handles signals."""
         yield
+
+
+def _dated(app: ASGIApp) -> ASGIApp:
+    """`app` with the date in its answers. Source: RFC 9110 section 6.6.1."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = formatdate(usegmt=True).encode()
+                message = {**message, "headers": [(b"date", date), *message.get("headers", ())]}
+            await send(message)
+
+        await app(scope, receive, send_dated)
+
+    return answer
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -8,8 +8,10 @@ import os
 import re
 import socket
 import stat
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +37,7 @@ from lb.sockets import Opened
 from lb.sources.store import Store
 from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
 from tests.harness.certificates import Authority
+from tests.harness.waiting import DEADLINE
 
 UPSTREAM = "shop/web:http"
 
@@ -306,6 +309,26 @@ async def test_tcp_is_for_reading_only(server: AdminServer, daemon: FakeDaemon) 
                 status, answer = await api(operation.method, operation.path, {})
                 assert (status, "Unix socket" in answer["detail"]) == (403, True)
     assert daemon.reloads == 0
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+async def test_answers_have_the_date(server: AdminServer, transport: str) -> None:
+    connector = aiohttp.UnixConnector(server.path) if transport == "unix" else aiohttp.TCPConnector()
+    async with aiohttp.ClientSession(connector=connector) as session:
+        for path in ("/livez", "/nothing"):
+            before = int(time.time())
+            async with session.get(f"http://{server.address}{path}") as response:
+                (date,) = response.headers.getall("date")
+            assert before <= parsedate_to_datetime(date).timestamp() <= time.time()
+
+
+async def test_nothing_wakes_a_server_that_nobody_asks(server: AdminServer) -> None:
+    assert len(server._running) == 2
+    loop: Any = asyncio.get_running_loop()
+    async with asyncio.timeout(DEADLINE):
+        while not all(running.started for running, _ in server._running):
+            await asyncio.sleep(0)
+    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
 
 async def test_metrics_are_text(api: Api) -> None:
