@@ -41,8 +41,8 @@ def set_up(level: str, form: Literal["auto", "console", "json"], stream: TextIO 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     set_level(level)
-    # What these say at `info` is not about lb: a line for each poll of the file system or start of the admin server.
-    for name in ("asyncio", "uvicorn", "uvicorn.error", "watchfiles"):
+    # What these say at `info` is not about lb: lines for each start of the admin server.
+    for name in ("asyncio", "uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -10,29 +10,31 @@ kubelet replace files rather than write into them.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import structlog
-from watchfiles._rust_notify import RustNotify
 
 from lb.sources.files import FileSource, Reading
+from lb.sources.inotify import Inotify
 
 HOLD_OFF_MS = 100
 """Quiet time after the last event before files are read."""
 LONGEST_HOLD_OFF_MS = 500
 """A file that is written without pause is looked at this often."""
 _STEP_MS = 20
-"""How often watchfiles looks into its queue of events."""
+"""Pause after an event before the next one is waited for: they come in crowds, and each costs a turn of the loop."""
+_LONGEST_STEP_MS = 160
+"""The same where others write without pause, such as logs beside an export."""
 _LONGEST_WAIT_MS = 60_000
-"""After so long without events the directories are looked at again, in case the kernel's queue has overflowed."""
+"""After so long without events the directories are looked at again: some file systems (NFS, FUSE) tell of no changes
+that others make.
+"""
 _RETRY_MS = 100
-"""Pause before reading again what was still being written, and before watching what could not be watched."""
+"""Pause before reading again what was still being written."""
+_UNWATCHED_MS = 1_000
+"""Pause before looking again while not all can be watched."""
 
 _log = structlog.get_logger(__name__)
-
-_Watched = Mapping[str, tuple[int, int]]
-"""Directory -> device and inode: one that is deleted and made again has the same path, but is not watched any more."""
 
 
 class Watcher:
@@ -42,59 +44,87 @@ class Watcher:
         self._source = source
         self._changed = changed
         self._lock = asyncio.Lock()
+        self._inotify = Inotify()
+        self._limit = ""
+        """Why not all can be watched, as it was told."""
         self.ready = asyncio.Event()
         """Set while changes are noticed: all that came before was read, all that comes will be."""
 
     async def run(self) -> None:
         """Read everything, then follow changes until cancelled."""
-        stop = _Stop()
         try:
-            await self._read()
             while True:
-                await self._watch(stop)
+                await self._read()
+                await self._watch()
         finally:
-            stop.is_stopped = True
+            self._inotify.close()
             self.ready.clear()
 
     async def rescan(self) -> None:
         """Read everything again now (SIGHUP), whatever the files' dates say."""
         await self._read(force=True)
 
-    async def _watch(self, stop: _Stop) -> None:
-        """Follow one set of directories until it is no longer the right one."""
-        watched = _identify(self._source.places.directories)
+    async def _watch(self) -> None:
+        """Watch where the last reading says, until it is time for another one."""
+        longest_ms = _LONGEST_WAIT_MS
         try:
-            notify = _notify(watched)
-        except (OSError, RuntimeError) as error:  # a directory has gone meanwhile, or the kernel's limit is reached
-            _log.warning("files cannot be watched", error=str(error), retry_ms=_RETRY_MS)
-            await asyncio.sleep(_RETRY_MS / 1000)
-            await self._read()
-            return
-        with notify:
-            await self._read()  # what changed before the watch began sent no event
-            while watched == _identify(self._source.places.directories):
-                self.ready.set()
-                await self._wait(notify, stop)
-                await self._read()
-        self.ready.clear()
+            if self._inotify.follow(self._source.places.directories):
+                self.ready.clear()
+                return  # what changed before the watch began sent no event
+        except OSError as error:
+            self._tell(error.strerror or str(error))
+            self.ready.clear()
+            longest_ms = _UNWATCHED_MS
+        else:
+            self._tell("")
+            self.ready.set()
+        await self._wait(longest_ms if self._source.is_settled else _RETRY_MS)
 
-    async def _wait(self, notify: RustNotify, stop: _Stop) -> None:
+    def _tell(self, limit: str) -> None:
+        """Say once that not all can be watched, and once that it can be again."""
+        if limit == self._limit:
+            return
+        self._limit = limit
+        if limit:
+            _log.warning(
+                "not all files can be watched: all are looked at now and then instead",
+                why=limit,
+                fix="raise that limit",
+                every_ms=_UNWATCHED_MS,
+            )
+        else:
+            _log.info("all files can be watched again")
+
+    async def _wait(self, longest_ms: int) -> None:
         """Until files have changed and then kept still, or until it is time to look without an event."""
-        wait_ms = _LONGEST_WAIT_MS if self._source.is_settled else _RETRY_MS
-        while True:
-            events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
-            if isinstance(events, str):
-                return
-            if any(self._source.places.concerns(path) for _, path in events):
-                break
-        await self._read_whole()
+        if not await self._has_news(longest_ms):
+            return
         loop = asyncio.get_running_loop()
-        first = loop.time()
-        while (left_ms := int(LONGEST_HOLD_OFF_MS - (loop.time() - first) * 1000)) > 0:
-            wait_ms = min(left_ms, HOLD_OFF_MS - _STEP_MS)
-            events = await asyncio.to_thread(notify.watch, _STEP_MS, _STEP_MS, wait_ms, stop)
-            if isinstance(events, str):
+        await asyncio.sleep(_STEP_MS / 1000)
+        await self._read_whole()
+        end = loop.time() + LONGEST_HOLD_OFF_MS / 1000
+        while (left_ms := (end - loop.time()) * 1000) > 0:
+            if not await self._has_news(min(left_ms, HOLD_OFF_MS)):
                 return
+            await asyncio.sleep(_STEP_MS / 1000)
+
+    async def _has_news(self, longest_ms: float) -> bool:
+        """Wait until something happens that concerns the files; False when nothing did for so long."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        end = now + longest_ms / 1000
+        step = _STEP_MS / 1000
+        while now < end:
+            happened = await self._inotify.wait(end - now)
+            if happened is None:
+                return False
+            if happened.anywhere or any(map(self._source.places.concerns, happened.paths)):
+                return True
+            was_quiet = loop.time() - now > _LONGEST_STEP_MS / 1000
+            step = _STEP_MS / 1000 if was_quiet else min(2 * step, _LONGEST_STEP_MS / 1000)
+            await asyncio.sleep(min(step, max(end - loop.time(), 0)))
+            now = loop.time()
+        return False
 
     async def _read(self, force: bool = False) -> None:
         async with self._lock:
@@ -108,32 +138,3 @@ class Watcher:
         if reading.changed or reading.removed:
             self._source.apply(reading)
             self._changed()
-
-
-class _Stop:
-    """What watchfiles asks, from its thread, whether to go on."""
-
-    is_stopped = False
-
-    def is_set(self) -> bool:
-        return self.is_stopped
-
-
-def _identify(directories: frozenset[str]) -> _Watched:
-    found = {}
-    for path in directories:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - only two numbers are wanted, for many paths
-        except OSError:
-            continue  # it has gone: its parent's event will tell
-        found[path] = (status.st_dev, status.st_ino)
-    return found
-
-
-def _notify(directories: _Watched) -> RustNotify:
-    """Watch each directory by itself: below a file's directory there may be a whole disk.
-
-    watchfiles documents this class ("Rust backend direct usage"); its awatch() does not say when the watch has begun.
-    """
-    debug, force_polling, poll_delay_ms, recursive, ignore_permission_denied = False, False, 300, False, True
-    return RustNotify(sorted(directories), debug, force_polling, poll_delay_ms, recursive, ignore_permission_denied)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from lb.sources.files import FileSource
+from lb.sources import inotify
+from lb.sources.files import FileSource, Reading
 from lb.sources.store import Store
 from lb.sources.watch import HOLD_OFF_MS, Watcher
 from tests.sources.test_files import names, write
@@ -53,11 +57,18 @@ class Watched:
 
 @asynccontextmanager
 async def watching(*paths: Path) -> AsyncIterator[Watched]:
+    async with unwatched(*paths) as watched:
+        async with asyncio.timeout(DEADLINE_S):
+            await watched.watcher.ready.wait()
+        yield watched
+
+
+@asynccontextmanager
+async def unwatched(*paths: Path) -> AsyncIterator[Watched]:
+    """Before, or without, the kernel telling of changes."""
     watched = Watched(paths)
     task = asyncio.create_task(watched.watcher.run())
     try:
-        async with asyncio.timeout(DEADLINE_S):
-            await watched.watcher.ready.wait()
         yield watched
     finally:
         task.cancel()
@@ -164,6 +175,29 @@ async def test_directories_that_come_later_and_come_again(tmp_path: Path) -> Non
         await watched.until_names("f")
 
 
+async def test_a_directory_made_again_before_anybody_looks(tmp_path: Path) -> None:
+    """Many file systems give it the inode of the old one, so its numbers are the same, yet nobody watches it."""
+    path = write(tmp_path / "d/a.yaml", "a")
+    async with watching(tmp_path / "d") as watched:
+        for number in range(3):
+            shutil.rmtree(path.parent)
+            write(path, f"made-{number}")
+            await watched.until_names(f"made-{number}")
+            write(path, f"written-{number}")
+            await watched.until_names(f"written-{number}")
+
+
+async def test_a_directory_by_two_names(tmp_path: Path) -> None:
+    """What happens in it happens under both: here the file concerns us by the one, the directory by the other."""
+    os.utime(write(tmp_path / "real/a.yaml", "a"), (1, 1))
+    (tmp_path / "link").symlink_to("real")
+    async with watching(tmp_path / "link", tmp_path / "real/a.yaml") as watched:
+        write(tmp_path / "real/b.yaml", "b")
+        await watched.until_names("a", "b")
+        write(tmp_path / "real/a.yaml", "c")
+        await watched.until_names("b", "c")
+
+
 async def test_a_half_written_export_is_not_used_before_it_is_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", "a")
     services = [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}} for name in "bc"]
@@ -248,6 +282,39 @@ async def test_other_files_are_of_no_concern(tmp_path: Path) -> None:
         assert watched.store.files() == [str(path)]
 
 
+async def test_a_log_beside_the_file_is_of_no_concern_either(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    async with watching(path) as watched:
+
+        async def log() -> None:
+            with (tmp_path / "x.log").open("w") as stream:
+                while True:
+                    stream.write("x")
+                    stream.flush()
+                    await asyncio.sleep(0.002)
+
+        logging = asyncio.create_task(log())
+        for name in "bcd":
+            write(path, name)
+            await watched.until(lambda name=name: names(watched.store) == [name], "the new content")
+        logging.cancel()
+
+
+async def test_nothing_wakes_a_watcher_but_the_look_now_and_then(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    os.utime(path, (1, 1))
+    async with watching(path) as watched:
+        loop: Any = asyncio.get_running_loop()
+        await watched.until(lambda: bool(far(loop)), "the timer")
+        assert len(far(loop)) == 1
+
+
+def far(loop: Any) -> list[asyncio.TimerHandle]:
+    """The timers of a loop, when all are further away than any pause of the watcher."""
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]
+    return timers if all(timer.when() > loop.time() + 2 for timer in timers) else []
+
+
 async def test_rescan_reads_what_no_date_tells(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "a")
     async with watching(path) as watched:
@@ -259,26 +326,127 @@ async def test_rescan_reads_what_no_date_tells(tmp_path: Path) -> None:
         assert names(watched.store) == ["b"]
 
 
-async def test_what_cannot_be_watched_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.yaml", "a")
-    tries = []
+async def test_more_events_than_the_kernel_keeps(tmp_path: Path) -> None:
+    """Among those that are lost is the end of a watch, so it is made anew."""
+    room = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    path = write(tmp_path / "d/a.yaml", "a")
+    os.utime(path, (1, 1))  # or it would be looked at again soon in any case
+    others = [write(tmp_path / f"d/other-{number}.yaml", "x") for number in range(2)]
+    async with watching(path) as watched:
+        for number in range(room + 1):  # in turns, because the kernel makes one of two that are alike
+            os.utime(others[number % 2])
+        shutil.rmtree(tmp_path / "d")
+        write(path, "b")
+        await watched.until_names("b")
+        write(path, "c")
+        await watched.until_names("c")
 
-    def refuse(*_: object) -> object:
-        tries.append(1)
-        raise OSError(28, "inotify limit")
+
+async def test_a_directory_is_watched_as_soon_as_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "d/deep/a.yaml", "a")
+    os.utime(path, (1, 1))
+    with monkeypatch.context() as patch:  # permissions do not keep root from it
+        forbid(patch, str(path.parent), None)
+        async with watching(tmp_path / "d") as watched:
+            patch.undo()
+            path.parent.chmod(0o700)
+            await watched.until(lambda: str(path.parent) in watched.watcher._inotify._watches, "the watch")
+            write(path, "b")
+            await watched.until_names("b")
+
+
+def forbid(patch: pytest.MonkeyPatch, directory: str, error: OSError | None) -> list[str]:
+    """Let one directory not be watched. Returns who tried."""
+    tries = []
+    really_add = inotify._add_watch
+
+    def add(descriptor: int, path: str) -> int | None:
+        if path != directory:
+            return really_add(descriptor, path)
+        tries.append(path)
+        if error is not None:
+            raise error
+        return None
+
+    patch.setattr("lb.sources.inotify._add_watch", add)
+    return tries
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """What the log tells of watching."""
+    monkeypatch.setattr("lb.sources.watch._UNWATCHED_MS", 20)
+    with capture_logs() as logs:
+        yield lambda: [entry.get("why", entry["event"]) for entry in logs]
+
+
+async def test_directories_beyond_the_limit_are_looked_at_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]
+) -> None:
+    path = write(tmp_path / "d/a.yaml", "a")
+    with monkeypatch.context() as patch:
+        tries = forbid(patch, str(path.parent), inotify._error(errno.ENOSPC))
+        async with unwatched(path) as watched:
+            await watched.until(lambda: len(tries) > 2, "tries")
+            write(path, "b")
+            await watched.until(lambda: names(watched.store) == ["b"], "read all the same")
+            assert told() == ["fs.inotify.max_user_watches is reached"]
+            patch.undo()
+            async with asyncio.timeout(DEADLINE_S):
+                await watched.watcher.ready.wait()
+            assert told()[1:] == ["all files can be watched again"]
+            write(path, "c")
+            await watched.until_names("c")
+
+
+async def test_without_inotify_files_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]
+) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+
+    def refuse() -> int:
+        raise inotify._error(errno.EMFILE)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lb.sources.watch._notify", refuse)
-        patch.setattr("lb.sources.watch._RETRY_MS", 20)
-        watched = Watched([path])
-        task = asyncio.create_task(watched.watcher.run())
-        await watched.until(lambda: len(tries) > 2, "tries")
+        patch.setattr("lb.sources.inotify._open", refuse)
+        async with unwatched(path) as watched:
+            await watched.until(lambda: bool(told()), "the warning")
+            write(path, "b")
+            await watched.until(lambda: names(watched.store) == ["b"], "read all the same")
+            assert "max_user_instances" in told()[0]
+            patch.undo()
+            async with asyncio.timeout(DEADLINE_S):
+                await watched.watcher.ready.wait()
+            assert told()[1:] == ["all files can be watched again"]
+            write(path, "c")
+            await watched.until_names("c")
+
+
+async def test_nobody_is_woken_by_what_concerns_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    os.utime(path, (1, 1))
+    async with watching(path) as watched:
+        readings = 0
+        really_load = watched.source.load
+
+        def load(force: bool = False) -> Reading:
+            nonlocal readings
+            readings += 1
+            return really_load(force)
+
+        taken = []
+        really_take = watched.watcher._inotify._take
+
+        def take() -> inotify.Happened | None:
+            taken.append(happened := really_take())
+            return happened
+
+        monkeypatch.setattr(watched.source, "load", load)
+        monkeypatch.setattr(watched.watcher._inotify, "_take", take)
+        write(tmp_path / "other.yaml", "x")
+        path.read_text()
+        await watched.until(lambda: any(taken), "the event")
+        assert readings == 0
         write(path, "b")
-        await watched.until(lambda: names(watched.store) == ["b"], "read all the same")
-    async with asyncio.timeout(DEADLINE_S):
-        await watched.watcher.ready.wait()
-    write(path, "c")
-    await watched.until_names("c")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+        await watched.until_names("b")
+        assert readings > 0
