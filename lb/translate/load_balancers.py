@@ -270,17 +270,17 @@ def _read_entry(
 ) -> tuple[Listener, Reference] | None:
     field = f"data[{key}]"
     found = _ENTRY.fullmatch(value.strip())
-    mistake = _mistake_of_entry(key, value, found)
+    mistake = _mistake_of_entry(key, value, found, transport)
     if mistake is not None or found is None:
-        what, fix = mistake or ("", "")
-        problems.add("LB4013", stored.origin, what, why="nothing listens there", fix=fix, field=field)
+        what, why, fix = mistake or ("", "", "")
+        problems.add("LB4013", stored.origin, what, why=why, fix=fix, field=field)
         return None
     namespace, service, port = found["namespace"], found["service"], found["port"]
     named = ServiceBackendPort(number=int(port)) if _NUMBER.fullmatch(port) else ServiceBackendPort(name=port)
     table = directory.table(namespace, service)
     from_clients, to_endpoints = _flags(found)
-    if doubt := _doubt_of_words(value, found, transport):
-        what, why, fix = doubt
+    if ignored := _ignored_flags(value, found, transport):
+        what, why, fix = ignored
         problems.add("LB4013", stored.origin, what, why=why, fix=fix, field=field)
     if transport == "udp":
         from_clients = to_endpoints = False
@@ -310,28 +310,37 @@ def _flags(found: re.Match[str]) -> tuple[bool, bool]:
     return flags[1:2] == ["PROXY"], flags[2:3] == ["PROXY"]
 
 
-def _doubt_of_words(value: str, found: re.Match[str], transport: Transport) -> tuple[str, str, str] | None:
-    """(what, why, fix) where a word behind the port does nothing, as in ingress-nginx, which is silent about it."""
-    plain = f"{found['namespace']}/{found['service']}:{found['port']}"
-    words = [word for word in found["proxy"].split(":") if word]
-    unknown = [word for word in words if word.upper() != "PROXY"]
-    if unknown:
-        what = f"{value!r} has {unknown[0]!r} behind its port, where only PROXY is known"
-        fix = f"write PROXY, or {plain} for no header" if transport == "tcp" else f"write {plain}"
-        return what, "the port is served as if the word were not there", fix
-    if words and transport == "udp":
-        what = f"{value!r} asks for the PROXY protocol, which is for TCP"
-        return what, "datagrams are carried without it", f"write {plain}"
-    return None
+def _ignored_flags(value: str, found: re.Match[str], transport: Transport) -> tuple[str, str, str] | None:
+    """(what, why, fix) where a PROXY does nothing, as in ingress-nginx, which is silent about it."""
+    if not found["proxy"].strip(":") or transport == "tcp":
+        return None
+    what = f"{value!r} asks for the PROXY protocol, which is for TCP"
+    return what, "datagrams are carried without it", f"write {_without_flags(found)}"
 
 
-def _mistake_of_entry(key: str, value: str, found: re.Match[str] | None) -> tuple[str, str] | None:
-    """(what is wrong, how to fix it)."""
+def _without_flags(found: re.Match[str]) -> str:
+    return f"{found['namespace']}/{found['service']}:{found['port']}"
+
+
+def _mistake_of_entry(
+    key: str, value: str, found: re.Match[str] | None, transport: Transport
+) -> tuple[str, str, str] | None:
+    """(what is wrong, what follows, how to fix it)."""
+    why = "nothing listens there"
     if not (_NUMBER.fullmatch(key) and 0 < int(key) < 65_536):
-        return f"key {key!r} is no port", "write a port from 1 to 65535 as the key"
+        return f"key {key!r} is no port", why, "write a port from 1 to 65535 as the key"
     if found is None:
-        return f"{value!r} is not like NAMESPACE/SERVICE:PORT", "write one such as shop/db:5432"
-    return None
+        return f"{value!r} is not like NAMESPACE/SERVICE:PORT", why, "write one such as shop/db:5432"
+    unknown = [word for word in found["proxy"].split(":") if word and word.upper() != "PROXY"]
+    if not unknown:
+        return None
+    what = f"{value!r} has {unknown[0]!r} behind its port, where only PROXY is known"
+    plain = _without_flags(found)
+    if transport == "udp":
+        return what, why, f"write {plain}"
+    # ingress-nginx serves it as if the word were not there.
+    why = f"{why}: an endpoint that waits for a PROXY header would take the client's first bytes for one"
+    return what, why, f"write PROXY, or {plain} for no header"
 
 
 def settle(

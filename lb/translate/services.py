@@ -39,7 +39,7 @@ from lb.translate.options import Options
 from lb.translate.protocols import read_app_protocol
 from lb.translate.vendors import read_service
 
-MISSING_SERVICE = "check namespace and name, and whether LB1003 leaves the Service out"
+MISSING_SERVICE = "check namespace and name, and whether LB1003 or LB1010 leaves the Service out"
 """How to fix it that a Service does not exist."""
 _MAX_AFFINITY_SECONDS = 86_400
 """`k8s.io/kubernetes/pkg/apis/core/validation`, ValidateClientIPAffinityConfig."""
