@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -180,11 +182,25 @@ def read_input(paths: Sequence[str], config_file: str | None, flags: Flags, *, o
     if not names:
         raise click.UsageError("name at least one PATH to read, or - for standard input")
     settings, problems = _read_settings(config_file)
-    store = read_paths(names)
-    translation = translate(store, make_options(settings, flags), Changes(everything=True), None)
+    with _uncollected():
+        store = read_paths(names)
+        translation = translate(store, make_options(settings, flags), Changes(everything=True), None)
     return Input(
         settings, store, translation.config, tuple(Problems([*problems, *store.problems(), *translation.problems]))
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps the garbage collector out while objects are made that stay: it would walk over them again and again, which
+    costs an export of 100,000 objects a third of its time. Reference counts free what does not stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def make_options(settings: Settings, flags: Flags) -> Options:
