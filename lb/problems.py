@@ -81,6 +81,8 @@ CODES: dict[str, Code] = {
     "LB1006": Code("error", "file ends in the middle; the last good content stays in use"),
     "LB1007": Code("error", "apiVersion has been superseded"),
     "LB1008": Code("error", "certificate file cannot be used"),
+    "LB1009": Code("warning", "field is probably misspelt"),
+    "LB1010": Code("error", "field that holds access back is probably misspelt"),
     # Which objects are ours
     "LB2001": Code("note", "no object names lb: every Ingress is served"),
     "LB2002": Code("note", "Ingress belongs to another controller"),

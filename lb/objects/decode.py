@@ -21,6 +21,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lb.objects import jsontext, yamltext
 from lb.objects.core import Secret
+from lb.objects.fields import SHAPES, Checker, Stray, find_strays
 from lb.objects.kinds import KINDS, NATIVE_API_VERSION, NATIVE_KIND, SUPERSEDED, Kind, name_unknown
 from lb.objects.layout import Change, Layout, measure, read_change, splice
 from lb.objects.meta import Key, Object, ObjectMeta
@@ -65,6 +66,12 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
     """The object that it would have been, when that can be told."""
 
 
+class Doubted(Stored, frozen=True, gc=False):
+    """An object with fields that are probably misspelt. It is used as it was read."""
+
+    doubts: tuple[Problem, ...] = ()
+
+
 Entry = Stored | Rejected | str
 """What an item became: an object, a Problem, or the name of a kind that lb does not read."""
 
@@ -102,11 +109,13 @@ class Decoded(msgspec.Struct, frozen=True):
     def parts(self) -> Parts:
         """The entries by what they became."""
         if set(map(type, self.entries)) <= {Stored}:  # the usual case, and a large one
-            return Parts(self.entries, [], Counter())  # type: ignore[arg-type]
-        parts = Parts([], [], Counter())
+            return Parts(self.entries, [], Counter(), [])  # type: ignore[arg-type]
+        parts = Parts([], [], Counter(), [])
         for entry in self.flat():
             if isinstance(entry, Stored):
                 parts.stored.append(entry)
+                if isinstance(entry, Doubted):
+                    parts.doubts.extend(entry.doubts)
             elif isinstance(entry, Rejected):
                 parts.rejected.append(entry)
             else:
@@ -120,6 +129,8 @@ class Parts(NamedTuple):
     stored: list[Stored]
     rejected: list[Rejected]
     unknown: Counter[str]
+    doubts: list[Problem]
+    """What is told of objects that are used."""
 
 
 class _ChunkEntries(NamedTuple):
@@ -212,12 +223,19 @@ def _decode_items(
 
 def _at_index(entry: AnyEntry, prefix: str, index: int) -> AnyEntry:
     """An entry whose text stands at another index now."""
+    item = f"{prefix}[{index}]"
+    if isinstance(entry, Doubted):
+        doubts = tuple(_with_item(doubt, item) for doubt in entry.doubts)
+        return Doubted(entry.object, replace(entry.origin, item=item), doubts)
     if isinstance(entry, Stored):
-        return Stored(entry.object, replace(entry.origin, item=f"{prefix}[{index}]"))
+        return Stored(entry.object, replace(entry.origin, item=item))
     if isinstance(entry, Rejected):
-        origin = replace(entry.problem.origin, item=f"{prefix}[{index}]")
-        return Rejected(replace(entry.problem, origin=origin), entry.key)
+        return Rejected(_with_item(entry.problem, item), entry.key)
     return entry
+
+
+def _with_item(problem: Problem, item: str) -> Problem:
+    return replace(problem, origin=replace(problem.origin, item=item))
 
 
 class _KnownItems:
@@ -248,7 +266,7 @@ class _KnownItems:
 
     def same_object(self, index: int, entry: AnyEntry) -> AnyEntry:
         """The old object in place of an equal new one: often only what lb does not keep has changed."""
-        if not isinstance(entry, Stored):
+        if self._first == self._end or not isinstance(entry, Stored):
             return entry
         old = self._entries[index] if index < self._end else None
         if not isinstance(old, Stored) or _identity(old) != _identity(entry):
@@ -258,6 +276,8 @@ class _KnownItems:
             old = self._by_key.get(_identity(entry))
         if old is None or old.object != entry.object:
             return entry
+        if isinstance(entry, Doubted) or isinstance(old, Doubted):
+            return replace(entry, object=old.object)
         return old if old.origin == entry.origin else Stored(old.object, replace(old.origin, item=entry.origin.item))
 
 
@@ -332,9 +352,19 @@ def _json_entry(data: bytes, file: str, item: str, depth: int) -> AnyEntry:
         kind = KINDS.get((head.api_version, head.kind))
         if kind is None:
             return _json_other(data, file, item, head, depth)
-        return _finish(_DECODERS[kind.type].decode(data), head.kind, kind, Origin(file=file, item=item))
+        entry = _finish(_DECODERS[kind.type].decode(data), head.kind, kind, file, item)
+        if _CHECKERS[head.kind].has_unknown(data):
+            return _with_doubts(entry, _json_strays(head.kind, data), None)
+        return entry
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _json_slowly(data, file, item)
+
+
+def _json_strays(kind: str, data: bytes) -> Sequence[Stray]:
+    try:
+        return find_strays(kind, msgspec.json.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ()  # in a part that lb does not use: it does not reject the object
 
 
 def _json_other(data: bytes, file: str, item: str, head: jsontext.Head, depth: int) -> AnyEntry:
@@ -411,7 +441,7 @@ def _with_old_object(entry: Entry, objects: Mapping[_Identity, Object]) -> Entry
     if not isinstance(entry, Stored):
         return entry
     old = objects.get(_identity(entry))
-    return Stored(old, entry.origin) if old is not None and old == entry.object else entry
+    return replace(entry, object=old) if old is not None and old == entry.object else entry
 
 
 def _moved(read: _ChunkEntries | None, first_line: int) -> _ChunkEntries | None:
@@ -423,8 +453,8 @@ def _moved(read: _ChunkEntries | None, first_line: int) -> _ChunkEntries | None:
     for entry in read.entries:
         if not isinstance(entry, Stored):
             entries.append(entry)
-        elif isinstance(entry.object, NativeConfig):
-            return None  # its lines are part of it
+        elif isinstance(entry.object, NativeConfig) or isinstance(entry, Doubted):
+            return None  # lines are part of it
         else:
             entries.append(Stored(entry.object, replace(entry.origin, line=entry.origin.line + shift)))
     if read.errors or any(isinstance(entry, Rejected) for entry in entries):
@@ -544,10 +574,17 @@ class _Places:
         line, column = yamltext.position(self._root, path)
         return self._first_line + line, column
 
+    def of_key(self, path: Sequence[str | int]) -> tuple[int, int]:
+        """Where the name of a field stands rather than its value, which may begin on a later line."""
+        line, column = yamltext.key_position(self._root, path)
+        return self._first_line + line, column
+
 
 _DECODERS: dict[type[Object], msgspec.json.Decoder[Object]] = {
     kind.type: msgspec.json.Decoder(kind.type) for kind in KINDS.values()
 }
+
+_CHECKERS = {name: Checker(name) for name in SHAPES}
 
 
 def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
@@ -570,7 +607,10 @@ def _convert(content: object, origin: Origin, places: _Places | None) -> Entry:
     if kind is None:
         return _unknown(api_version, kind_name, origin)
     try:
-        return _finish(msgspec.convert(content, kind.type), kind_name, kind, origin)
+        entry = _finish(
+            msgspec.convert(content, kind.type), kind_name, kind, origin.file, origin.item, origin.line, origin.column
+        )
+        return _with_doubts(entry, find_strays(kind_name, content), places)
     except msgspec.ValidationError as error:
         return Rejected(_wrong_field(error, content, named, places), _key_of(named))
 
@@ -611,10 +651,11 @@ def _key_of(named: Origin) -> Key | None:
     return Key(named.kind, named.namespace, named.name) if named.name else None
 
 
-def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
+def _finish(found: Object, kind_name: str, kind: Kind, file: str, item: str, line: int = 0, column: int = 0) -> Entry:
     """Complete an object that nobody has seen yet, as the API server would, and drop what lb never uses.
 
-    The structs are frozen for everybody else; here they are still being made.
+    The place comes in parts: an Origin that is not kept would cost time. The structs are frozen for everybody else;
+    here they are still being made.
     """
     metadata = found.metadata
     name = metadata.name
@@ -624,7 +665,7 @@ def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
         namespace = sys.intern(metadata.namespace or DEFAULT_NAMESPACE)
     force_setattr(metadata, "namespace", namespace)
     if not name:
-        named = replace(origin, kind=kind_name, namespace=namespace)
+        named = Origin(kind_name, namespace, "", file, line, column, item)
         return Rejected(Problem("LB1003", named, "metadata.name is empty", LEFT_OUT, field="metadata.name"))
     if "labels" not in kind.keeps:
         force_setattr(metadata, "labels", None)
@@ -633,9 +674,29 @@ def _finish(found: Object, kind_name: str, kind: Kind, origin: Origin) -> Entry:
     if isinstance(found, Secret) and found.type in UNUSED_SECRETS:
         force_setattr(found, "data", None)
         force_setattr(found, "string_data", None)
-    return Stored(
-        found, Origin(sys.intern(kind_name), namespace, name, origin.file, origin.line, origin.column, origin.item)
-    )
+    return Stored(found, Origin(sys.intern(kind_name), namespace, name, file, line, column, item))
+
+
+def _with_doubts(entry: Entry, strays: Sequence[Stray], places: _Places | None) -> Entry:
+    """An object that lets in more than it says is rejected, as the API server would; of others it is told."""
+    if not strays or not isinstance(entry, Stored):
+        return entry
+    problems = [_stray_field(stray, entry.origin, places) for stray in strays]
+    if strays[0].danger:
+        return Rejected(problems[0], _key_of(entry.origin))
+    return Doubted(entry.object, entry.origin, tuple(problems))
+
+
+def _stray_field(stray: Stray, origin: Origin, places: _Places | None) -> Problem:
+    field = _write_path(stray.path)
+    if places is not None:
+        line, column = places.of_key(stray.path)
+        origin = replace(origin, line=line, column=column)
+    what = f"{field} is no field of {origin.kind}: did you mean {stray.meant}?"
+    fix = f"write {stray.meant}; `kubectl apply --dry-run=server` finds such mistakes too"
+    if stray.danger:
+        return Problem("LB1010", origin, what, f"{stray.danger}; {LEFT_OUT}", fix, field)
+    return Problem("LB1009", origin, what, "lb reads the object as if the field were not there", fix, field)
 
 
 def _annotations(metadata: ObjectMeta, kind: Kind) -> dict[str, str] | None:

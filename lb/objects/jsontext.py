@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +23,7 @@ _ITEMS = re.compile(
 """The beginning of a List up to its first item, in the forms that Kubernetes writes: plain members before `items`."""
 
 
-class Head(msgspec.Struct, rename="camel", gc=False):
+class Head(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Just enough of an object to know what it is."""
 
     kind: str = ""
@@ -67,9 +68,12 @@ def looks_like_json(data: bytes) -> bool:
 def read_head(data: bytes) -> Head:
     """Kind and apiVersion. Raises msgspec.ValidationError when one of them is no text."""
     match = _HEAD.match(data)
-    if match:
-        return Head(match[2].decode(errors="replace"), match[1].decode(errors="replace"))
-    return _head.decode(data)
+    return _known_head(match[1], match[2]) if match else _head.decode(data)
+
+
+@lru_cache(256)
+def _known_head(api_version: bytes, kind: bytes) -> Head:
+    return Head(kind.decode(errors="replace"), api_version.decode(errors="replace"))
 
 
 def read_items(data: bytes) -> list[msgspec.Raw] | None:

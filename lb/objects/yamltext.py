@@ -233,6 +233,20 @@ def position(node: Node, path: Sequence[str | int] = ()) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
+def key_position(node: Node, path: Sequence[str | int]) -> tuple[int, int]:
+    """Line and column of the key that `path` ends with; of what it leads to before, where a merge brought the key."""
+    for part in path[:-1]:
+        below = member(node, part) if isinstance(part, str) else None
+        if isinstance(part, int) and isinstance(node, SequenceNode) and part < len(node.value):
+            below = node.value[part]
+        if below is None:
+            break
+        node = below
+    keys = [key for key, _ in node.value if key.value == path[-1]] if isinstance(node, MappingNode) else []
+    mark = (keys[0] if keys else node).start_mark
+    return mark.line + 1, mark.column + 1
+
+
 def lines(node: Node, first_line: int) -> dict[str, int]:
     """Path (`listeners.http`, `upstreams.web.endpoints[0]`) -> line in the file, for everything below `node`."""
     found: dict[str, int] = {}

@@ -131,7 +131,7 @@ class FileSource:
         """Read, of the files that changed, those that are whole beyond doubt, so that they need not wait for the
         hold-off.
 
-        A known file that another one was renamed over is whole, and so is JSON that decodes without a problem: it says
+        A known file that another one was renamed over is whole, and so is JSON that decodes without an error: it says
         itself where it ends. YAML that is being written does not, nor does a file that was not there before.
         """
         changed: dict[str, _Content] = {}
@@ -144,7 +144,7 @@ class FileSource:
             if not renamed and not file.endswith(".json"):
                 continue
             content = _read(file, status, before)
-            if not content.problems:
+            if all(problem.severity != "error" for problem in content.problems):
                 changed[file] = _with_named_files(content, before)
         return Reading(changed, ())
 
@@ -361,6 +361,7 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
         problems = [
             _say(problem, f"no good version is known: its {count} whole objects are used") for problem in problems
         ]
+    problems.extend(parts.doubts)
     return _Content(
         read.signature,
         decoded,

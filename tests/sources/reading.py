@@ -8,8 +8,9 @@ from lb.problems import Problem
 
 
 def problems(decoded: Decoded) -> list[Problem]:
-    """All problems of a file, syntax errors first."""
-    return [*decoded.errors, *(rejected.problem for rejected in decoded.parts().rejected)]
+    """All problems of a file: syntax errors, objects that are left out, doubts about others."""
+    parts = decoded.parts()
+    return [*decoded.errors, *(rejected.problem for rejected in parts.rejected), *parts.doubts]
 
 
 def objects(decoded: Decoded) -> list[Object]:
