@@ -28,7 +28,7 @@ import msgspec
 
 from lb.model.config import Config
 from lb.model.listener import Listener, Transport
-from lb.model.route import VirtualHost
+from lb.model.route import Forward, Respond, Route, VirtualHost
 from lb.model.stream import NameRoute
 from lb.model.tls import Certificate, ListenerTls, TlsHost
 from lb.model.upstream import Balance, Upstream
@@ -359,15 +359,19 @@ class _Build:
         return _patch(old_claims, claims), _patch(old_hosts, hosts), _patch(self._old.names, names)
 
     def _host_of_before(self, hostname: str, claims: Sequence[Claim], fault: Problem) -> _Host:
-        """What was served of a host that cannot be assembled, but for what has been taken away since."""
+        """What was served of a host that cannot be assembled, but for what has been taken away since: an upstream that
+        no rule names any more is gone.
+        """
         names = {(claim.age.namespace, claim.age.name) for claim in claims}
+        led_to = {one for claim in claims for route in _all_routes(claim) for one in _upstreams(route.action)}
 
-        def still(origin: Origin) -> bool:
-            return (origin.namespace, origin.name) in names
+        def still(route: Route | NameRoute) -> bool:
+            action = route.action if isinstance(route, Route) else route.forward
+            return (route.origin.namespace, route.origin.name) in names and led_to.issuperset(_upstreams(action))
 
         host = self._old.hosts.get(hostname)
-        routes = tuple(route for route in host.routes if still(route.origin)) if host is not None else ()
-        passed = tuple(route for route in self._old.names.get(hostname, ()) if still(route.origin))
+        routes = tuple(filter(still, host.routes)) if host is not None else ()
+        passed = tuple(filter(still, self._old.names.get(hostname, ())))
         kept = msgspec.structs.replace(host, routes=routes) if host is not None and routes else None
         return kept, passed, (fault,)
 
@@ -779,11 +783,16 @@ def _assemble_host(hostname: str, claims: Sequence[Claim]) -> _Host:
 
 def _newest(claims: Sequence[Claim]) -> Origin:
     """The youngest Ingress of a host: what works without it probably fails because of it."""
-    for claim in reversed(claims):
-        for route in (*claim.routes, claim.default):
-            if route is not None:
-                return route.origin
-    return Origin()
+    routes = (route for claim in reversed(claims) for route in _all_routes(claim))
+    return next((route.origin for route in routes), Origin())
+
+
+def _all_routes(claim: Claim) -> tuple[Route, ...]:
+    return claim.routes if claim.default is None else (*claim.routes, claim.default)
+
+
+def _upstreams(action: Forward | Respond) -> list[str]:
+    return [upstream.name for upstream in action.upstreams] if isinstance(action, Forward) else []
 
 
 def _age(claim: Claim) -> Age:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from lb.model.route import Forward
 from lb.objects.view import Stored
 from lb.problems import Problem
 from lb.translate import load_balancers, material, native, nodes, translation
+from lb.translate.annotations import SSL_PASSTHROUGH
 from lb.translate.translation import Options, Translation, translate
 from tests.harness.certificates import Authority
 from tests.translate.cluster import FILE, ask, backend, ingress, read_store
@@ -196,6 +198,25 @@ def test_a_host_that_cannot_be_assembled_loses_only_what_goes(monkeypatch: pytes
     assert [route.origin.name for route in gone.config.hosts["ingress"]["both.test"].routes] == ["other"]
     at_start = Cluster().apply(BOTH + BAD)
     assert [ask(at_start.config, url) for url in ("both.test/", "good.test/")] == ["404", "shop/web:80"]
+
+
+def test_a_host_that_cannot_be_assembled_leads_to_no_upstream_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table would refuse it, and with it the whole build."""
+    annotated = BAD.replace("metadata:\n", f"metadata:\n  annotations: {{{SSL_PASSTHROUGH}: 'true'}}\n", 1)
+    cluster = Cluster(Options(ssl_passthrough=True))
+    cluster.apply(BOTH + annotated + backend("more", "10.0.0.2"))
+    fail_on(monkeypatch, translation, "assemble_host", lambda hostname, _: hostname in ("bad.test", "both.test"))
+    found = cluster.apply(BOTH + annotated.replace("name: web,", "name: more,") + backend("more", "10.0.0.2"))
+    assert len(faults(found)) == 2
+    hosts = found.config.hosts["ingress"]
+    # Another Ingress still names the Service there, and nobody here.
+    assert [route.origin.name for route in hosts["both.test"].routes] == ["bad", "other"]
+    assert "bad.test" not in hosts
+    carried = [route for listener in found.config.listeners.values() for route in listener.carried_routes]
+    routes = [route.action for host in hosts.values() for route in host.routes]
+    for action in (*routes, *(route.forward for route in carried)):
+        assert isinstance(action, Forward)
+        assert all(one.name in found.config.upstreams for one in action.upstreams)
 
 
 def test_a_native_file(monkeypatch: pytest.MonkeyPatch) -> None:
