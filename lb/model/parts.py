@@ -25,6 +25,10 @@ Part = Listener | VirtualHost | Upstream | Certificate
 PartT = TypeVar("PartT", Listener, VirtualHost, Upstream, Certificate)
 
 
+def _never(place: str) -> bool:
+    return False
+
+
 class Reading(msgspec.Struct, frozen=True):
     """What one native file says."""
 
@@ -38,12 +42,14 @@ class Reading(msgspec.Struct, frozen=True):
 class Before(msgspec.Struct, frozen=True):
     """What serves while a file is read again."""
 
-    own: Config = Config()
+    own: Reading = Reading()
     """What this file said."""
     everywhere: Config = Config()
     """What all files said."""
     flawed: frozenset[str] = frozenset()
     """Parts of all files that are nothing to go back to."""
+    is_shared: Callable[[str], bool] = _never
+    """Whether another file has a part of this place too, so that it has not moved from there."""
 
 
 class PartReader(ValueReader):
@@ -96,8 +102,9 @@ class PartReader(ValueReader):
         found: dict[str, PartT] = {}
         told: list[tuple[bool, tuple[Problem, ...]]] = []
         for name, content in entries.items():
-            last = own.get(name) or everywhere.get(name)
-            part, problems = self._read_part(f"{path}.{name}", name, content, read, last)
+            part, problems = self._read_part(
+                f"{path}.{name}", name, content, read, (own.get(name), everywhere.get(name))
+            )
             if part is not None:
                 found[name] = part
             told.append((part is None, problems))
@@ -110,44 +117,63 @@ class PartReader(ValueReader):
         return found
 
     def _read_part(
-        self, place: str, name: str, content: object, read: Callable[[str, str, Any], PartT], last: PartT | None
+        self,
+        place: str,
+        name: str,
+        content: object,
+        read: Callable[[str, str, Any], PartT],
+        before: tuple[PartT | None, PartT | None],
     ) -> tuple[PartT | None, tuple[Problem, ...]]:
-        """What serves, and what is said of mistakes. `last` is what served before."""
+        """What serves, and what is said of mistakes. `before`: the part as this file and as any file had it."""
         part, problems = self._apart(read, place, name, content)
         if all(problem.severity != "error" for problem in problems):
             return part, problems
-        is_good = place not in self._before.flawed
+        last, is_good = self._last(place, *before)
         if last is not None and (is_good or part is None):
             which = f"the last good version of `{place}`" if is_good else f"what `{place}` said before"
-            return self._stay(place, last), _because(problems, f"{which} stays in use")
+            return self._stay(place, last, is_good), _because(problems, f"{which} stays in use")
         self.flawed.add(place)
         return part, problems
 
-    def _stay(self, place: str, part: PartT) -> PartT:
+    def _last(self, place: str, own: PartT | None, moved: PartT | None) -> tuple[PartT | None, bool]:
+        """What served before, from this file or from one that does not have it any more, and whether it was good."""
+        if own is not None:
+            return own, place not in self._before.own.flawed
+        if moved is None or self._before.is_shared(place):
+            return None, True
+        return moved, place not in self._before.flawed
+
+    def _stay(self, place: str, part: PartT, is_good: bool) -> PartT:
         """Let a part of before serve on, as good or bad as it was."""
         self._stayed.append(part)
-        if place in self._before.flawed:
+        if not is_good:
             self.flawed.add(place)
         return part
 
     def _stay_all(self, path: str, missing: Mapping[str, PartT]) -> dict[str, PartT]:
         self._not_removed += len(missing)
-        return {name: self._stay(f"{path}.{name}", part) for name, part in missing.items()}
+        flawed = self._before.own.flawed
+        return {
+            name: self._stay(f"{path}.{name}", part, f"{path}.{name}" not in flawed) for name, part in missing.items()
+        }
 
     # -- What parts that stay need
 
     def _complete(self, config: Config, is_elsewhere: Callable[[str], bool]) -> Config:
         """With the upstreams and certificates that are gone from the files, where a part that stays names them."""
+        own, everywhere = self._before.own.config, self._before.everywhere
         upstreams = dict(config.upstreams)
         for name in dict.fromkeys(name for part in self._stayed for name in _forwards(part)):
-            last = self._before.own.upstreams.get(name) or self._before.everywhere.upstreams.get(name)
-            if name not in upstreams and last is not None and not is_elsewhere(name):
-                upstreams[name] = self._stay(f"upstreams.{name}", last)
+            place = f"upstreams.{name}"
+            if name not in upstreams and not is_elsewhere(name):
+                last, is_good = self._last(place, own.upstreams.get(name), everywhere.upstreams.get(name))
+                if last is not None:
+                    upstreams[name] = self._stay(place, last, is_good)
         certificates = dict(config.certificates)
         for name in dict.fromkeys(name for part in self._stayed for name in _certificates(part)):
-            shown = self._before.own.certificates.get(name) or self._before.everywhere.certificates.get(name)
+            shown = own.certificates.get(name) or everywhere.certificates.get(name)
             if name not in certificates and shown is not None:
-                certificates[name] = self._stay(f"certificates.{name}", shown)
+                certificates[name] = shown
         return Config(config.listeners, config.hosts, upstreams, certificates)
 
 

@@ -112,6 +112,17 @@ def read_content(
     return Reading(config, problems, frozenset(reader.flawed))
 
 
+def places_of(content: Mapping[str, Any]) -> Iterator[str]:
+    """The places of all parts of a decoded native file (`upstreams.web`), also of those that cannot be read."""
+    for section in ("listeners", "hosts", "upstreams", "certificates"):
+        parts = content.get(section)
+        for name, part in parts.items() if isinstance(parts, Mapping) else ():
+            if section != "hosts":
+                yield f"{section}.{name}"
+            elif isinstance(part, Mapping):
+                yield from (f"hosts.{name}.{hostname}" for hostname in part)
+
+
 def names_of_upstreams(content: Mapping[str, Any], before: Config | None = None) -> Collection[str]:
     """The names that a decoded native file gives to upstreams, also to those that cannot be read; and those that it
     gave `before`, where the section cannot be understood and they stay.
@@ -150,7 +161,7 @@ class _Reader(PartReader):
         self._report_unknown_keys("", content, TOP_KEYS)
         of_sections, self.problems = tuple(self.problems), Problems()
         self._removes_nothing = bool(of_sections)
-        own, everywhere = self._before.own, self._before.everywhere
+        own, everywhere = self._before.own.config, self._before.everywhere
         certificates = self._read_certificates(content.get("certificates"))
         self._certificates = certificates
         upstreams = self._read_parts(
@@ -182,7 +193,7 @@ class _Reader(PartReader):
                 )
 
     def _read_certificates(self, value: object) -> dict[str, Certificate]:
-        own, everywhere = self._before.own.certificates, self._before.everywhere.certificates
+        own, everywhere = self._before.own.config.certificates, self._before.everywhere.certificates
         read = self._read_parts("certificates", value, self._read_certificate, own, everywhere)
         declared = dict.fromkeys(value) if isinstance(value, Mapping) else {}
         self._named_certificates = {**declared, **dict.fromkeys(read)}
@@ -506,7 +517,7 @@ class _Reader(PartReader):
         return text
 
     def _read_host_sets(self, value: object) -> dict[str, dict[str, VirtualHost]]:
-        own = self._before.own.hosts
+        own = self._before.own.config.hosts
         entries = self._read_section("hosts", value, own)
         hosts = {name: self._read_host_set(name, entry) for name, entry in (entries or {}).items()}
         if entries is None or self._removes_nothing:
@@ -518,7 +529,7 @@ class _Reader(PartReader):
         def read_host(host_path: str, hostname: str, host: object) -> VirtualHost:
             return self._read_host(host_path, name, hostname, host)
 
-        own, everywhere = (one.hosts.get(name, {}) for one in (self._before.own, self._before.everywhere))
+        own, everywhere = (one.hosts.get(name, {}) for one in (self._before.own.config, self._before.everywhere))
         return self._read_parts(f"hosts.{name}", value, read_host, own, everywhere)
 
     def _read_host(self, path: str, host_set: str, hostname: str, value: object) -> VirtualHost:

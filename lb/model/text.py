@@ -26,7 +26,16 @@ Reading what was written gives an equal Config. The keys are in form.py, writing
 from __future__ import annotations
 
 from lb.model.parts import Before, Reading
-from lb.model.reader import from_content, names_of_upstreams, read_content
+from lb.model.reader import from_content, names_of_upstreams, places_of, read_content
 from lb.model.writer import to_content, to_text
 
-__all__ = ["Before", "Reading", "from_content", "names_of_upstreams", "read_content", "to_content", "to_text"]
+__all__ = [
+    "Before",
+    "Reading",
+    "from_content",
+    "names_of_upstreams",
+    "places_of",
+    "read_content",
+    "to_content",
+    "to_text",
+]

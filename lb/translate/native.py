@@ -7,8 +7,9 @@ name the upstream of a Service (`shop/web:80`), whether an Ingress uses it or no
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar, cast
 
 import msgspec
@@ -17,7 +18,7 @@ from lb.model.config import Config
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
 from lb.model.stream import StreamRoute
-from lb.model.text import Before, Reading, names_of_upstreams, read_content
+from lb.model.text import Before, Reading, names_of_upstreams, places_of, read_content
 from lb.model.tls import Certificate
 from lb.model.upstream import Upstream
 from lb.objects.view import NativeConfig, Stored, View
@@ -90,19 +91,25 @@ def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart) -> d
     def is_elsewhere(name: str) -> bool:
         return name in defined or _SERVICE_UPSTREAM.fullmatch(name) is not None
 
+    @cache
+    def places() -> Counter[str]:
+        return Counter(place for native in natives.values() for place in places_of(native.content))
+
+    def is_shared(place: str) -> bool:
+        return places()[place] > 1
+
     readings = {}
     for name, native in natives.items():
         origin = stored["", name].origin
-        own = last[name].config
+        own = last[name]
+        known = Before(own, before.config, flawed, is_shared)
         reading = guarded(
-            partial(
-                read_content, native.content, origin, native.lines, is_elsewhere, Before(own, before.config, flawed)
-            ),
-            partial(_unread, last[name]),
+            partial(read_content, native.content, origin, native.lines, is_elsewhere, known),
+            partial(_unread, own),
             origin,
-            stays_or_nothing(own != nothing.config),
+            stays_or_nothing(own.config != nothing.config),
         )
-        readings[name] = msgspec.structs.replace(reading, config=keep_equal_parts(reading.config, own))
+        readings[name] = msgspec.structs.replace(reading, config=keep_equal_parts(reading.config, own.config))
     return readings
 
 

@@ -32,7 +32,7 @@ def read(text: str, before: Reading | None = None) -> Reading:
     """One native file, read after `before`."""
     last = before or Reading()
     content = yaml.safe_load(text)
-    return read_content(content, ORIGIN, {}, lambda _: False, Before(last.config, last.config, last.flawed))
+    return read_content(content, ORIGIN, {}, lambda _: False, Before(last, last.config, last.flawed))
 
 
 def edit(text: str, *pairs: tuple[str, str]) -> str:

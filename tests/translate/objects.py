@@ -261,9 +261,15 @@ _ROUTES = st.fixed_dictionaries(
 )
 
 NATIVES = st.builds(
-    lambda name, listeners, hosts, upstreams: NativeConfig(
+    lambda name, listeners, hosts, upstreams, typo: NativeConfig(
         ObjectMeta(name),
-        {"apiVersion": "lb/v1", "kind": "Config", "listeners": listeners, "hosts": hosts, "upstreams": upstreams},
+        {
+            "apiVersion": "lb/v1",
+            "kind": "Config",
+            "listeners": listeners,
+            "hosts": hosts,
+            f"upstreams{typo}": upstreams,
+        },
     ),
     st.sampled_from(["first.yaml", "second.yaml"]),
     st.sampled_from(
@@ -271,6 +277,8 @@ NATIVES = st.builds(
             {},
             {"admin": {"port": 9000}},
             {"http": {"port": 8080, "host_set": "ingress"}},
+            {"http": {"port": 8080, "hostset": "ingress"}},
+            {"admin": {"port": "9000"}},
             {"db": {"port": 81, "protocol": "tcp", "stream": {"forward": {"a/one:80": 1, "gone": 1}}}},
         ]
     ),
@@ -284,8 +292,15 @@ NATIVES = st.builds(
         },
     ),
     st.sampled_from(
-        [{}, {"own": ["10.9.0.1:80"]}, {"a/one:80": ["10.9.0.2:80"]}, {"own": {"resolve": "api.example.net"}}]
+        [
+            {},
+            {"own": ["10.9.0.1:80"]},
+            {"own": ["10.9.0.1:80", "10.9.0.3"]},
+            {"a/one:80": ["10.9.0.2:80"]},
+            {"own": {"resolve": "api.example.net"}},
+        ]
     ),
+    st.sampled_from(["", "", "", "x"]),
 )
 
 _AUTHORITIES = [Authority(), Authority()]

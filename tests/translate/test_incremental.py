@@ -6,6 +6,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.model.config import Config
+from lb.model.route import Forward
 from lb.objects.meta import Object
 from lb.objects.view import Changes
 from lb.sources.store import Store
@@ -44,13 +46,15 @@ def test_changes_give_what_a_full_translation_gives(options: Options, batches: l
                 store.drop(key_of(found))
         before = msgspec.json.encode(previous.config)
         translation = translate(store, options, store.take_changes(), previous)
-        # What a part of a native file stays at while it names nothing is known from before only.
-        known = previous if any(one.code == "LB5004" for one in translation.problems) else None
+        # What a part of a native file stays at while there is a mistake in it is known from before only.
+        known = previous if any(one.code in ("LB5003", "LB5004") for one in translation.problems) else None
         full = translate(store, options, EVERYTHING, known)
         assert translation.config == full.config
-        assert translation.problems == full.problems
+        # Nor is it told in the same words when it is read a second time.
+        assert translation.problems == full.problems or known is not None
         assert len(set(full.problems)) == len(full.problems)  # each is said once
         assert_equal_parts_are_the_same(translation, previous)
+        assert_nothing_leads_nowhere(translation.config)
         assert msgspec.json.encode(previous.config) == before, "the old translation was changed"
         previous = translation
 
@@ -71,6 +75,14 @@ def test_translating_everything_again_keeps_what_is_equal(
     changed = translate(store, others, Changes(), first)
     assert changed.config == translate(store, others, EVERYTHING, None).config
     assert_equal_parts_are_the_same(changed, first)
+
+
+def assert_nothing_leads_nowhere(config: Config) -> None:
+    """Every upstream that is named is there: the compiler would refuse the build."""
+    actions = [route.action for hosts in config.hosts.values() for host in hosts.values() for route in host.routes]
+    forwards = [one for one in actions if isinstance(one, Forward)]
+    forwards += [route.forward for listener in config.listeners.values() for route in listener.carried_routes]
+    assert {upstream.name for one in forwards for upstream in one.upstreams} <= config.upstreams.keys()
 
 
 def assert_equal_parts_are_the_same(new: Translation, old: Translation) -> None:

@@ -80,6 +80,18 @@ def test_a_part_that_moves_to_another_file_with_a_mistake_stays() -> None:
     assert (error.code, error.field) == ("LB5003", "upstreams.web[0].address")
 
 
+def test_a_part_with_a_mistake_is_not_mistaken_for_that_of_another_file() -> None:
+    files = Files()
+    files.write(a=UPSTREAMS, b=UPSTREAMS.replace("10.0.0.1:80", "10.0.0.1"))
+    told = files.errors
+    assert [one.why for one in told] == [""]
+    files.write(c=ROUTES)
+    assert files.errors == told
+    # The first one is good, and what is wrong with the second one takes nothing from it.
+    before = files.write(a=UPSTREAMS).config
+    assert files.write(a=UPSTREAMS.replace("10.0.0.1:80", "10.0.0.1")).config == before
+
+
 def test_a_file_that_is_removed_takes_with_it_what_stayed() -> None:
     files = Files()
     files.write(routes=ROUTES, upstreams=UPSTREAMS)
