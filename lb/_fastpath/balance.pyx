@@ -226,7 +226,7 @@ cdef int pick_with_affinity(reactor* r, upstream_view* up, willing* who, uint64_
     """Whom the client was on last, while that one may serve and the client has not been silent for too long; else
     whoever its address leads to. A client waits for its endpoint when that is full.
     """
-    cdef uint64_t key = affinity_key(r, up, client)
+    cdef uint64_t key = affinity_key(r.s, up, client)
     cdef uint32_t i = affinity_find(r, up, key)
     cdef int result
     if i != NO_SEAT and may_serve(r, up, i, who):

@@ -5,7 +5,7 @@ build, all others from the event loop. What both touch (live endpoints) is guard
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from lb._fastpath.credentials import ClientTls, TlsHost
 
@@ -78,6 +78,68 @@ class EndpointStats(TypedDict):
     """How much of its weight it has: 1, or less while it starts slowly."""
     tls_error: str
     """Why its last TLS handshake has failed, in OpenSSL's words; empty since one has succeeded."""
+
+class CarriedFlow(TypedDict):
+    """A live TCP flow or UDP session, as it was when its reactor looked at it."""
+
+    kind: str
+    """`tcp` or `udp`."""
+    state: str
+    """One of CARRIED_STATES."""
+    thread: int
+    listener: str
+    peer: bytes | None
+    """16 bytes, IPv4 as ::ffff:a.b.c.d, after a PROXY header; None: it has come by a Unix socket."""
+    peer_port: int
+    has_proxy: bool
+    """A PROXY header has told who the client is."""
+    proxy: bytes | None
+    """Who sent it; None: it came by a Unix socket."""
+    server_name: str
+    """What its first TLS message said, where somebody has looked."""
+    route: str
+    upstream: str
+    endpoint: str
+    attempts: int
+    age_ms: int
+    idle_ms: int
+    """Since the last byte; while it connects, since that began."""
+    drain_ms: int | None
+    """What its removed endpoint's time has left; None: it is not removed."""
+    bytes_in: int
+    bytes_out: int
+    datagrams_in: int
+    datagrams_out: int
+    waits_for_endpoint: int
+    """Bytes in lb that it has not taken yet."""
+    waits_for_client: int
+
+class CarriedTotal(TypedDict):
+    """All that was asked for and goes to one endpoint."""
+
+    upstream: str
+    endpoint: str
+    flows: int
+    sessions: int
+    bytes_in: int
+    bytes_out: int
+    waits_for_endpoint: int
+    waits_for_client: int
+
+CARRIED_STATES: tuple[str, ...]
+LOOK_ORDERS: Mapping[str, int]
+"""`age`, `idle`, `bytes`: the greatest first."""
+
+class FlowLook:
+    """A question about what is carried; asked by Engine.look_at_flows."""
+
+    def waits_for(self) -> list[int]:
+        """The threads that have not answered yet."""
+    def cancel(self) -> None:
+        """Nobody wants to know any more: the reactors leave off."""
+    def result(self) -> tuple[list[CarriedFlow], int, list[CarriedTotal]]:
+        """(the first of them in the order that was asked for, how many there are, totals by endpoint), when nothing is
+        waited for. MemoryError when there was none for the totals."""
 
 class HostProgram:
     """One compiled virtual host. Immutable."""
@@ -267,6 +329,22 @@ class Engine:
     def upstream_stats(self) -> dict[str, UpstreamStats]: ...
     def endpoint_stats(self, upstream: str) -> list[EndpointStats]:
         """Of the endpoints in the current table."""
+    def look_at_flows(
+        self,
+        *,
+        listener: str | None = None,
+        upstream: str | None = None,
+        endpoint: str | None = None,
+        client: tuple[bytes, int] | Literal["unix"] | None = None,
+        order: str = "age",
+        limit: int = 50,
+    ) -> FlowLook | None:
+        """Have all reactors look at their flows and UDP sessions, bounded work in each turn; None while they still do
+        so for somebody else. `client`: (16-byte address, leading bits). KeyError with the name of a listener or
+        upstream that there has never been."""
+    def remembered_endpoint(self, upstream: str, client: bytes) -> tuple[str, int] | None:
+        """(endpoint, milliseconds since it was chosen last) of what client affinity remembers for a client (16-byte
+        address); None when it does not."""
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
         """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed);
         weight -1 returns to the model's. Survives reloads. KeyError when there is no such endpoint."""

@@ -48,6 +48,7 @@ from lb._fastpath.c.sys cimport (
     lb_hash,
     lb_huge_alloc,
     lb_line_alloc,
+    lb_load_int,
     lb_load_ptr,
     lb_load_u64,
     lb_peek_i64,
@@ -67,7 +68,7 @@ from lb._fastpath.c.sys cimport (
     sockaddr_un,
     socklen_t,
 )
-from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS
+from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS, affinity_tell, remembered
 from lb._fastpath.client_hello cimport client_hello, hello_texts
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.credentials cimport ClientTls, TlsHost
@@ -110,6 +111,18 @@ from lb._fastpath.datagram cimport (
     sessions_leave,
 )
 from lb._fastpath.exchange cimport exchange, exchange_install
+from lb._fastpath.flows cimport (
+    LOOK_BUCKETS,
+    LOOK_BY_AGE,
+    LOOK_BY_BYTES,
+    LOOK_BY_IDLE,
+    carried_record,
+    look_part,
+    look_question,
+    look_total,
+    ranked,
+    run_look,
+)
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
@@ -135,6 +148,7 @@ from lb._fastpath.table cimport (
     ACTION_RESPOND,
     BALANCE_MAGLEV,
     NO_ROUTE,
+    NO_SEAT,
     arena,
     arena_take,
     arena_text,
@@ -776,6 +790,147 @@ cdef class Table:
         return found.stream.name[:found.stream.name_size].decode() if found != NULL else None
 
 
+# --------------------------------------------------------------------------------------------------- looking at flows
+
+# By their numbers in flows.pxd.
+CARRIED_STATES = (
+    "connecting", "open", "half-closed-client", "half-closed-endpoint", "ending", "reset-client", "reset-endpoint",
+    "unanswered",
+)
+LOOK_ORDERS = {"age": LOOK_BY_AGE, "idle": LOOK_BY_IDLE, "bytes": LOOK_BY_BYTES}
+
+
+cdef class FlowLook:
+    """A question about what is carried, and what the reactors have answered. They write to it until they have all
+    done so; the engine keeps it as long.
+    """
+
+    cdef look_question question
+    cdef look_part* parts
+    cdef int count
+    cdef bytes endpoint
+    cdef list listener_names
+
+    def __cinit__(self, list listener_names, int reactors, int limit, str order):
+        cdef int i
+        self.listener_names = listener_names
+        self.question.slot = -1
+        self.question.order = LOOK_ORDERS[order]
+        self.question.limit = <uint32_t>limit
+        self.parts = <look_part*>calloc(reactors, sizeof(look_part))
+        if self.parts == NULL:
+            raise MemoryError
+        self.count = reactors
+        for i in range(self.count):
+            self.parts[i].question = &self.question
+            self.parts[i].records = <carried_record*>calloc(limit + 1, sizeof(carried_record))
+            self.parts[i].heap = <ranked*>calloc(limit + 1, sizeof(ranked))
+            if self.parts[i].records == NULL or self.parts[i].heap == NULL:
+                raise MemoryError
+
+    def __dealloc__(self):
+        cdef int i, k
+        cdef look_total* t
+        for i in range(self.count):
+            free(self.parts[i].records)
+            free(self.parts[i].heap)
+            for k in range(LOOK_BUCKETS):
+                while self.parts[i].totals[k] != NULL:
+                    t = self.parts[i].totals[k]
+                    self.parts[i].totals[k] = t.next
+                    free(t)
+        free(self.parts)
+
+    cdef ask_client(self, object client):
+        """Of this network, as (16-byte address, leading bits), or `unix`."""
+        cdef bytes address
+        if client == "unix":
+            self.question.local_only = True
+            return
+        address, bits = client
+        memcpy(self.question.client.address, <char*>address, 16)
+        self.question.client.bits = bits
+        self.question.by_client = True
+
+    def waits_for(self):
+        """The threads that have not answered yet."""
+        cdef int i
+        return [i for i in range(self.count) if not lb_load_int(&self.parts[i].done)]
+
+    def cancel(self):
+        """Nobody wants to know any more: the reactors leave off."""
+        lb_store_int(&self.question.cancelled, 1)
+
+    def result(self):
+        """(the first of them in the order that was asked for, how many there are, totals by endpoint), when nothing is
+        waited for. MemoryError when there was none for the totals.
+        """
+        cdef int i, k
+        cdef uint32_t n
+        cdef look_total* t
+        if self.waits_for():
+            raise RuntimeError("the look is not over")
+        found, matched, totals = [], 0, {}
+        for i in range(self.count):
+            if self.parts[i].failed:
+                raise MemoryError
+            matched += self.parts[i].matched
+            for n in range(self.parts[i].count):
+                found.append((-self.parts[i].records[n].rank, i, n))
+            for k in range(LOOK_BUCKETS):
+                t = self.parts[i].totals[k]
+                while t != NULL:
+                    add_total(totals, t)
+                    t = t.next
+        found.sort()
+        return [self.describe(i, n) for _, i, n in found[:self.question.limit]], matched, list(totals.values())
+
+    cdef dict describe(self, int i, uint32_t n):
+        cdef carried_record* c = &self.parts[i].records[n]
+        cdef int64_t now = monotonic_ns(), now_ms = now // 1000000
+        return {
+            "kind": "udp" if c.is_session else "tcp",
+            "state": CARRIED_STATES[c.state],
+            "thread": i,
+            "listener": (<bytes>self.listener_names[c.slot]).decode(),
+            "peer": None if c.local else c.peer[:16],
+            "peer_port": c.peer_port,
+            "has_proxy": bool(c.has_proxy),
+            "proxy": c.proxy[:16] if c.proxy_known else None,
+            "server_name": c.name[:c.name_size].decode("utf-8", "replace"),
+            "route": c.route_name[:c.route_name_size].decode("utf-8", "replace"),
+            "upstream": c.live.name[:c.live.name_size].decode("utf-8", "replace") if c.live != NULL else "",
+            "endpoint": c.key[:c.key_size].decode("utf-8", "replace"),
+            "attempts": c.attempts,
+            "age_ms": max(0, now - c.started_ns) // 1000000,
+            "idle_ms": max(0, now_ms - c.since_ms),
+            "drain_ms": max(0, c.drain_deadline_ms - now_ms) if c.drain_deadline_ms else None,
+            "bytes_in": c.bytes_in,
+            "bytes_out": c.bytes_out,
+            "datagrams_in": c.datagrams_in,
+            "datagrams_out": c.datagrams_out,
+            "waits_for_endpoint": c.waits_for_endpoint,
+            "waits_for_client": c.waits_for_client,
+        }
+
+
+cdef add_total(dict totals, const look_total* t):
+    upstream = t.live.name[:t.live.name_size].decode("utf-8", "replace")
+    endpoint = t.key[:t.key_size].decode("utf-8", "replace")
+    sums = totals.get((upstream, endpoint))
+    if sums is None:
+        sums = totals[upstream, endpoint] = dict.fromkeys((
+            "flows", "sessions", "bytes_in", "bytes_out", "waits_for_endpoint", "waits_for_client",
+        ), 0)
+        sums.update(upstream=upstream, endpoint=endpoint)
+    sums["flows"] += t.flows
+    sums["sessions"] += t.sessions
+    sums["bytes_in"] += t.bytes_in
+    sums["bytes_out"] += t.bytes_out
+    sums["waits_for_endpoint"] += t.waits_for_endpoint
+    sums["waits_for_client"] += t.waits_for_client
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 cdef void run_drain(reactor* r, command* c) noexcept nogil:
@@ -814,6 +969,7 @@ cdef class Engine:
     cdef int log_ring_bytes
     cdef int64_t buffer_budget
     cdef dict doomed
+    cdef FlowLook look  # the one that reactors write to, or have written to
 
     def __cinit__(self, *, int threads, int max_connections=0, int64_t max_buffer_bytes=0, int log_ring_bytes=1 << 20,
             int spare_descriptors=64, bint tls_by_kernel=False):
@@ -1308,6 +1464,8 @@ cdef class Engine:
             elif ep.weight_override is None and ep.admin == "ready":
                 del self.doomed[ep]
                 (<Upstream>self.upstreams[ep.upstream]).endpoints.pop(ep.key, None)
+        if self.look is not None and not self.look.waits_for():
+            self.look = None
         return len(kept)
 
     cdef bint is_served(self, Endpoint ep, list tables):
@@ -1769,6 +1927,44 @@ cdef class Engine:
                 "tls_error": tls_error.decode() if tls_error != NULL else "",
             })
         return result
+
+    def look_at_flows(self, *, str listener=None, str upstream=None, str endpoint=None, client=None, str order="age",
+            int limit=50):
+        """Have all reactors look at their flows and UDP sessions; None while they still do so for somebody else.
+        KeyError with the name of a listener or upstream that there has never been.
+        """
+        cdef FlowLook look
+        cdef int i
+        if self.look is not None and self.look.waits_for():
+            return None
+        look = FlowLook(self.listener_names, self.s.reactor_count, limit, order)
+        if listener is not None:
+            look.question.slot = self.listener_slots[listener]
+        if upstream is not None:
+            look.question.upstream = (<Upstream>self.upstreams[upstream]).p
+        if endpoint is not None:
+            look.endpoint = endpoint.encode("utf-8", "replace")
+            look.question.endpoint = look.endpoint
+            look.question.endpoint_size = <uint32_t>len(look.endpoint)
+        if client is not None:
+            look.ask_client(client)
+        self.look = look
+        for i in range(self.s.reactor_count):
+            self.post_to(i, run_look, &look.parts[i], 0)
+        return look
+
+    def remembered_endpoint(self, str upstream, bytes client):
+        """(endpoint, milliseconds since it was chosen last) of what affinity remembers for a client (16-byte address);
+        None when it does not.
+        """
+        cdef UpstreamView view = self.current.upstreams.get(upstream) if self.current is not None else None
+        cdef remembered told
+        if view is None or not view.p.client_affinity or len(client) != 16:
+            return None
+        told = affinity_tell(&self.s, monotonic_ns() // 1000000, view.p, lb_hash(<char*>client, 16))
+        if told.index == NO_SEAT:
+            return None
+        return (<Endpoint>view.endpoints[told.index]).key, max(0, told.silent_ms)
 
     def set_endpoint(self, str upstream, str key, *, admin=None, weight=None):
         """Operator's say; survives reloads. KeyError when there is no such endpoint."""

@@ -165,6 +165,7 @@ cdef struct reactor:
     int exchange_count
     void* listeners  # listening*
     void* connections  # conn*: all of them
+    void* looking  # conn*: where a look at all of them goes on (flows.pxd); NULL: nowhere
     void* waiting_first  # exchange*: those for whose upstream a limit is reached
     void* waiting_last
     int waiting_poked  # set by siblings, too

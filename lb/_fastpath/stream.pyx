@@ -622,11 +622,18 @@ cdef void account(flow* f) noexcept nogil:
         log_flow(f, duration)
 
 
+cdef const flow* flow_of(const conn* c) noexcept nogil:
+    """The flow of a client's connection; NULL: it has none, or is one to an endpoint."""
+    if c.ep != NULL or (c.base.ready != flow_ready and c.base.ready != waiting_ready):
+        return NULL
+    return <const flow*>c.leg.exchange
+
+
 cdef void cut_flows(reactor* r) noexcept nogil:
     """The daemon stops: what is under way ends with a reason and a log record like everything else."""
     cdef conn* c = <conn*>r.connections
     while c != NULL:
         # Those that end with it leave the list, but still point on along it until the end of the turn.
-        if not c.base.flags & IO_DEAD and c.ep == NULL and c.base.ready in (flow_ready, waiting_ready):
+        if not c.base.flags & IO_DEAD and flow_of(c) != NULL:
             finish(<flow*>c.leg.exchange, LB_R_SHUTDOWN)
         c = c.next_all

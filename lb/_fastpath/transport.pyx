@@ -181,6 +181,8 @@ cdef void conn_shut(conn* c) noexcept nogil:
 
 cdef void conn_leave(conn* c) noexcept nogil:
     """Take the connection off its reactor's list: its descriptor is gone."""
+    if c.base.r.looking == c:
+        c.base.r.looking = c.next_all
     if c.previous_all != NULL:
         c.previous_all.next_all = c.next_all
     else:

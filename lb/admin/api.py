@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from lb import __version__
+from lb.admin import flows as carried
 from lb.admin import schema, views
 from lb.admin.daemon import Daemon
 from lb.model.explanation import Explanation
@@ -134,6 +135,21 @@ async def upstream(daemon: Daemon, arguments: Arguments) -> schema.UpstreamDetai
     return views.upstream(daemon, name)
 
 
+async def flows(daemon: Daemon, arguments: Arguments) -> schema.Flows:
+    query, config = arguments.query, daemon.pipeline.config
+    try:
+        return await carried.look(daemon.engine, query)
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except KeyError as error:
+        what = "listener" if error.args[0] == query["listener"] else "upstream"
+        known = config.listeners if what == "listener" else config.upstreams
+        name = query[what]
+        raise Refused(HTTPStatus.NOT_FOUND, f"there is no {what} {name}{views.names_like(known, name)}") from None
+    except carried.Unanswered as error:
+        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
+
+
 async def explain(daemon: Daemon, arguments: Arguments) -> Explanation:
     query = arguments.query
     if not query["url"]:
@@ -229,6 +245,21 @@ OPERATIONS = (
     ),
     Operation("GET", "/v1/upstreams", "Upstreams by name", upstreams, schema.Page[schema.UpstreamInfo], PAGING),
     Operation("GET", "/v1/upstreams/{name:path}", "One upstream and its endpoints", upstream, schema.UpstreamDetail),
+    Operation(
+        "GET",
+        "/v1/flows",
+        "TCP connections and UDP sessions that are carried now, and totals by endpoint",
+        flows,
+        schema.Flows,
+        (
+            Parameter("listener", "", "Only of this listener."),
+            Parameter("client", "", "Only of clients with this address, in this network, or `unix`."),
+            Parameter("endpoint", "", "Only to this endpoint, as `/v1/upstreams` names it."),
+            Parameter("upstream", "", "Only to this upstream."),
+            Parameter("sort", "age", "age, idle or bytes: the greatest first."),
+            Parameter("limit", carried.DEFAULT_LIMIT, f"How many to describe, at most {carried.FLOWS_MOST}."),
+        ),
+    ),
     Operation(
         "GET",
         "/v1/explain",

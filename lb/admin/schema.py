@@ -281,6 +281,80 @@ class UpstreamDetail(msgspec.Struct, frozen=True):
     endpoints: tuple[EndpointInfo, ...]
 
 
+class FlowInfo(msgspec.Struct, frozen=True):
+    """A TCP connection that is carried, or a UDP session, at this moment."""
+
+    kind: Literal["tcp", "udp"]
+    listener: str
+    client: str
+    """`10.0.0.7:41234` or `[2001:db8::7]:41234`, as a PROXY header says it, if there was one; `unix`: by a Unix
+    socket."""
+    proxy: str
+    """Who sent the PROXY header: an address, or `unix`; empty: there was none."""
+    server_name: str
+    """What its first TLS message asks for (SNI), on listeners that look at it."""
+    route: str
+    upstream: str
+    endpoint: str
+    state: Literal[
+        "connecting",
+        "open",
+        "half-closed-client",
+        "half-closed-endpoint",
+        "ending",
+        "reset-client",
+        "reset-endpoint",
+        "unanswered",
+    ]
+    """half-closed-client: the client has ended its half. ending: both have, or one was reset (reset-client), and what
+    came before is still on its way. unanswered: a UDP session whose endpoint has not said anything."""
+    draining_seconds: float | None
+    """What is left to it because its endpoint has been removed; null: it may stay."""
+    age_seconds: float
+    idle_seconds: float
+    """Since the last byte in either direction; while it connects, since that began."""
+    bytes_in: int
+    """From the client."""
+    bytes_out: int
+    """To the client."""
+    datagrams_in: int
+    """Of UDP."""
+    datagrams_out: int
+    waiting_for_endpoint: int
+    """Bytes in lb's memory that the endpoint has not taken yet."""
+    waiting_for_client: int
+    attempts: int
+    """Endpoints that were tried."""
+    thread: int
+
+
+class EndpointFlows(msgspec.Struct, frozen=True):
+    """What goes to one endpoint of an upstream, summed over all that pass the filters."""
+
+    upstream: str
+    endpoint: str
+    connections: int
+    """Of TCP."""
+    sessions: int
+    """Of UDP."""
+    bytes_in: int
+    """Of these connections and sessions, so far; those that are over do not count."""
+    bytes_out: int
+    waiting_for_endpoint: int
+    waiting_for_client: int
+
+
+class Flows(msgspec.Struct, frozen=True):
+    """What lb carries right now."""
+
+    items: tuple[FlowInfo, ...]
+    """The first ones in the order that was asked for."""
+    total: int
+    """Of all that pass the filters."""
+    endpoints: tuple[EndpointFlows, ...]
+    """Of all that pass the filters, those with the most first."""
+
+
 class Page(msgspec.Struct, Generic[ItemT], frozen=True):
     """A part of a list."""
 

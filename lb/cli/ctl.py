@@ -28,6 +28,8 @@ TIMEOUT_SECONDS = 30
 # A reload of a large export takes a while.
 RELOAD_TIMEOUT_SECONDS = 300
 PAGE = 1_000
+MAX_ENDPOINTS = 20
+"""How many totals are printed; -o json has all."""
 
 
 class AdminConnection(http.client.HTTPConnection):
@@ -166,6 +168,32 @@ def upstreams(client: Client, name: str | None, offset: int) -> None:
         client.show(client.get("/v1/upstreams", offset=offset, limit=PAGE), _show_upstreams)
     else:
         client.show(client.get(f"/v1/upstreams/{quote(name)}"), _show_upstream)
+
+
+@command.command()
+@click.option("--listener", default="", help="Only of this listener.")
+@click.option("--client", "who", default="", metavar="ADDRESS", help="Only of this address or network (CIDR), or `unix`.")
+@click.option("--endpoint", default="", help="Only to this endpoint.")
+@click.option("--upstream", default="", help="Only to this upstream.")
+@click.option(
+    "--sort", type=click.Choice(["age", "idle", "bytes"]), default="age", show_default=True, help="The greatest first."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0, PAGE),
+    default=50,
+    show_default=True,
+    help="Show so many. With 0, only totals by endpoint.",
+)
+@click.pass_obj
+def flows(client: Client, listener: str, who: str, endpoint: str, upstream: str, sort: str, limit: int) -> None:
+    """TCP connections and UDP sessions that are carried now, and totals by endpoint.
+
+    IN is what the client has sent, OUT what it has got. WAITING are bytes in lb that the endpoint (>) or the client (<)
+    has not taken yet. Requests of HTTP are not among them.
+    """
+    filters = {"listener": listener, "client": who, "endpoint": endpoint, "upstream": upstream}
+    client.show(client.get("/v1/flows", **filters, sort=sort, limit=limit), _show_flows)
 
 
 @command.command()
@@ -446,6 +474,89 @@ def _health(health: Json) -> str:
     if health["state"] == "untested":
         return f"not checked yet{why}"
     return f"{health['state']} for {_duration(time.time() - health['since'])}{why}"
+
+
+def _show_flows(console: Console, answer: Json) -> None:
+    if not answer["total"]:
+        console.print("no TCP connection and no UDP session matches", markup=False, highlight=False)
+        return
+    if answer["items"]:
+        _show_each_flow(console, answer["items"])
+    if rest := answer["total"] - len(answer["items"]):
+        more = "; --limit shows more of them" if len(answer["items"]) < PAGE else ""
+        console.print(f"{rest} more match{more}", markup=False, highlight=False)
+    console.print()
+    rows = [
+        (
+            one["endpoint"],
+            one["upstream"],
+            one["connections"],
+            one["sessions"],
+            _size(one["bytes_in"]),
+            _size(one["bytes_out"]),
+            _waiting(one),
+        )
+        for one in answer["endpoints"][:MAX_ENDPOINTS]
+    ]
+    _table(console, ("ENDPOINT", "UPSTREAM", "CONNECTIONS#", "SESSIONS#", "IN#", "OUT#", "WAITING"), rows)
+    if rest := len(answer["endpoints"]) - MAX_ENDPOINTS:
+        if rest > 0:
+            console.print(f"… {rest} more endpoints; -o json has all", markup=False, highlight=False)
+
+
+def _show_each_flow(console: Console, items: Sequence[Json]) -> None:
+    columns: list[tuple[str, Callable[[Json], object]]] = [
+        ("KIND", lambda one: one["kind"]),
+        ("CLIENT", lambda one: one["client"]),
+        ("LISTENER", lambda one: one["listener"]),
+        ("UPSTREAM", lambda one: one["upstream"]),
+        ("ENDPOINT", lambda one: one["endpoint"]),
+        ("STATE", _flow_state),
+        ("AGE#", lambda one: _duration(one["age_seconds"])),
+        ("IDLE#", lambda one: _duration(one["idle_seconds"])),
+        ("IN#", lambda one: _size(one["bytes_in"])),
+        ("OUT#", lambda one: _size(one["bytes_out"])),
+        ("WAITING", _waiting),
+        ("THREAD#", lambda one: one["thread"]),
+    ]
+    if any(one["server_name"] for one in items):
+        columns.insert(2, ("NAME", lambda one: one["server_name"]))
+    if any(one["proxy"] for one in items):
+        columns.insert(2, ("VIA", lambda one: one["proxy"]))
+    if any(one["route"] != one["listener"] for one in items):
+        columns.append(("ROUTE", lambda one: one["route"]))
+    _table(console, [name for name, _ in columns], [[tell(one) for _, tell in columns] for one in items])
+
+
+def _flow_state(one: Json) -> str:
+    texts = {
+        "half-closed-client": "half-closed by client",
+        "half-closed-endpoint": "half-closed by endpoint",
+        "reset-client": "reset by client",
+        "reset-endpoint": "reset by endpoint",
+    }
+    text = texts.get(one["state"], one["state"])
+    if one["state"] == "connecting" and one["attempts"] > 1:
+        text += f", attempt {one['attempts']}"
+    if one["draining_seconds"] is None:
+        return text
+    left = f"draining, {_duration(one['draining_seconds'])} left"
+    return left if one["state"] == "open" else f"{text}, {left}"
+
+
+def _waiting(one: Json) -> str:
+    pairs = ((">", one["waiting_for_endpoint"]), ("<", one["waiting_for_client"]))
+    return " ".join(f"{mark}{_size(size)}" for mark, size in pairs if size)
+
+
+def _size(count: int) -> str:
+    """`973`, `1.2K`, `57M`: three digits at most, in powers of 1,024."""
+    size, unit = float(count), ""
+    for bigger in "KMGTPE":
+        if size < 999.5:
+            break
+        size, unit = size / 1024, bigger
+    return f"{size:.1f}{unit}" if unit and size < 9.95 else f"{size:.0f}{unit}"
 
 
 def _show_build(console: Console, answer: Json) -> None:

@@ -42,6 +42,7 @@ LAYERS = (
     ("accept", "upstream"),
     # All of them read the exchange, and the exchange calls them.
     ("exchange", "forwarded", "replay", "grpc", "grpc_web", "answers", "access", "stream", "datagram"),
+    ("flows",),
     ("credentials",),
     ("engine", "testing"),
 )
