@@ -887,7 +887,7 @@ cdef class FlowLook:
 
     cdef dict describe(self, int i, uint32_t n):
         cdef carried_record* c = &self.parts[i].records[n]
-        cdef int64_t now = monotonic_ns(), now_ms = now // 1000000
+        cdef int64_t now_ms = monotonic_ns() // 1000000
         return {
             "kind": "udp" if c.is_session else "tcp",
             "state": CARRIED_STATES[c.state],
@@ -902,7 +902,7 @@ cdef class FlowLook:
             "upstream": c.live.name[:c.live.name_size].decode("utf-8", "replace") if c.live != NULL else "",
             "endpoint": c.key[:c.key_size].decode("utf-8", "replace"),
             "attempts": c.attempts,
-            "age_ms": max(0, now - c.started_ns) // 1000000,
+            "age_ms": max(0, now_ms - c.started_ns // 1000000),
             "idle_ms": max(0, now_ms - c.since_ms),
             "drain_ms": max(0, c.drain_deadline_ms - now_ms) if c.drain_deadline_ms else None,
             "bytes_in": c.bytes_in,

@@ -41,7 +41,7 @@ cdef struct look_question:
     uint32_t endpoint_size
     bint by_client
     bint local_only  # clients that have come by a Unix socket
-    network client
+    network client  # of IPv6, where it is so wide that the addresses of IPv4 lie in it, those of IPv6 are meant
     int order
     uint32_t limit
     int cancelled  # atomic: nobody waits for the answer any more

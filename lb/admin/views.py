@@ -20,6 +20,7 @@ from lb.admin.daemon import Daemon
 from lb.certs.pem import expiry_of, read_chain
 from lb.compile.tls import missing_groups
 from lb.model.ask import make_ask
+from lb.model.balance import pack_client
 from lb.model.config import Config
 from lb.model.description import describe_carried
 from lb.model.explain import all_fail, finds_nobody, say_not_served
@@ -366,6 +367,7 @@ def explain(
         renewals=_refused_renewals(daemon),
         place=pipeline.place,
         refused=pipeline.compiler.refused,
+        memory=lambda name, address: daemon.engine.remembered_endpoint(name, pack_client(address)),
     )
     if not finds_nobody(told, ask.port):
         return told

@@ -37,11 +37,15 @@ def hash_bytes(data: bytes) -> int:
     return h ^ (h >> 29)
 
 
-def hash_client(address: str) -> int:
-    """What hash key `source` and client affinity choose by: the address as 16 bytes, IPv4 as ::ffff:a.b.c.d."""
+def pack_client(address: str) -> bytes:
+    """The address as the data plane has it: 16 bytes, IPv4 as ::ffff:a.b.c.d."""
     parsed = ip_address(address)
-    packed = b"\0" * 10 + b"\xff\xff" + parsed.packed if isinstance(parsed, IPv4Address) else parsed.packed
-    return hash_bytes(packed)
+    return b"\0" * 10 + b"\xff\xff" + parsed.packed if isinstance(parsed, IPv4Address) else parsed.packed
+
+
+def hash_client(address: str) -> int:
+    """What hash key `source` and client affinity choose by."""
+    return hash_bytes(pack_client(address))
 
 
 def table_size(count: int) -> int:

@@ -55,6 +55,10 @@ from lb.problems import Origin, Problem
 States = Mapping[str, Sequence[Mapping[str, Any]]]
 """Upstream -> its endpoints as the running daemon sees them: `key`, `state`, `weight`, `active`, … (EndpointStats)."""
 
+Memory = Callable[[str, str], tuple[str, int] | None]
+"""(upstream, client's address) -> the endpoint that affinity remembers for it in the running daemon, and how many
+milliseconds ago it was chosen last."""
+
 STATUS = {
     "bad-host": 400,
     "bad-target": 400,
@@ -86,6 +90,7 @@ def explain(
     refused: Mapping[str, Problem] | None = None,
     closed: Mapping[str, str] | None = None,
     renewals: Mapping[str, str] | None = None,
+    memory: Memory | None = None,
 ) -> Explanation:
     """How `config` serves the request.
 
@@ -94,9 +99,9 @@ def explain(
     listeners could not be opened. `states` are the endpoints' live states;
     without them the model's are told. `place` knows where the object of an origin stands now. `refused` is what OpenSSL
     would not take of the certificates and policies (TlsParts.refused), `renewals` what is to be said of certificates
-    that serve because a newer one was refused.
+    that serve because a newer one was refused. `memory` is what client affinity remembers; without it nobody knows.
     """
-    known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {}, renewals or {})
+    known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {}, renewals or {}, memory)
     return _Explainer(config, ask, *known).explain(listener)
 
 
@@ -122,6 +127,7 @@ class _Explainer:
         place: Callable[[Origin], Origin],
         refused: Mapping[str, Problem],
         renewals: Mapping[str, str],
+        memory: Memory | None,
     ) -> None:
         self._config = config
         self._published = published
@@ -129,6 +135,7 @@ class _Explainer:
         self._place = place
         self._refused = refused
         self._renewals = renewals
+        self._memory = memory
         self._ask = ask
         self._states = states
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
@@ -499,8 +506,8 @@ class _Explainer:
         endpoints = [one for step in steps if step.share for one in step.endpoints]
         chosen = [one.key for one in endpoints if one.chosen]
         if len(chosen) == 1 == sum(1 for step in steps if step.share):
-            known = any(step.affinity != "none" for step in steps if step.share)
-            unless = ", unless another one has answered it before" if known else ""
+            forgets = self._memory is None and any(step.affinity != "none" for step in steps if step.share)
+            unless = ", unless another one has answered it before" if forgets else ""
             return None, "ok", f"{chosen[0]} answers {self._chooser}{unless}"
         if any(one.state == "ready" for one in endpoints):
             return None, "ok", "one of the ready endpoints answers"
@@ -530,6 +537,8 @@ class _Explainer:
             self._notes.append(f"{name} chooses by the client's address: --from tells which endpoint")
         if hash_key == "source" and self._chooser:
             endpoints = _choose(upstream, endpoints, self._chooser)
+            if upstream.affinity == "client-ip":
+                endpoints = self._recall(name, endpoints)
         reason, why = _why_unavailable(upstream, endpoints)
         if not reason and _all_fail(endpoints):
             self._notes.append(f"all endpoints of {name} fail their health checks, so they serve all the same")
@@ -546,6 +555,25 @@ class _Explainer:
             "" if self._passes else describe_upstream(upstream.tls),
             protocol=upstream.protocol,
         )
+
+    def _recall(self, name: str, endpoints: tuple[EndpointStep, ...]) -> tuple[EndpointStep, ...]:
+        """With the one marked that the client was on last, while it can serve and somebody remembers it."""
+        if self._memory is None:
+            return endpoints
+        found = self._memory(name, self._chooser)
+        if found is None:
+            self._notes.append(f"lb remembers no endpoint of {name} for {self._chooser}: its address decides")
+            return endpoints
+        key, milliseconds = found
+        was = f"{self._chooser} was sent to {key} last, {_say_age(milliseconds)} ago"
+        state = next((one.state for one in endpoints if one.key == key), "gone")
+        if state != "ready":
+            self._notes.append(f"{was}, which is {state} now: its address decides")
+            return endpoints
+        by_address = next((one.key for one in endpoints if one.chosen), key)
+        without = "would lead to the same one" if by_address == key else f"would lead to {by_address}"
+        self._notes.append(f"{was}, and stays there; its address alone {without}")
+        return tuple(msgspec.structs.replace(one, chosen=one.key == key) for one in endpoints)
 
     def _hash_key(self, upstream: Upstream) -> str:
         if upstream.affinity == "client-ip":
@@ -784,6 +812,14 @@ def _is_looked_at(upstream: Upstream, attribute: str, value: object) -> bool:
 def _how_long(upstream: Upstream) -> str:
     timeout = upstream.options.affinity_timeout_ms
     return f", until it has been silent for {format_duration(timeout)}" if timeout else ""
+
+
+def _say_age(milliseconds: int) -> str:
+    """`57s`, `3m`, `5h`: in the largest unit of which there are two."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
+        if milliseconds >= 2 * size:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds // 1000}s"
 
 
 def _as_it_says(origin: Origin) -> Origin:

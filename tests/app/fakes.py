@@ -33,6 +33,27 @@ def traffic(ok: int = 0, failed: int = 0) -> dict[str, Any]:
     }
 
 
+class FakeLook:
+    """Implements lb._fastpath.engine.FlowLook; `turns` times some thread has not answered, and then there is this."""
+
+    def __init__(self, turns: int = 0, *flows: dict[str, Any], matched: int = 0, totals: Sequence[Any] = ()) -> None:
+        self.turns = turns
+        self.flows = list(flows)
+        self.matched = matched or len(flows)
+        self.totals = list(totals)
+        self.cancelled = False
+
+    def waits_for(self) -> list[int]:
+        self.turns -= 1
+        return [1] if self.turns >= 0 else []
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def result(self) -> tuple[list[dict[str, Any]], int, list[Any]]:
+        return self.flows, self.matched, self.totals
+
+
 class FakeEngine:
     """Implements what the control plane calls of lb._fastpath.engine.Engine."""
 
@@ -45,6 +66,9 @@ class FakeEngine:
         self.endpoints: dict[str, list[dict[str, Any]]] = {}
         self.changes: list[tuple[str, str, str | None, int | None]] = []
         self.fail_to_publish = False
+        self.asked: list[dict[str, Any]] = []
+        self.looks: list[FakeLook | None] = []
+        self.remembered: dict[tuple[str, bytes], tuple[str, int]] = {}
 
     def publish(self, table: object) -> None:
         if self.fail_to_publish:
@@ -89,6 +113,16 @@ class FakeEngine:
 
     def endpoint_stats(self, upstream: str) -> list[dict[str, Any]]:
         return self.endpoints[upstream]
+
+    def look_at_flows(self, **asked: Any) -> FakeLook | None:
+        self.asked.append(asked)
+        for what in ("listener", "upstream"):
+            if asked[what] not in (None, "http", "shop/web:http"):
+                raise KeyError(asked[what])
+        return self.looks.pop(0) if self.looks else FakeLook()
+
+    def remembered_endpoint(self, upstream: str, client: bytes) -> tuple[str, int] | None:
+        return self.remembered.get((upstream, client))
 
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
         self.changes.append((upstream, key, admin, weight))

@@ -7,8 +7,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import resource
-import selectors
 import socket
 import threading
 from collections import Counter
@@ -19,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.client import RawClient
+from tests.harness.many import EchoLoop, descriptors
 from tests.harness.native import Native
 from tests.harness.payload import MEGABYTE, payload
 from tests.harness.ports import free_port
@@ -281,74 +280,6 @@ def test_a_storm_of_flows_loses_no_byte_and_makes_up_no_end(tmp_path: Path, seed
 
 
 # ----------------------------------------------------------------------------------------------------------- many flows
-
-
-class EchoLoop:
-    """Sends back what comes, on thousands of connections in one thread. `addresses` are what it listens on."""
-
-    def __init__(self, count: int) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._over = False
-        self._listeners = []
-        for number in range(count):
-            listener = socket.create_server((f"127.0.0.{101 + number}", 0), backlog=4_096)
-            listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ)
-            self._listeners.append(listener)
-        self.addresses = ["{}:{}".format(*listener.getsockname()) for listener in self._listeners]
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._over:
-            for key, _ in self._selector.select(0.1):
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                if ready in self._listeners:
-                    self._accept(ready)
-                else:
-                    self._echo(ready)
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                connected, _ = listener.accept()
-                connected.setblocking(False)
-                self._selector.register(connected, selectors.EVENT_READ)
-
-    def _echo(self, connected: socket.socket) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            if data := connected.recv(65_536):
-                connected.sendall(data)
-                return
-        self._selector.unregister(connected)
-        connected.close()
-
-    def __enter__(self) -> EchoLoop:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self._selector.close()
-
-
-@contextlib.contextmanager
-def descriptors(wanted: int) -> Iterator[int]:
-    """As many as that, or as many as this user may have; how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, PermissionError):  # what root may
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
-    try:
-        yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    finally:
-        with contextlib.suppress(ValueError, PermissionError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ten_thousand_flows_at_once(tmp_path: Path) -> None:
