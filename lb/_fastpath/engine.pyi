@@ -334,14 +334,14 @@ class Engine:
         *,
         listener: str | None = None,
         upstream: str | None = None,
-        endpoint: str | None = None,
+        key: str | None = None,
         client: tuple[bytes, int] | Literal["unix"] | None = None,
         order: str = "age",
         limit: int = 50,
     ) -> FlowLook | None:
         """Have all reactors look at their flows and UDP sessions, bounded work in each turn; None while they still do
-        so for somebody else. `client`: (16-byte address, leading bits). KeyError with the name of a listener or
-        upstream that there has never been."""
+        so for somebody else. `key`: of an endpoint; `client`: (16-byte address, leading bits). KeyError("listener") or
+        KeyError("upstream") when there has never been one of that name."""
     def remembered_endpoint(self, upstream: str, client: bytes) -> tuple[str, int] | None:
         """(endpoint, milliseconds since it was chosen last) of what client affinity remembers for a client (16-byte
         address); None when it does not."""

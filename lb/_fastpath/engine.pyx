@@ -916,13 +916,13 @@ cdef class FlowLook:
 
 cdef add_total(dict totals, const look_total* t):
     upstream = t.live.name[:t.live.name_size].decode("utf-8", "replace")
-    endpoint = t.key[:t.key_size].decode("utf-8", "replace")
-    sums = totals.get((upstream, endpoint))
+    key = t.key[:t.key_size].decode("utf-8", "replace")
+    sums = totals.get((upstream, key))
     if sums is None:
-        sums = totals[upstream, endpoint] = dict.fromkeys((
+        sums = totals[upstream, key] = dict.fromkeys((
             "flows", "sessions", "bytes_in", "bytes_out", "waits_for_endpoint", "waits_for_client",
         ), 0)
-        sums.update(upstream=upstream, endpoint=endpoint)
+        sums.update(upstream=upstream, endpoint=key)
     sums["flows"] += t.flows
     sums["sessions"] += t.sessions
     sums["bytes_in"] += t.bytes_in
@@ -1928,22 +1928,25 @@ cdef class Engine:
             })
         return result
 
-    def look_at_flows(self, *, str listener=None, str upstream=None, str endpoint=None, client=None, str order="age",
+    def look_at_flows(self, *, str listener=None, str upstream=None, str key=None, client=None, str order="age",
             int limit=50):
         """Have all reactors look at their flows and UDP sessions; None while they still do so for somebody else.
-        KeyError with the name of a listener or upstream that there has never been.
+        KeyError("listener") or KeyError("upstream") when there has never been one of that name.
         """
         cdef FlowLook look
         cdef int i
         if self.look is not None and self.look.waits_for():
             return None
+        for what, name, known in (("listener", listener, self.listener_slots), ("upstream", upstream, self.upstreams)):
+            if name is not None and name not in known:
+                raise KeyError(what)
         look = FlowLook(self.listener_names, self.s.reactor_count, limit, order)
         if listener is not None:
             look.question.slot = self.listener_slots[listener]
         if upstream is not None:
             look.question.upstream = (<Upstream>self.upstreams[upstream]).p
-        if endpoint is not None:
-            look.endpoint = endpoint.encode("utf-8", "replace")
+        if key is not None:
+            look.endpoint = key.encode("utf-8", "replace")
             look.question.endpoint = look.endpoint
             look.question.endpoint_size = <uint32_t>len(look.endpoint)
         if client is not None:

@@ -120,12 +120,11 @@ cdef void see_flow(const flow* f, sight* seen) noexcept nogil:
     seen.since_ms = f.progress_ms if f.flags & FLOW_CONNECTED else f.mark_ns // 1000000
     seen.bytes_in = f.bytes_in
     seen.bytes_out = f.bytes_out
-    seen.waits_for_client = f.d.out_bytes
-    if f.u != NULL and f.flags & FLOW_CONNECTED:
+    if f.flags & FLOW_CONNECTED:
+        seen.waits_for_client = f.d.out_bytes
         seen.waits_for_endpoint = f.u.out_bytes
-    elif f.d.parked != NULL:
+    elif f.d.parked != NULL:  # right behind its handshake
         seen.waits_for_endpoint = f.d.parked.end - f.d.parked.start
-        seen.waits_for_client = 0  # what TLS has said
 
 
 cdef void see_session(const session* s, sight* seen) noexcept nogil:

@@ -142,7 +142,7 @@ async def flows(daemon: Daemon, arguments: Arguments) -> schema.Flows:
     except ValueError as error:
         raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
     except KeyError as error:
-        what = "listener" if error.args[0] == query["listener"] else "upstream"
+        what = error.args[0]
         known = config.listeners if what == "listener" else config.upstreams
         name = query[what]
         raise Refused(HTTPStatus.NOT_FOUND, f"there is no {what} {name}{views.names_like(known, name)}") from None

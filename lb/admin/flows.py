@@ -28,17 +28,19 @@ class Unanswered(Exception):
     """A reactor does not come to it, or looks for somebody else for too long."""
 
 
-async def look(engine: Engine, query: Mapping[str, Any], timeout: float = TIMEOUT_SECONDS) -> schema.Flows:
-    """The flows that `query` asks for. ValueError for a question that makes no sense, KeyError with a listener or
-    upstream that there has never been, Unanswered after `timeout` seconds.
+async def look(engine: Engine, query: Mapping[str, Any], patience: float = TIMEOUT_SECONDS) -> schema.Flows:
+    """The flows that `query` asks for. ValueError for a question that makes no sense, KeyError with
+    `listener` or `upstream` when there has never been such a one, Unanswered after `patience` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience
     asked = _question(query)
     while (started := engine.look_at_flows(**asked)) is None:
         await _wait(deadline, "threads have not ended looking for another request")
     try:
         while threads := started.waits_for():
-            await _wait(deadline, f"{_threads(threads)} not answered in {timeout:g} s; `lb ctl status` and lb's own log")
+            await _wait(
+                deadline, f"{_threads(threads)} not answered in {patience:g} s; `lb ctl status` and lb's own log"
+            )
         return _tell(started)
     finally:
         started.cancel()
@@ -50,7 +52,7 @@ def _question(query: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "listener": query["listener"] or None,
         "upstream": query["upstream"] or None,
-        "endpoint": query["endpoint"] or None,
+        "key": query["endpoint"] or None,
         "client": read_client(query["client"]) if query["client"] else None,
         "order": query["sort"],
         "limit": min(query["limit"], FLOWS_MOST),

@@ -172,7 +172,9 @@ def upstreams(client: Client, name: str | None, offset: int) -> None:
 
 @command.command()
 @click.option("--listener", default="", help="Only of this listener.")
-@click.option("--client", "who", default="", metavar="ADDRESS", help="Only of this address or network (CIDR), or `unix`.")
+@click.option(
+    "--client", "who", default="", metavar="ADDRESS", help="Only of this address or network (CIDR), or `unix`."
+)
 @click.option("--endpoint", default="", help="Only to this endpoint.")
 @click.option("--upstream", default="", help="Only to this upstream.")
 @click.option(
@@ -499,9 +501,9 @@ def _show_flows(console: Console, answer: Json) -> None:
         for one in answer["endpoints"][:MAX_ENDPOINTS]
     ]
     _table(console, ("ENDPOINT", "UPSTREAM", "CONNECTIONS#", "SESSIONS#", "IN#", "OUT#", "WAITING"), rows)
-    if rest := len(answer["endpoints"]) - MAX_ENDPOINTS:
-        if rest > 0:
-            console.print(f"… {rest} more endpoints; -o json has all", markup=False, highlight=False)
+    rest = len(answer["endpoints"]) - MAX_ENDPOINTS
+    if rest > 0:
+        console.print(f"… {rest} more endpoints; -o json has all", markup=False, highlight=False)
 
 
 def _show_each_flow(console: Console, items: Sequence[Json]) -> None:
@@ -535,7 +537,7 @@ def _flow_state(one: Json) -> str:
         "reset-client": "reset by client",
         "reset-endpoint": "reset by endpoint",
     }
-    text = texts.get(one["state"], one["state"])
+    text: str = texts.get(one["state"], one["state"])
     if one["state"] == "connecting" and one["attempts"] > 1:
         text += f", attempt {one['attempts']}"
     if one["draining_seconds"] is None:

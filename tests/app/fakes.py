@@ -118,7 +118,7 @@ class FakeEngine:
         self.asked.append(asked)
         for what in ("listener", "upstream"):
             if asked[what] not in (None, "http", "shop/web:http"):
-                raise KeyError(asked[what])
+                raise KeyError(what)
         return self.looks.pop(0) if self.looks else FakeLook()
 
     def remembered_endpoint(self, upstream: str, client: bytes) -> tuple[str, int] | None:

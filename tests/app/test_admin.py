@@ -22,6 +22,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lb.admin.api import OPERATIONS
+from lb.admin.flows import Unanswered
+from lb.admin.flows import look as look_at_flows
 from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.cli.ctl import command
@@ -35,7 +37,7 @@ from lb.settings import Admin, Bind
 from lb.settings import Metrics as MetricsSettings
 from lb.sockets import Opened
 from lb.sources.store import Store
-from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, endpoint_state, make_config, traffic
+from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, FakeLook, endpoint_state, make_config, traffic
 from tests.harness.certificates import Authority
 from tests.harness.waiting import DEADLINE
 
@@ -382,6 +384,103 @@ async def test_ctl_shows(server: AdminServer, daemon: FakeDaemon) -> None:
     assert json.loads((await ctl(server, "-o", "json", "listeners")).output)[0]["name"] == "http"
     daemon.state = (False, "draining")
     assert (await ctl(server, "status")).exit_code == 1
+
+
+def carried(number: int, **differs: object) -> dict[str, Any]:
+    """A flow as the engine tells it."""
+    address = bytes.fromhex("00000000000000000000ffffc0000201")
+    numbers = dict.fromkeys(("bytes_in", "bytes_out", "datagrams_in", "datagrams_out"), 0)
+    numbers |= dict.fromkeys(("waits_for_endpoint", "waits_for_client", "idle_ms"), 0)
+    texts = {"kind": "tcp", "state": "open", "listener": "db", "server_name": "", "route": "db", "upstream": "db"}
+    places = {"peer": address, "peer_port": number, "has_proxy": False, "proxy": None, "endpoint": f"10.0.0.{number}:5"}
+    return {**texts, **numbers, **places, "thread": 0, "attempts": 1, "age_ms": 1_000, "drain_ms": None, **differs}
+
+
+def total(number: int, flows: int) -> dict[str, Any]:
+    sums = {"bytes_in": 7, "bytes_out": 1 << 20, "waits_for_endpoint": 0, "waits_for_client": 2_048}
+    return {"upstream": "db", "endpoint": f"10.0.0.{number}:5", "flows": flows, "sessions": 0, **sums}
+
+
+async def test_flows_are_shown(server: AdminServer, daemon: FakeDaemon) -> None:
+    waits = {"waits_for_endpoint": 12_345, "waits_for_client": 5}
+    look = FakeLook(
+        3,
+        carried(1, age_ms=7_322_000, idle_ms=65_000, bytes_in=999, bytes_out=1_234_567),
+        carried(2, state="half-closed-endpoint", drain_ms=12_345, **waits),
+        carried(3, state="connecting", attempts=2, peer=None),
+        carried(4, kind="udp", route="db/2", drain_ms=0, has_proxy=True),
+        matched=54,
+        totals=[total(number, number) for number in range(1, 31)],
+    )
+    daemon.engine.looks = [None, look]
+    shown = [
+        line.rstrip() for line in (await ctl(server, "flows", "--sort", "idle", "--limit", "4")).output.splitlines()
+    ]
+    assert look.cancelled
+    assert shown[0].split() == (
+        [
+            "KIND",
+            "CLIENT",
+            "VIA",
+            "LISTENER",
+            "UPSTREAM",
+            "ENDPOINT",
+            "STATE",
+            "AGE",
+            "IDLE",
+            "IN",
+            "OUT",
+            "WAITING",
+            "THREAD",
+            "ROUTE",
+        ]
+    )
+    assert [" ".join(line.split()) for line in shown[1:5]] == [
+        "tcp 192.0.2.1:1 db db 10.0.0.1:5 open 2h 2m 1m 5s 999 1.2M 0 db",
+        "tcp 192.0.2.1:2 db db 10.0.0.2:5 half-closed by endpoint, draining, 12s left 1s 0s 0 0 >12K <5 0 db",
+        "tcp unix db db 10.0.0.3:5 connecting, attempt 2 1s 0s 0 0 0 db",
+        "udp 192.0.2.1:4 unix db db 10.0.0.4:5 draining, 0s left 1s 0s 0 0 0 db/2",
+    ]
+    assert shown[5:7] == ["50 more match; --limit shows more of them", ""]
+    assert " ".join(shown[8].split()) == "10.0.0.30:5 db 30 0 7 1.0M <2.0K"
+    assert len(shown) == 8 + 20 + 1
+    assert shown[-1] == "… 10 more endpoints; -o json has all"
+    asked = {"listener": None, "upstream": None, "key": None, "client": None, "order": "idle", "limit": 4}
+    assert daemon.engine.asked == [asked, asked]
+
+
+async def test_flows_are_asked_for_by_their_clients(api: Api, daemon: FakeDaemon) -> None:
+    assert (await api.get("/v1/flows?limit=5000&client=10.1.2.3"))["total"] == 0
+    asked = daemon.engine.asked.pop()
+    assert (asked["limit"], asked["client"]) == (1_000, (b"\0" * 10 + b"\xff\xff\x0a\x01\x02\x03", 128))
+    await api.get("/v1/flows?client=2001:db8::7/32")
+    assert daemon.engine.asked.pop()["client"] == (bytes.fromhex("20010db8") + bytes(12), 32)
+    assert (await api("GET", "/v1/flows?upstream=web"))[0] == 404
+
+
+async def test_flows_of_threads_that_do_not_answer(daemon: FakeDaemon) -> None:
+    """The question is taken back, and says whom it has waited for."""
+    query = {"listener": "", "upstream": "", "endpoint": "", "client": "", "sort": "age", "limit": 5}
+    look = FakeLook(1_000_000)
+    daemon.engine.looks = [look]
+    with pytest.raises(Unanswered, match="thread 1 has not answered"):
+        await look_at_flows(daemon.engine, query, patience=0.02)  # type: ignore[arg-type]
+    assert look.cancelled
+    daemon.engine.looks = [None] * 1_000
+    with pytest.raises(Unanswered, match="have not ended looking for another request"):
+        await look_at_flows(daemon.engine, query, patience=0.02)  # type: ignore[arg-type]
+
+
+async def test_explain_tells_what_affinity_remembers(api: Api, daemon: FakeDaemon) -> None:
+    config = daemon.pipeline.config
+    sticky = msgspec.structs.replace(config.upstreams[UPSTREAM], affinity="client-ip")
+    daemon.pipeline.config = msgspec.structs.replace(config, upstreams={UPSTREAM: sticky})
+    url = "/v1/explain?url=http://shop.example.com:8080/1&client=192.0.2.9"
+    assert f"lb remembers no endpoint of {UPSTREAM} for 192.0.2.9: its address decides" in (await api.get(url))["notes"]
+    daemon.engine.remembered[UPSTREAM, bytes.fromhex("00000000000000000000ffffc0000209")] = ("127.0.0.12:9001", 65_000)
+    told = await api.get(url)
+    assert told["why"] == "127.0.0.12:9001 answers 192.0.2.9"
+    assert any("192.0.2.9 was sent to 127.0.0.12:9001 last, 65s ago, and stays there" in one for one in told["notes"])
 
 
 async def test_ctl_and_api_tell_of_health(api: Api, server: AdminServer, daemon: FakeDaemon) -> None:

@@ -12,14 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 from lb.cli.main import main
+from lb.model.balance import Share, choose_by_rendezvous, hash_client
 from lb.model.config import Config
 from lb.model.route import Match
 from lb.objects.view import Changes
 from lb.sources.files import read_paths
 from lb.translate.translation import Options, translate
 from tests.harness.client import RawClient
+from tests.harness.native import Native
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT, LbProcess
+from tests.harness.serving import serving
+from tests.harness.tcp import TcpServer, named, read_exactly
 
 DEMO = "conf/demo"
 
@@ -129,3 +133,41 @@ def _explain_live(lb: LbProcess, port: int, made: Request) -> Any:
 
 def _lines(made: Request) -> tuple[str, ...]:
     return (f"Host: {made.host}", *made.headers)
+
+
+def test_explain_knows_where_affinity_keeps_a_client(tmp_path: Path) -> None:
+    with TcpServer(named("old")) as old, TcpServer(named("new")) as new:
+        shares = [Share(old.key, 1), Share(new.key, 1)]
+        addresses = [f"127.0.0.{number}" for number in range(2, 200)]
+        client = next(one for one in addresses if choose_by_rendezvous(shares, hash_client(one), lambda _: True) == 1)
+        native = Native()
+        native.upstream("db", [old.key], affinity="client-ip")
+        native.carry("db", free_port(), "db")
+        with serving(tmp_path, native) as site:
+            url = "tcp://127.0.0.1:{}".format(site.address("db")[1])
+
+            def told() -> list[str]:
+                arguments = ["explain", url, "--live", str(site.lb.admin_socket), "--from", client]
+                return [line.strip() for line in CliRunner().invoke(main, arguments).output.splitlines()]
+
+            def answers() -> bytes:
+                with site.connect("db", source=client) as connected:
+                    return read_exactly(connected.socket, 3)
+
+            unknown = f"lb remembers no endpoint of db for {client}: its address decides"
+            assert unknown in told()
+            assert answers() == b"old"
+            native.upstream("db", [old.key, new.key], affinity="client-ip")
+            site.apply()
+            start = f"{client} was sent to {old.key} last, "
+            assert any(one.startswith(start) and one.endswith(f"would lead to {new.key}") for one in told())
+            assert f"{old.key} answers {client}" in told()[-1]
+            assert answers() == b"old"
+            site.lb.ctl("drain", "db", old.key)
+            assert any(one.startswith(start) and "which is drain now" in one for one in told())
+            assert f"{new.key} answers {client}" in told()[-1]
+            assert answers() == b"new"
+            # Files know nothing of clients.
+            offline = CliRunner().invoke(main, ["explain", url, str(site.path), "--from", client]).output
+            assert "unless another one has answered it before" in offline
+            assert "was sent to" not in offline

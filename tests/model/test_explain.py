@@ -294,6 +294,23 @@ def test_whom_a_hash_chooses(hash_key: str) -> None:
     index = choose_by_rendezvous(endpoints, hash_client("10.1.0.1"), lambda _: True)
     wanted = endpoints[index or 0].key
     assert told.why == f"{wanted} answers 10.1.0.1, unless another one has answered it before"
+    other = next(one.key for one in endpoints if one.key != wanted)
+    stays = "and stays there; its address alone would lead to"
+    memories = {
+        other: (other, f"{stays} {wanted}"),
+        wanted: (wanted, f"{stays} the same one"),
+        "10.0.1.3:80": (wanted, "which is draining now: its address decides"),
+        "10.0.1.9:80": (wanted, "which is gone now: its address decides"),
+    }
+    for key, (answers, note) in memories.items():
+        told = explain(sticky_config, Ask("x", "/", client="10.1.0.1"), memory=lambda *_, key=key: (key, 7_300_000))
+        assert told.why == f"{answers} answers 10.1.0.1"
+        assert told.notes[-1] == f"10.1.0.1 was sent to {key} last, 2h ago, {note}"
+    told = explain(sticky_config, Ask("x", "/", client="10.1.0.1"), memory=lambda *_: None)
+    assert (told.why, told.notes[-1]) == (
+        f"{wanted} answers 10.1.0.1",
+        "lb remembers no endpoint of game for 10.1.0.1: its address decides",
+    )
     assert (
         explain(config, Ask("x", "/")).notes[-1] == "game chooses by the client's address: --from tells which endpoint"
     )
