@@ -20,6 +20,8 @@ DEFAULT_LIMIT = 50
 TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.005
 
+STUCK = "a thread gets no CPU time or is stuck, see lb_reactor_heartbeat_age_seconds of /metrics"
+
 Network = tuple[bytes, int] | Literal["unix"]
 """16 bytes, IPv4 as ::ffff:a.b.c.d, and how many leading bits count; or those without an address."""
 
@@ -29,18 +31,16 @@ class Unanswered(Exception):
 
 
 async def look(engine: Engine, query: Mapping[str, Any], patience: float = TIMEOUT_SECONDS) -> schema.Flows:
-    """The flows that `query` asks for. ValueError for a question that makes no sense, KeyError with
-    `listener` or `upstream` when there has never been such a one, Unanswered after `patience` seconds.
+    """The flows that `query` asks for. ValueError for a question that makes no sense, KeyError with `listener`
+    or `upstream` when there has never been such a one, Unanswered after `patience` seconds.
     """
     deadline = time.monotonic() + patience
     asked = _question(query)
     while (started := engine.look_at_flows(**asked)) is None:
-        await _wait(deadline, "threads have not ended looking for another request")
+        await _wait(deadline, f"some threads have not ended looking for another request: {STUCK}")
     try:
         while threads := started.waits_for():
-            await _wait(
-                deadline, f"{_threads(threads)} not answered in {patience:g} s; `lb ctl status` and lb's own log"
-            )
+            await _wait(deadline, f"{_threads(threads)} not answered for {patience:g} s: {STUCK}")
         return _tell(started)
     finally:
         started.cancel()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -415,42 +417,48 @@ def test_flows_of_an_endpoint_that_has_been_removed(tmp_path: Path) -> None:
 
 def test_flows_that_end_while_they_are_listed(tmp_path: Path) -> None:
     """Those that stay are seen exactly once, whatever goes beside them: behind, before and at the place of the look."""
-    stay = 300 if SANITIZED else 1_500
-    go = 30
+    stay, at_once, rounds = (300, 20, 2) if SANITIZED else (1_000, 30, 5)
     native = Native()
     with ExitStack() as stack:
-        given = stack.enter_context(descriptors(4 * stay + 1_000))
+        given = stack.enter_context(descriptors(6 * stay + 1_000))
         servers = stack.enter_context(EchoLoop(2))
         native.upstream("echo", servers.addresses)
         native.carry("plain", free_port(), "echo")
         site = stack.enter_context(serving(tmp_path, native, None, threads=1, open_files=given))
-        address, over, rounds = site.address("plain"), threading.Event(), []
+        address, over = site.address("plain"), threading.Event()
+        mortal = []
+        for number in range(stay):  # beside each one that stays stand two that go
+            stack.enter_context(RawClient(address, source=f"127.0.2.{number % 50}"))
+            mortal += [RawClient(address, source=f"127.0.4.{number % 50}") for _ in range(2)]
+        wait_until(lambda: flows(site, limit=0)["total"] == 3 * stay, "all of them have been accepted")
 
-        def churn(source: str) -> None:
+        def come_and_go(source: str) -> None:
+            """So the memory of those that end is used again at once."""
             while not over.is_set():
-                clients = [RawClient(address, source=source) for _ in range(go)]
+                clients = [RawClient(address, source=source) for _ in range(at_once)]
                 for number, one in enumerate(clients):
                     reset(one.socket) if number % 2 else one.close()
-                rounds.append(source)
 
-        churners = [threading.Thread(target=churn, args=(f"127.0.3.{number}",)) for number in (1, 2)]
-        for one in churners:
-            one.start()
-        try:
-            for number in range(stay):
-                stack.enter_context(RawClient(address, source=f"127.0.2.{number % 50}"))
-            wait_until(lambda: flows(site, client="127.0.2.0/24")["total"] == stay, "all of them have been accepted")
-            for _ in range(25):
-                answer = flows(site, limit=1_000)
-                assert answer["total"] >= stay
-                clients = [one["client"] for one in answer["items"]]
-                assert len(set(clients)) == len(clients)
-                assert flows(site, client="127.0.2.0/24", limit=0)["total"] == stay
-        finally:
-            over.set()
-            for one in churners:
-                one.join()
-        assert len(set(rounds)) == 2
+        with ThreadPoolExecutor(8) as pool:
+            doing = [pool.submit(come_and_go, f"127.0.3.{number}") for number in (1, 2)]
+            try:
+                for left in range(rounds, 0, -1):
+                    # More ends than one turn takes, and looks in the middle of them.
+                    site.lb.signal(signal.SIGSTOP)
+                    for one in mortal[::left]:
+                        reset(one.socket)
+                    del mortal[::left]
+                    looks = [pool.submit(flows, site, client="127.0.2.0/24", limit=1_000) for _ in range(5)]
+                    site.lb.signal(signal.SIGCONT)
+                    for look in looks:
+                        answer = look.result()
+                        assert answer["total"] == stay
+                        assert len({one["client"] for one in answer["items"]}) == stay
+            finally:
+                over.set()
+            for ended in doing:
+                ended.result()
+        wait_until(lambda: flows(site, limit=0)["total"] == stay, "the others are gone")
 
 
 def test_sessions_that_begin_while_they_are_listed(tmp_path: Path) -> None:
@@ -481,7 +489,7 @@ def test_sessions_that_begin_while_they_are_listed(tmp_path: Path) -> None:
 
         beginner = threading.Thread(target=begin)
         beginner.start()
-        seen = []
+        seen: list[int] = []
         while beginner.is_alive() or len(seen) < 10:
             assert flows(site, client="127.0.0.41", limit=0)["total"] == stay
             seen.append(flows(site, limit=1_000)["total"])
