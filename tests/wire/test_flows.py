@@ -96,7 +96,7 @@ def wait_for(site: Serving, what: str, **expected: object) -> dict[str, Any]:
         fits = len(items) == 1 and all(items[0][name] == value for name, value in expected.items())
         return items[0] if fits else None
 
-    return wait_until(found, what)  # type: ignore[return-value]
+    return wait_until(found, what)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -420,7 +420,7 @@ def test_flows_that_end_while_they_are_listed(tmp_path: Path) -> None:
     stay, at_once, rounds = (300, 20, 2) if SANITIZED else (1_000, 30, 5)
     native = Native()
     with ExitStack() as stack:
-        given = stack.enter_context(descriptors(6 * stay + 1_000))
+        given = stack.enter_context(descriptors(6 * stay + 8_000))
         servers = stack.enter_context(EchoLoop(2))
         native.upstream("echo", servers.addresses)
         native.carry("plain", free_port(), "echo")
