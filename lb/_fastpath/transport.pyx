@@ -661,9 +661,9 @@ cdef void pour(conn* c) noexcept nogil:
         if n < 0:
             conn_write_failed(c)
             return
+        # Again, until the socket says that it is full: a signal (SIGSTOP, debugger, frozen cgroup) ends splice early
+        # as well, and then nothing tells of room later.
         c.out_bytes -= <uint32_t>n
-        if p.bytes:
-            c.base.flags &= ~<uint32_t>IO_WRITABLE  # splice goes on until the socket is full
     if p.bytes == 0:
         c.piped = NULL
         pipe_give(c.base.r, p)

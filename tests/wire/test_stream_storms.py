@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,43 @@ def test_bulk_in_both_directions_with_pauses_and_slow_readers(site: Serving, ser
         for number, outcome in enumerate(playing):
             told = judge(outcome.result(), plans[number], served[number].result(), plans[number - 1])
             assert told == [], number
+
+
+def test_bulk_goes_on_after_lb_was_stopped(site: Serving, server: TcpServer) -> None:
+    """A signal (SIGSTOP, a debugger, a frozen cgroup) ends splice early, like a socket that is full: splice_to_socket
+    in fs/splice.c. Nobody tells of room that was never missing.
+    """
+    rounds, got = 60, [0] * 4
+
+    def send(peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer.sendall(payload(MEGABYTE))
+
+    def read(number: int, client: RawClient) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.socket.recv(MEGABYTE):
+                got[number] += len(data)
+
+    with contextlib.ExitStack() as stack:
+        for number in range(len(got)):
+            client = stack.enter_context(site.connect("plain"))
+            peer = stack.enter_context(server.accept())
+            sender = threading.Thread(target=send, args=(peer,))
+            reader = threading.Thread(target=read, args=(number, client))
+            for run in (sender, reader):
+                run.start()
+                stack.callback(run.join)
+            for end in (client.socket, peer):
+                stack.callback(end.shutdown, socket.SHUT_RDWR)
+        for _ in range(rounds):
+            with site.lb.stopped():
+                before = list(got)
+            wait_until(partial(all_have, got, [4 * MEGABYTE + one for one in before]), "all flows go on")
+
+
+def all_have(got: list[int], wanted: list[int]) -> bool:
+    return all(one > least for one, least in zip(got, wanted, strict=True))
 
 
 def content_of(number: int, *, client: bool) -> tuple[int, int]:
