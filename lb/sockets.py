@@ -70,7 +70,8 @@ class Listeners:
         self._activated = list(activated)
         self._ports: set[tuple[int, Transport]] = set()
         self.opened: dict[str, Opened] = {}
-        self._closed: dict[str, Problem] = {}
+        self.closed: dict[str, Problem] = {}
+        """Why a listener is not open, by its name: an object with several ports may have another reason for each."""
         self.problems: tuple[Problem, ...] = ()
 
     def sync(self, listeners: Mapping[str, Listener]) -> None:
@@ -82,26 +83,26 @@ class Listeners:
             if wanted.get(name) != opened.wanted:
                 self._close(name)
                 freed.add(opened.wanted)
-        self._closed = {}
+        self.closed = {}
         for name, bind in wanted.items():
             if name not in self.opened:
                 try:
                     self._open(listeners[name], bind, share=self._is_beside_ours(bind, freed))
                 except OSError as error:
-                    self._closed[name] = _problem(listeners[name], bind, error)
-        for problem in self._closed.values():
+                    self.closed[name] = _problem(listeners[name], bind, error)
+        for problem in self.closed.values():
             if problem not in self.problems:
                 log.error(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
-        self.problems = tuple(self._closed.values())
+        self.problems = tuple(self.closed.values())
 
     def retry(self, listeners: Mapping[str, Listener]) -> None:
         """Open what could not be opened, if it can be now: a virtual address has moved here, or its holder has gone."""
-        for name in [name for name in self._closed if name in listeners]:
+        for name in [name for name in self.closed if name in listeners]:
             bind = self.bind_of(listeners[name])
             with suppress(OSError):
                 self._open(listeners[name], bind, share=self._is_beside_ours(bind, ()))
-                del self._closed[name]
-                self.problems = tuple(self._closed.values())
+                del self.closed[name]
+                self.problems = tuple(self.closed.values())
 
     def bind_of(self, listener: Listener) -> Bind:
         """Where a listener is to bind."""

@@ -217,10 +217,11 @@ def _reached_at(daemon: Daemon, listener: Listener) -> str:
 
 def _closed(daemon: Daemon) -> dict[str, str]:
     """Why listeners are not open, by name."""
-    whys = {problem.origin: problem.why for problem in daemon.listeners.problems}
-    listeners = daemon.pipeline.config.listeners.values()
+    opened, closed = daemon.listeners.opened, daemon.listeners.closed
     return {
-        one.name: whys.get(one.origin, "it is not open") for one in listeners if one.name not in daemon.listeners.opened
+        name: closed[name].why if name in closed else "it is not open"
+        for name in daemon.pipeline.config.listeners
+        if name not in opened
     }
 
 

@@ -28,6 +28,7 @@ from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
 from lb.cli.ctl import command
 from lb.model.health import HealthCheck
+from lb.model.listener import Listener
 from lb.model.tls import Certificate
 from lb.observe import logs
 from lb.observe.metrics import Metrics
@@ -72,7 +73,11 @@ class FakePipeline:
 class FakeListeners:
     def __init__(self) -> None:
         self.opened = {"http": Opened("http", 80, Bind("127.0.0.1", 8080), "127.0.0.1:8080")}
-        self.problems: tuple[Problem, ...] = ()
+        self.closed: dict[str, Problem] = {}
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(self.closed.values())
 
     def bind_of(self, listener: object) -> Bind:
         return Bind("127.0.0.1", 8080)
@@ -192,10 +197,20 @@ async def test_listeners(api: Api, daemon: FakeDaemon) -> None:
     assert (listener["open"], listener["address"], listener["requests"]) == (True, "127.0.0.1:8080", 42)
     origin = daemon.pipeline.config.listeners["http"].origin
     daemon.listeners.opened = {}
-    daemon.listeners.problems = (Problem("LB6001", origin, "cannot be opened", why="nginx listens there"),)
+    daemon.listeners.closed = {"http": Problem("LB6001", origin, "cannot be opened", why="nginx listens there")}
     (listener,) = await api.get("/v1/listeners")
     assert (listener["open"], listener["problem"]) == (False, "nginx listens there")
     assert (await api.get("/v1/problems"))["total"] == 3
+
+
+async def test_each_port_of_an_object_has_its_own_reason_not_to_be_open(api: Api, daemon: FakeDaemon) -> None:
+    origin = Origin("ConfigMap", "shop", "tcp", "tcp.yaml", 3)
+    names = {"shop/tcp:5432": "postgres listens there", "shop/tcp:6379": "redis listens there"}
+    listeners = {name: Listener(name, int(name[-4:]), protocol="tcp", origin=origin) for name in names}
+    daemon.pipeline.config = msgspec.structs.replace(daemon.pipeline.config, listeners=listeners)
+    daemon.listeners.opened = {}
+    daemon.listeners.closed = {name: Problem("LB6001", origin, "cannot be opened", why) for name, why in names.items()}
+    assert {one["name"]: one["problem"] for one in await api.get("/v1/listeners")} == names
 
 
 async def test_routes_are_filtered_and_paged(api: Api) -> None:
