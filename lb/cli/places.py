@@ -137,7 +137,8 @@ def _objects(root: Node) -> Iterator[Node]:
 def _descend(node: Node, path: str) -> Node:
     """What `spec.rules[0].host` leads to, or the last part of it that exists: the value, or the key of what is nested.
 
-    Keys may have dots (`hosts.default.shop.example.com[0]`, annotations): the longest key that fits is taken.
+    Keys may have dots (`hosts.default.shop.example.com[0]`): the longest key that fits is taken. Those of data and
+    annotations stand in brackets (`data[5432]`, `metadata.annotations[lb/addresses]`).
     """
     mark = node
     while path:
@@ -146,21 +147,21 @@ def _descend(node: Node, path: str) -> Node:
             mark = node = node.value[int(index[1])]
             path = path[index.end() :]
             continue
-        entry = _entry(node, path.removeprefix("."))
+        entry = _entry(node, path)
         if entry is None:
             break
-        key, node = entry
+        key, node, taken = entry
         mark = node if isinstance(node, ScalarNode) else key
-        path = path.removeprefix(".")[len(key.value) :]
+        path = path[taken:]
     return mark
 
 
-def _entry(node: Node, path: str) -> tuple[Node, Node] | None:
-    if not isinstance(node, MappingNode):
-        return None
+def _entry(node: Node, path: str) -> tuple[ScalarNode, Node, int] | None:
+    """The key that a path begins with, its value, and how much of the path says so."""
     fitting = [
-        (key, value)
-        for key, value in node.value
-        if isinstance(key, ScalarNode) and re.match(rf"{re.escape(key.value)}(?=[.\[]|$)", path)
+        (key, value, said.end())
+        for key, value in (node.value if isinstance(node, MappingNode) else ())
+        if isinstance(key, ScalarNode)
+        and (said := re.match(rf"\[{re.escape(key.value)}\]|\.?{re.escape(key.value)}(?=[.\[]|$)", path))
     ]
-    return max(fitting, key=lambda entry: len(entry[0].value), default=None)
+    return max(fitting, key=lambda entry: entry[2], default=None)

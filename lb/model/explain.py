@@ -296,7 +296,7 @@ class _Explainer:
         )
         if not candidates:
             udp = "/udp" if self._ask.transport == "udp" else ""
-            ports = ", ".join(sorted({_port_text(one) for one in listeners.values()}))
+            ports = ", ".join(dict.fromkeys(map(_port_text, sorted(listeners.values(), key=_port_order))))
             where = f"listener {name}" if name is not None else f"port {self._ask.port}{udp}"
             raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
         chosen = candidates[0]
@@ -644,6 +644,11 @@ def _covers_address(place: str, address: str) -> bool:
 
 def _port_text(listener: Listener) -> str:
     return f"{listener.port or listener.address}{'/udp' if listener.transport == 'udp' else ''}"
+
+
+def _port_order(listener: Listener) -> tuple[int, str, str]:
+    """By number, as people look for one; Unix sockets first."""
+    return listener.port, listener.transport, listener.address
 
 
 def _is_in(client: str, networks: Sequence[str]) -> bool:

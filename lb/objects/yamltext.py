@@ -396,7 +396,7 @@ def _advice(problem: str, text: str, index: int) -> str:
     if "tab" in problem or text[index : index + 1] == "\t":
         return "indent with spaces: YAML takes no tabs"
     if "mapping values are not allowed" in problem:
-        return "put a value that contains `: ` in quotes"
+        return "check the indentation of this line and the one before; put a value that contains `: ` in quotes"
     if "undefined alias" in problem:
         return "an unquoted `*` begins an alias: put the value in quotes"
     if "end of stream" in problem:

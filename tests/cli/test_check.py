@@ -95,6 +95,22 @@ def test_settings_are_checked_and_count(lb: Lb, tmp_path: Path) -> None:
     assert f"{file}:8:5: error[LB5003]: settings.kubernetes.prt: unknown field; did you mean `port`?" in result.stdout
 
 
+def test_a_key_of_data_and_of_annotations_has_its_own_line(lb: Lb, tmp_path: Path) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: tcp, namespace: shop}\ndata:\n"
+        '  "5431": shop/db:5432\n'
+        '  "5432": db:5432\n'
+        "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: db\n  namespace: shop\n  annotations:\n"
+        "    lb/load-balancer: 'true'\n"
+        "    lb/addresses: 192.0.2\n"
+        "spec: {type: LoadBalancer, ports: [{port: 5432}]}\n"
+    )
+    told = lb("check", "--tcp-services", "shop/tcp", str(file)).stdout
+    assert f"{file}:6:11: error[LB4013]" in told
+    assert f"{file}:15:19: error[LB5001]" in told
+
+
 def test_long_lines_are_cut_around_the_place(lb: Lb, tmp_path: Path) -> None:
     file = tmp_path / "long.yaml"
     entries = ", ".join(f"{{path: /a{number}, forward: web}}" for number in range(9))

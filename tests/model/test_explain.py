@@ -465,6 +465,14 @@ def test_no_datagram_comes_to_a_listener_of_connections() -> None:
     assert (told.reason, told.why) == ("no-listener", "nothing listens on port 80/udp; there is 80")
 
 
+def test_the_ports_there_are_stand_in_the_order_of_their_numbers() -> None:
+    udp = "{port: 443, protocol: udp, datagram: {forward: u}}"
+    text = f"listeners: {{a: {{port: 443}}, b: {{port: 5432}}, c: {{port: 80}}, d: {udp}}}\nupstreams: {{u: ['10.0.0.1:443']}}"
+    config, _ = from_content(yaml.safe_load(text), Origin(file="lb.yaml"))
+    told = explain(config, make_ask("tcp://192.0.2.1:22"))
+    assert told.why == "nothing listens on port 22; there is 80, 443, 443/udp, 5432"
+
+
 PROXIES = """
 listeners:
   some: {port: 1, protocol: tcp, stream: {forward: db, proxy_protocol: [10.0.0.0/8], allow: [192.0.2.0/24]}}

@@ -25,6 +25,7 @@ class Broken(NamedTuple):
 
 SYNTAX = {
     "colon in a value": Broken("apiVersion: v1\nkind: a: b\n", 2, 8, "mapping values are not allowed", "in quotes"),
+    "an item indented too far": Broken("a:\n- b: 1\n   c: 2\n", 3, 5, "mapping values are not allowed", "indentation"),
     "tab as indentation": Broken("metadata:\n\tname: x\n", 2, 1, "cannot start any token", "spaces"),
     "tab in a plain value": Broken("a: b\n\tc: d\n", 2, 1, "tab", "spaces"),
     "open quote": Broken("a: 'x\nb: c\n", 3, 1, "end of stream", "close the quote"),
