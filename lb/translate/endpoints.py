@@ -78,6 +78,16 @@ def slice_app_protocols(view: View, service: Service, port: ServicePort) -> list
     return list(dict.fromkeys(said))
 
 
+def ports_instead(view: View, service: Service, port: ServicePort) -> list[str]:
+    """The ports of slices with addresses, such as `db (TCP)`, if none of them has this one: a name is misspelt."""
+    stored = view.slices_of(service.metadata.namespace, service.metadata.name)
+    slices = [one for one in (cast(EndpointSlice, each.object) for each in stored) if one.endpoints]
+    if any(_find_slice_port(one, port) is not None for one in slices):
+        return []
+    others = (other for one in slices for other in one.ports or ())
+    return list(dict.fromkeys(f"{other.name or other.port} ({other.protocol or 'TCP'})" for other in others))
+
+
 def usable(backings: Iterable[Backing]) -> tuple[Endpoint, ...]:
     """The endpoints that may get requests; terminating ones are marked as draining."""
     return tuple(backing.endpoint for backing in backings if backing.readiness != "unready")

@@ -97,7 +97,7 @@ def claim_service(stored: Stored, options: Options) -> StreamClaim | None:
     values, served = read_service(stored, service, options, mistakes)
     if not served:
         unread = [one for one in mistakes if one.field == field_of("load_balancer", "")]
-        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service), *unread, *refused))
+        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service, values), *unread, *refused))
     return _ServiceClaim(stored, service, values, options, refused).make()
 
 
@@ -163,12 +163,13 @@ class _ServiceClaim:
         transport = _TRANSPORTS.get(port.protocol)
         if transport is not None:
             return Reference(metadata.namespace, metadata.name, port.port, transport=transport, requests=False)
+        meant = port.protocol.upper() if port.protocol.upper() in _TRANSPORTS else ""
         self._problems.add(
             "LB4010",
             self._stored.origin,
             f"port {port.port} of Service {self._name} is {port.protocol}",
             why="nothing listens on it",
-            fix="lb carries TCP and UDP; reach this port on the nodes",
+            fix=f"did you mean {meant}?" if meant else "lb carries TCP and UDP; reach this port on the nodes",
             field=f"spec.ports[{index}].protocol",
         )
         return None

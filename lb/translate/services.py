@@ -30,6 +30,7 @@ from lb.translate.endpoints import (
     families_of,
     find_backings,
     knows_endpoints,
+    ports_instead,
     slice_app_protocols,
     usable,
 )
@@ -383,7 +384,7 @@ class _ServiceTranslation:
     def _pod_endpoints(self, port: ServicePort) -> tuple[tuple[Endpoint, ...], str]:
         backings = find_backings(self._view, self._stored, port, self._problems)
         endpoints = usable(backings)
-        self._check_readiness(backings)
+        self._check_readiness(backings, port)
         return endpoints, self._nobody_ready
 
     @property
@@ -398,7 +399,7 @@ class _ServiceTranslation:
     def _nobody_ready(self) -> str:
         return f"Service {self._name} has no ready endpoint"
 
-    def _check_readiness(self, backings: Sequence[Backing]) -> None:
+    def _check_readiness(self, backings: Sequence[Backing], port: ServicePort) -> None:
         if any(backing.readiness == "ready" for backing in backings):
             return
         if usable(backings):
@@ -406,6 +407,10 @@ class _ServiceTranslation:
         elif backings:
             count = "1 endpoint is" if len(backings) == 1 else f"{len(backings)} endpoints are"
             why, fix = f"{self._lost}; {count} not ready", "look at the pods' readiness"
+        elif others := ports_instead(self._view, self._service, port):
+            wanted = f"{port.name or 'one without a name'} ({port.protocol})"
+            why = f"{self._lost}; its EndpointSlices have addresses for port {', '.join(others)}, not for {wanted}"
+            fix = "name the port in the Service as in its EndpointSlices, with the same protocol"
         else:
             why = f"{self._lost}; the input has no EndpointSlice with an address for it"
             fix = "check the Service's selector, and that the input holds EndpointSlices (or Endpoints)"
@@ -426,7 +431,7 @@ class _ServiceTranslation:
         local = None
         if self._service.spec.external_traffic_policy == "Local" and not self._only_kube_proxy_knows:
             local = find_backings(self._view, self._stored, port, self._problems)
-            self._check_readiness(local)
+            self._check_readiness(local, port)
             if not usable(local):
                 return (), self._nobody_ready
         families = families_of(self._service)

@@ -23,6 +23,7 @@ from lb.translate.annotations import (
     Part,
     Said,
     Values,
+    field_of,
     parse_addresses,
     parse_count,
     read_annotations,
@@ -91,17 +92,21 @@ def is_served(service: Service, values: Values, options: Options) -> bool:
     return bool(options.load_balancers if values.load_balancer is None else values.load_balancer)
 
 
-def left_to_others(stored: Stored, service: Service) -> Problem:
+def left_to_others(stored: Stored, service: Service, values: Values) -> Problem:
     """The note that lb does not listen for a Service of type LoadBalancer."""
     wanted = service.spec.load_balancer_class
     name = f"{service.metadata.namespace}/{service.metadata.name}"
+    field = "spec.loadBalancerClass" if wanted else "spec.type"
     if wanted:
         what = f"Service {name} of type LoadBalancer is of class {wanted}, which is another load balancer's"
         fix = f"--take-over {wanted} serves all of that class"
+    elif values.load_balancer is False:
+        field = field_of("load_balancer", "")
+        what = f"Service {name} of type LoadBalancer is left to others by its annotation lb/load-balancer"
+        fix = 'if lb should serve it, write lb/load-balancer: "true"'
     else:
         what = f"Service {name} of type LoadBalancer has no class, and nobody asks lb to serve it"
         fix = 'lb/load-balancer: "true" on it, or --load-balancers for all of them, has lb serve it'
-    field = "spec.loadBalancerClass" if wanted else "spec.type"
     return Problem("LB2005", stored.origin, what, "lb does not listen for it", fix, field)
 
 
