@@ -90,6 +90,15 @@ def prepare_process(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _stamp(file: str | None) -> tuple[int, ...]:
+    """What changes with the content of a file; nothing when there is none."""
+    try:
+        status = os.stat(file) if file else None
+    except OSError:
+        return ()
+    return () if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def _tell_problem(problem: Problem) -> None:
     tell = log.error if problem.severity == "error" else log.warning
     origin = problem.origin
@@ -109,6 +118,7 @@ class Application:
         self.settings = settings
         self._settings_file = settings_file
         self._settings_at_start = load_settings(settings_file) if settings_file else None
+        self._settings_stamp = _stamp(settings_file)
         self.started_at = time.time()
         self.threads = settings.thread_count
         checks = most_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -177,15 +187,23 @@ class Application:
         self._notifier.ready(self._summary())
         return build
 
+    async def _follow_change(self) -> Build:
+        """What a source has noticed. The settings of a changed file take no part in the build."""
+        if _stamp(self._settings_file) != self._settings_stamp:
+            self._tell_changed_settings()
+        return await self._apply()
+
     def _tell_changed_settings(self) -> None:
-        """Nobody should wait for a setting that takes effect only at the next start."""
+        """Nobody should wait for a setting that takes effect only at the next start, or find out then that it cannot be
+        read."""
         if self._settings_file is None:
             return
+        self._settings_stamp = _stamp(self._settings_file)
         try:
             if load_settings(self._settings_file) != self._settings_at_start:
                 log.warning("settings have changed: they are read at start only", file=self._settings_file)
         except (OSError, SettingsError) as error:
-            log.warning("settings cannot be read: lb would not start with them", error=str(error))
+            log.error("settings cannot be read: lb would not start with them", error=str(error))
 
     # -- Life
 
@@ -376,7 +394,7 @@ class Application:
             await self._changed.wait()
             self._changed.clear()
             wanted, self._reload_wanted = self._reload_wanted, False
-            await (self.reload() if wanted else self._apply())
+            await (self.reload() if wanted else self._follow_change())
 
     # -- Signals
 

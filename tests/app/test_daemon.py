@@ -307,6 +307,18 @@ def test_the_drain_time_ends_waiting(site: Site, gate: Gate) -> None:
         assert "requests were cut off" in lb.stderr
 
 
+def test_settings_that_change_are_told_without_a_reload(site: Site) -> None:
+    settings = site.directory / "lb.yaml"
+    head = "apiVersion: lb/v1\nkind: Config\nsettings: "
+    settings.write_text(head + "{drain_timeout: 100ms}\n")
+    with running(site, "-c", str(settings)) as lb:
+        settings.write_text(head + "{drain_timeout: 1h}\n")
+        wait_until(lambda: "settings have changed: they are read at start only" in lb.stderr, "the change is told")
+        settings.write_text(head + "{drian_timeout: 1h}\n")
+        wait_until(lambda: "settings cannot be read: lb would not start with them" in lb.stderr, "the mistake is told")
+        assert "did you mean `drain_timeout`?" in lb.stderr
+
+
 def refused(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 5).close()
