@@ -430,14 +430,16 @@ def _show_upstreams(console: Console, answer: Json) -> None:
 
 
 def _why_nobody(one: Json) -> str:
-    """What to look at when there are endpoints, and none of them takes requests."""
+    """What to look at when there are endpoints, and some or all of them take no requests."""
     if one["all_fail"]:
         effect = "all get requests" if one["all_fail"] == "serve" else "requests are answered 503"
         return f"all fail their health checks: {effect} (when_all_fail: {one['all_fail']})"
     nobody = one["endpoints"] and not one["endpoints_ready"]
     if nobody:
         return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states"
-    return f"{one['endpoints_unhealthy']} unhealthy" if one["endpoints_unhealthy"] else ""
+    aside = one["endpoints"] - one["endpoints_ready"] - one["endpoints_unhealthy"]
+    unhealthy = f"{one['endpoints_unhealthy']} unhealthy" if one["endpoints_unhealthy"] else ""
+    return ", ".join(filter(None, (unhealthy, f"{aside} drained, down, ejected or of weight 0" if aside else "")))
 
 
 def _show_upstream(console: Console, answer: Json) -> None:
