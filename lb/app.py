@@ -93,7 +93,7 @@ def prepare_process(settings: Settings) -> None:
 def _stamp(file: str | None) -> tuple[int, ...]:
     """What changes with the content of a file; nothing when there is none."""
     try:
-        status = os.stat(file) if file else None
+        status = Path(file).stat() if file else None
     except OSError:
         return ()
     return () if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)

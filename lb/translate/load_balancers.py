@@ -97,7 +97,9 @@ def claim_service(stored: Stored, options: Options) -> StreamClaim | None:
     values, served = read_service(stored, service, options, mistakes)
     if not served:
         unread = [one for one in mistakes if one.field == field_of("load_balancer", "")]
-        return StreamClaim(age_of(service.metadata), problems=(left_to_others(stored, service, values), *unread, *refused))
+        return StreamClaim(
+            age_of(service.metadata), problems=(left_to_others(stored, service, values), *unread, *refused)
+        )
     return _ServiceClaim(stored, service, values, options, refused).make()
 
 

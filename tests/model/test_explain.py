@@ -466,8 +466,9 @@ def test_no_datagram_comes_to_a_listener_of_connections() -> None:
 
 
 def test_the_ports_there_are_stand_in_the_order_of_their_numbers() -> None:
-    udp = "{port: 443, protocol: udp, datagram: {forward: u}}"
-    text = f"listeners: {{a: {{port: 443}}, b: {{port: 5432}}, c: {{port: 80}}, d: {udp}}}\nupstreams: {{u: ['10.0.0.1:443']}}"
+    quic = "{port: 443, protocol: udp, datagram: {forward: quic}}"
+    text = f"listeners: {{a: {{port: 443}}, b: {{port: 5432}}, c: {{port: 80}}, d: {quic}}}\n"
+    text += "upstreams: {quic: ['10.0.0.1:443']}"
     config, _ = from_content(yaml.safe_load(text), Origin(file="lb.yaml"))
     told = explain(config, make_ask("tcp://192.0.2.1:22"))
     assert told.why == "nothing listens on port 22; there is 80, 443, 443/udp, 5432"
