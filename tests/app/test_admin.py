@@ -496,6 +496,8 @@ async def test_explain_tells_what_affinity_remembers(api: Api, daemon: FakeDaemo
     told = await api.get(url)
     assert told["why"] == "127.0.0.12:9001 answers 192.0.2.9"
     assert any("192.0.2.9 was sent to 127.0.0.12:9001 last, 65s ago, and stays there" in one for one in told["notes"])
+
+
 async def test_ctl_tells_of_an_endpoint_that_somebody_has_drained(server: AdminServer, daemon: FakeDaemon) -> None:
     daemon.engine.endpoints[UPSTREAM][0]["state"] = "drain"
     assert "1 drained, down, ejected or of weight 0" in (await ctl(server, "upstreams")).output
