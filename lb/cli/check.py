@@ -81,7 +81,7 @@ def _with_certificates(read: Input) -> Input:
 
 
 def _locate(problems: Sequence[Problem]) -> list[_Finding]:
-    """Problems by object, the objects in the order of their files; without an object by file."""
+    """Problems by object, the objects in the order of their files; without an object by file. First what is unread."""
     places = Places()
     findings = []
     for problem, origin in zip(problems, locate_all([problem.origin for problem in problems]), strict=True):
@@ -93,7 +93,9 @@ def _locate(problems: Sequence[Problem]) -> list[_Finding]:
 def _order(finding: _Finding) -> tuple[object, ...]:
     problem, origin = finding.problem, finding.problem.origin
     line = finding.place.line if finding.place is not None and not origin.kind else origin.line
-    return origin.file, line, origin.object, SEVERITIES.index(problem.severity), problem.field
+    # What could not be read is missing elsewhere: the cause comes before what follows from it.
+    is_effect = not (problem.code.startswith("LB1") and problem.severity == "error")
+    return is_effect, origin.file, line, origin.object, SEVERITIES.index(problem.severity), problem.field
 
 
 def _print_findings(console: Console, findings: Sequence[_Finding]) -> None:

@@ -385,13 +385,17 @@ def _fix_of_place(loser: Listener, winner: Listener, advertised: Sequence[str]) 
             f'if Service {whose} is the one that brings these ports to ingress-nginx, lb/load-balancer: "false" on it '
             "leaves them to the ConfigMap; else give one of them another port, or the Service lb/addresses of its own"
         )
+    fix = ""
     if advertised and not loser.address:
         addresses = ", ".join(advertised)
-        return (
+        fix = (
             f'lb/addresses: "{addresses}" has it listen where its status says that clients find it, once this host '
             "has these addresses; or give one of them another port"
         )
-    return ""
+    if service is loser.origin and not winner.origin.object:
+        own = 'if the Service is that of the controller whose Ingresses lb serves, lb/load-balancer: "false" on it'
+        return f"{own}; else {fix or 'give it another port, or addresses of its own with lb/addresses'}"
+    return fix
 
 
 def _too_many(first: Listener) -> Problem:

@@ -8,6 +8,7 @@ Sources: AWS Load Balancer Controller, docs/guide/service/annotations.md and `pk
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from lb.objects.core import Service
 from lb.objects.view import Stored
 from lb.problems import Problem, Problems
 from lb.translate.annotations import (
+    ANNOTATIONS,
     GUARDED,
     NarrowedError,
     Part,
@@ -135,7 +137,13 @@ def _read(
             mistakes[entry.says] = f"{entry.name}: {error}"
             why = GUARDED[entry.says]
     field = f"metadata.annotations[{entry.name}]"
-    problems.add("LB5001", stored.origin, f"{entry.name}: {what}", why=why, fix=entry.text, field=field)
+    problems.add("LB5001", stored.origin, f"{entry.name}: {what}", why=why, fix=_fix(entry), field=field)
+
+
+def _fix(entry: VendorAnnotation) -> str:
+    """What to write there: as lb's own annotation says, where the entry only names it."""
+    named = re.fullmatch(r"As `(lb/[a-z-]+)`\.", entry.text)
+    return entry.text if named is None else next(one.text for one in ANNOTATIONS if one.name == named[1])
 
 
 def _says(part: Part, field: str, parse: Callable[[str], object]) -> Callable[[str], Iterable[Said]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,13 @@ def test_a_key_of_data_and_of_annotations_has_its_own_line(lb: Lb, tmp_path: Pat
     told = lb("check", "--tcp-services", "shop/tcp", str(file)).stdout
     assert f"{file}:6:11: error[LB4013]" in told
     assert f"{file}:15:19: error[LB5001]" in told
+
+
+def test_what_cannot_be_read_comes_before_what_is_missing_for_it(lb: Lb, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD.replace("{forward: web}", "{forward: shop/db:5432}"))
+    (tmp_path / "b.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata:\n  name: db\n   namespace: shop\n")
+    codes = re.findall(r"error\[(LB\d+)\]", lb("check", str(tmp_path)).stdout)
+    assert codes == ["LB1002", "LB4001"]
 
 
 def test_long_lines_are_cut_around_the_place(lb: Lb, tmp_path: Path) -> None:
