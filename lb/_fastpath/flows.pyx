@@ -16,7 +16,7 @@ from lb._fastpath.stream cimport (
     flow,
     flow_of,
 )
-from lb._fastpath.table cimport in_networks, network
+from lb._fastpath.table cimport in_networks
 from lb._fastpath.transport cimport conn
 
 
@@ -147,19 +147,13 @@ cdef bint is_wanted(const look_question* q, const sight* seen) noexcept nogil:
         return False
     if q.local_only and seen.peer != NULL:
         return False
-    if q.by_client and (seen.peer == NULL or not is_in(&q.client, seen.peer)):
+    if q.by_client and (seen.peer == NULL or not in_networks(&q.client, 1, seen.peer)):
         return False
     if q.endpoint == NULL:
         return True
     return seen.ep != NULL and seen.ep.key_size == q.endpoint_size and (
         memcmp(seen.ep.key, q.endpoint, q.endpoint_size) == 0
     )
-
-
-cdef bint is_in(const network* client, const unsigned char* peer) noexcept nogil:
-    if client.bits < 96 and memcmp(peer, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0:
-        return False
-    return in_networks(client, 1, peer)
 
 
 cdef int64_t rank_of(const look_question* q, const sight* seen) noexcept nogil:

@@ -304,10 +304,13 @@ cdef inline int slow_share(const upstream_view* up, endpoint* ep, int64_t now_ms
     return <int>share if share > LEAST_SHARE else LEAST_SHARE
 
 cdef inline bint in_networks(const network* networks, uint32_t count, const uint8_t* address) noexcept nogil:
-    """Whether a 16-byte address (IPv4 as ::ffff:a.b.c.d) lies in one of them."""
+    """Whether a 16-byte address (IPv4 as ::ffff:a.b.c.d) lies in one of them; IPv4 lies in no network of IPv6."""
     cdef uint32_t i
     cdef int whole, rest
+    cdef bint ipv4 = memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
     for i in range(count):
+        if ipv4 and networks[i].bits < 96:
+            continue  # such as ::/0
         whole = networks[i].bits // 8
         rest = networks[i].bits % 8
         if memcmp(networks[i].address, address, <size_t>whole) != 0:

@@ -530,7 +530,13 @@ def test_thousands_of_flows_are_listed_while_traffic_goes_on(tmp_path: Path) -> 
         talkers = [threading.Thread(target=talk, args=(number,)) for number in range(4)]
         for one in talkers:
             one.start()
+
+        def all_talk() -> bool:
+            most = flows(site, sort="bytes", limit=4)["items"]
+            return all(one["listener"] == "busy" and one["bytes_out"] for one in most)
+
         try:
+            wait_until(all_talk, "all four have spoken")
             for sort in ("age", "idle", "bytes", "age", "idle", "bytes"):
                 answer = flows(site, sort=sort, limit=50)
                 assert len(answer["items"]) == 50

@@ -73,6 +73,7 @@ def site(
     native.carry("few", free_port(), "server", max_connections=1)
     native.carry("few-each", free_port(), "server", max_connections_per_client=1)
     native.carry("chosen", free_port(), "server", allow=["127.0.0.2", "127.1.0.0/16", "::1"])
+    native.carry("six-only", free_port(), "server", allow=["::/0"])
     with serving(tmp_path_factory.mktemp("streams"), native, threads=request.param) as started:
         yield started
 
@@ -442,6 +443,12 @@ def test_only_allowed_sources_are_let_in(site: Serving, server: TcpServer, sourc
     assert is_reset(site, "chosen", source=source)
     record = last_record(site, "chosen", reason="source-refused")
     assert (record["client"], record["endpoint"]) == (source, "")
+
+
+def test_a_network_of_ipv6_has_no_ipv4_in_it(site: Serving) -> None:
+    """Not even ::/0, though ::ffff:127.0.0.1 would be in it."""
+    assert is_reset(site, "six-only")
+    assert last_record(site, "six-only", reason="source-refused")["client"] == "127.0.0.1"
 
 
 # ----------------------------------------------------------------------------------------------------------------- many
