@@ -22,6 +22,7 @@ from lb.model.address import is_ip_address
 from lb.model.health import CheckTls, CheckType, WhenAllFail, split_statuses
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, HashKey, ProxyProtocol, ProxyValue
+from lb.objects.fields import nearest
 from lb.objects.view import Stored
 from lb.problems import Problems
 from lb.translate.protocols import BACKEND_PROTOCOLS
@@ -54,6 +55,9 @@ GUARDED: dict[str, str] = {
     "transparent": "its endpoints get nothing until it is mended: they might take all clients for lb",
 }
 """Parts of which a mistake costs the whole, and what that means."""
+
+_UNREADABLE = "?"
+"""A value that no annotation has which narrows what it cannot read."""
 
 _MAX_COUNT = 2**31 - 1
 _MAX_DEPTH = 100
@@ -623,6 +627,9 @@ def read_annotations(stored: Stored, place: Place, problems: Problems, served: C
     mistakes: dict[str, str] = {}
     for name in ours:
         entry = _BY_NAME.get(name)
+        if entry is None and (meant := _guard_meant_by(name, place, annotations)) is not None:
+            _report_misspelt(stored, name, meant, values[meant.part], mistakes, problems)
+            continue
         if entry is None or place not in entry.places:
             _report_unknown(stored, place, name, entry, problems)
             continue
@@ -681,6 +688,49 @@ def _report_value(stored: Stored, entry: Annotation, error: str, problems: Probl
         why=effect or GUARDED.get(entry.part, "the default is used"),
         fix=entry.text,
         field=f"metadata.annotations[{entry.name}]",
+    )
+
+
+def _guard_meant_by(name: str, place: Place, annotations: Mapping[str, str]) -> Annotation | None:
+    """The annotation that holds access back and is probably misspelt as `name`: without it more would be let in."""
+    meant = _BY_NAME.get(nearest(name, tuple(one.name for one in ANNOTATIONS if place in one.places)))
+    if meant is None or meant.name in annotations:
+        return None
+    return meant if meant.part in GUARDED.keys() - {"health"} or _narrowed(meant) is not None else None
+
+
+def _narrowed(entry: Annotation) -> NarrowedError | None:
+    """What is taken in place of a value that cannot be read, if that is not the default."""
+    try:
+        entry.parse(_UNREADABLE)
+    except NarrowedError as error:
+        return error
+    except ValueError:
+        pass
+    return None
+
+
+def _report_misspelt(
+    stored: Stored,
+    name: str,
+    meant: Annotation,
+    values: dict[str, object],
+    mistakes: dict[str, str],
+    problems: Problems,
+) -> None:
+    """As if the value of what is meant could not be read (LB1010)."""
+    narrowed = _narrowed(meant)
+    if narrowed is not None:
+        values[meant.field] = narrowed.value
+    else:
+        mistakes[meant.part] = f"{name} is no annotation of lb"
+    problems.add(
+        "LB1010",
+        stored.origin,
+        f"{name} is no annotation of lb: did you mean {meant.name}?",
+        why=GUARDED[meant.part] if narrowed is None else narrowed.effect,
+        fix=f"write {meant.name}, or take it away",
+        field=f"metadata.annotations[{name}]",
     )
 
 

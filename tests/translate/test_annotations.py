@@ -112,6 +112,34 @@ def test_an_annotation_in_the_wrong_place_is_ignored_and_said() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value", "expected"),
+    [
+        ("Ingress", "client_cas", "clients", Values(mistakes={"clients": "lb/client-cas is no annotation of lb"})),
+        ("Service", "backendtls", "true", Values(mistakes={"tls": "lb/backendtls is no annotation of lb"})),
+        (
+            "Service",
+            "proxy_protocoll",
+            "v2",
+            Values(mistakes={"proxy_protocol": "lb/proxy-protocoll is no annotation of lb"}),
+        ),
+        ("Service", "address", "192.0.2.1", Values(addresses=())),
+        ("Service", "load_balancers", "false", Values(load_balancer=False)),
+        ("Service", "max_connection_rates", "5", Values(stream={"max_connection_rate": 1})),
+    ],
+)
+def test_a_misspelt_name_does_not_open_what_it_guards(place: Place, name: str, value: str, expected: Values) -> None:
+    values, problems = read(place, **{name: value})
+    assert values == expected
+    assert [one.code for one in problems] == ["LB1010"]
+
+
+def test_what_is_like_a_guard_that_is_there_is_something_else() -> None:
+    values, problems = read("Service", addresses="192.0.2.1", address="192.0.2.2")
+    assert values == Values(addresses=("192.0.2.1",))
+    assert [one.code for one in problems] == ["LB5002"]
+
+
 def test_annotations_of_nobody_we_know_are_left_alone() -> None:
     problems = Problems()
     metadata = ObjectMeta("x", annotations={"example.com/owner": "shop", "lb": "x"})
