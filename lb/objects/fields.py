@@ -11,7 +11,7 @@ have added them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, cast
@@ -126,6 +126,16 @@ cluster (`externalTrafficPolicy`, `conditions`).
 _OLDER = MappingProxyType({"serviceName": "service.name", "servicePort": "service.port.number"})
 """Fields of extensions/v1beta1 that `service` replaced."""
 
+_ELSEWHERE = MappingProxyType(
+    {
+        **dict.fromkeys(("hostname", "hostnames", "domain", "fqdn", "servername", "virtualhost"), "host"),
+        **dict.fromkeys(("pathprefix", "prefix", "uri", "url"), "path"),
+        **dict.fromkeys(("sourcerange", "allowedsourceranges"), "loadBalancerSourceRanges"),
+        "class": "ingressClassName",
+    }
+)
+"""What these fields are called in the Gateway API, Istio, Traefik, charts and everyday words, folded."""
+
 
 class Stray(NamedTuple):
     """A field that the kind does not have, and the one that is probably meant."""
@@ -213,14 +223,15 @@ def _judge(
 ) -> Stray | None:
     name = cast(str, path[-1])
     narrowing = NARROWING.get(kind, _NOTHING) if _lets_in(kind, content) else _NOTHING
+    here = "".join("[]" if isinstance(part, int) else f".{part}" for part in path[:-1])[1:]
     for field, danger in narrowing.items():
-        if "[]" not in field and _is_misplaced(name, field, content):
+        is_beside = "[]" in field and field.rpartition(".")[0] == here  # its name alone says it all
+        if not is_beside and _is_misplaced(path, field, content):
             return Stray(path, field, danger)
     meant = nearest(name, tuple(shape))
     if not meant or holder.get(meant) is not None:
         return None  # what is meant is said: this is something else
-    field = "".join("[]" if isinstance(part, int) else f".{part}" for part in (*path[:-1], meant))[1:]
-    return Stray(path, _OLDER.get(name, meant), narrowing.get(field, ""))
+    return Stray(path, _OLDER.get(name, meant), narrowing.get(f"{here}.{meant}".lstrip("."), ""))
 
 
 def _lets_in(kind: str, content: Mapping[str, object]) -> bool:
@@ -229,13 +240,28 @@ def _lets_in(kind: str, content: Mapping[str, object]) -> bool:
     return kind != "Service" or (isinstance(spec, dict) and spec.get("type") == "LoadBalancer")
 
 
-def _is_misplaced(name: str, field: str, content: Mapping[str, object]) -> bool:
+def _is_misplaced(path: _Path, field: str, content: Mapping[str, object]) -> bool:
     """Whether this is a field of another map (a wrong indentation), which does not have it."""
-    section, last = field.split(".")
-    if _folded(name) != _folded(last):
+    *way, last = field.split(".")
+    if _folded(cast(str, path[-1])) != _folded(last):
         return False
-    rightful = content.get(section)
-    return not isinstance(rightful, dict) or rightful.get(last) is None
+    return any(not isinstance(one, dict) or one.get(last) is None for one in _rightful(way, path, content))
+
+
+def _rightful(way: Sequence[str], path: _Path, holder: object) -> Iterator[object]:
+    """Where the field belongs: of lists the item that it stands in, or else all of them."""
+    if not way:
+        yield holder
+        return
+    name = way[0].removesuffix("[]")
+    below = holder.get(name) if isinstance(holder, dict) else None
+    is_inside = path[:1] == (name,)
+    if name == way[0]:
+        yield from _rightful(way[1:], path[1:] if is_inside else (), below)
+        return
+    for index, item in enumerate(below if isinstance(below, list) else ()):
+        if not is_inside or path[1] == index:
+            yield from _rightful(way[1:], path[2:] if is_inside else (), item)
 
 
 @lru_cache(4096)
@@ -244,6 +270,8 @@ def nearest(name: str, legal: tuple[str, ...]) -> str:
     if len(name) > _LONGEST_NAME:
         return ""
     folded = _folded(name)
+    if (meant := _ELSEWHERE.get(folded)) in legal:
+        return meant
     ranked = [(_distance_of(folded, _folded(one)), one) for one in legal]
     near = [(distance, one) for distance, one in ranked if distance is not None]
     return min(near)[1] if near else ""

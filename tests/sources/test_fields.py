@@ -165,6 +165,57 @@ def test_what_is_told(item: Json, code: str, field: str, suffix: str) -> None:
     assert len(decoded.parts().stored) == (code == "LB1009")
 
 
+def ingress(*rules: Json) -> Json:
+    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "db", "namespace": "shop"}}
+    return {**kind, "spec": {"rules": list(rules)}}
+
+
+PATHS = [{"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"number": 80}}}}]
+GOOD = {"host": "a.test", "http": {"paths": PATHS}}
+NO_PATH = {"pathType": "ImplementationSpecific", "backend": PATHS[0]["backend"]}
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize(
+    ("item", "field", "meant"),
+    [
+        (ingress(GOOD, {"hostname": "b.test", "http": {"paths": PATHS}}), "spec.rules[1].hostname", "host"),
+        (ingress({"Hostnames": ["b.test"], "http": {"paths": PATHS}}), "spec.rules[0].Hostnames", "host"),
+        (ingress(GOOD, {"http": {"host": "b.test", "paths": PATHS}}), "spec.rules[1].http.host", "spec.rules[].host"),
+        (
+            ingress({"host": "a.test", "http": {"paths": [{**NO_PATH, "pathPrefix": "/a"}]}}),
+            "spec.rules[0].http.paths[0].pathPrefix",
+            "path",
+        ),
+        (
+            ingress({"host": "a.test", "http": {"paths": [{**NO_PATH, "backend": {"path": "/a"}}]}}),
+            "spec.rules[0].http.paths[0].backend.path",
+            "spec.rules[].http.paths[].path",
+        ),
+        (balancer(sourceRange=["10.0.0.0/8"]), "spec.sourceRange", "loadBalancerSourceRanges"),
+    ],
+)
+def test_other_names_and_other_places_are_told(item: Json, field: str, meant: str, suffix: str) -> None:
+    """What other APIs call a field, and one that stands too deep, leave it out as a slip of the hand does."""
+    decoded = read(item, suffix)
+    (problem,) = problems(decoded)
+    assert (problem.code, problem.field) == ("LB1010", field)
+    assert f"did you mean {meant}?" in problem.what
+    assert not decoded.parts().stored
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ingress({**GOOD, "hostname": "b.test"}),
+        ingress({"http": {"paths": PATHS}}, {"host": "a.test", "http": {"host": "a.test", "paths": PATHS}}),
+        ingress({"host": "a.test", "http": {"paths": PATHS, "domains": []}}),
+    ],
+)
+def test_what_is_said_where_it_belongs_may_be_said_again(item: Json) -> None:
+    assert problems(read(item, "json")) == []
+
+
 def test_the_line_is_that_of_the_name() -> None:
     text = """
 apiVersion: v1
