@@ -29,6 +29,13 @@ UPSTREAM_KEYS = (
 )  # fmt: skip
 ENDPOINT_KEYS = ("address", "port", "weight", "draining", "target", "origin")
 
+NARROWING_KEYS = frozenset(
+    {"address", "host_set", "allow", "clients", "path", "methods", "headers", "query", "alpn", "tls"}
+)
+"""Keys without which a listener, a name or a route would be for more clients or requests than was meant, or an upstream
+be spoken to without TLS. Not `address` of endpoints, which none goes without.
+"""
+
 CERTIFICATE_KEYS = ("chain", "key", "ocsp", "cert_file", "key_file", "ocsp_file", "directory", "origin")
 TLS_KEYS = ("certificates", "hosts", "policy", "hsts")
 BUNDLES = ("ca", "crl")

@@ -3,8 +3,9 @@
 What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
 route (a route that lost a condition would serve too much), a wrong address costs the endpoint or the listener (without
 its address it would listen everywhere), a wrong word in a health check the whole check (half understood, it might find
-good endpoints bad), an entry of a list of networks itself, an unknown key nothing. That is so when there is nothing to
-go back to: a part that has served keeps what it was (parts.py).
+good endpoints bad), an entry of a list of networks itself. An unknown key costs nothing, unless one that holds
+something back (NARROWING_KEYS) is probably meant: then it costs the listener, route or upstream. That is so when there
+is nothing to go back to: a part that has served keeps what it was (parts.py).
 The `settings:` section belongs to lb/settings.py and is passed over.
 
 An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
@@ -39,6 +40,7 @@ from lb.model.form import (
     HOST_KEYS,
     LISTENER_KEYS,
     NAME_ROUTE_KEYS,
+    NARROWING_KEYS,
     PATH_KINDS,
     ROUTE_KEYS,
     STREAM_KEYS,
@@ -265,7 +267,7 @@ class _Reader(PartReader):
         if isinstance(value, str):
             value = [value]
         content, names_path = self._mapping_or_list(path, value, "certificates")
-        self._report_unknown_keys(path, content, ("certificates", "clients"))
+        self._report_unknown_keys(path, content, ("certificates", "clients"), NARROWING_KEYS)
         names = tuple(self._text(names_path, one) for one in self._list(names_path, content.get("certificates")))
         for one in names:
             self._check_certificate_exists(names_path, one)
@@ -348,7 +350,7 @@ class _Reader(PartReader):
 
     def _read_listener(self, path: str, name: str, value: object) -> Listener:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, LISTENER_KEYS)
+        self._report_unknown_keys(path, content, LISTENER_KEYS, NARROWING_KEYS)
         address = self._text(f"{path}.address", content.get("address", ""))
         if address:
             fix = "write an address of this host such as 127.0.0.1 or ::1, unix:/path, or leave it out to listen on all"
@@ -403,7 +405,7 @@ class _Reader(PartReader):
 
     def _read_datagram(self, path: str, listener: str, origin: Origin, value: object) -> Datagram:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, *option_keys(DatagramOptions)))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, *option_keys(DatagramOptions)), NARROWING_KEYS)
         options = self._read_carried_options(path, content, DatagramOptions())
         if "forward" not in content:
             raise MistakeError(path, "datagrams have nowhere to go", "add `forward: NAME` of an upstream")
@@ -423,7 +425,7 @@ class _Reader(PartReader):
         self, path: str, listener: str, origin: Origin, section: Mapping[str, Any], protocol: ListenerProtocol
     ) -> Stream:
         content = self._mapping(path, section.get("stream", {}))
-        self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *option_keys(StreamOptions)))
+        self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *option_keys(StreamOptions)), NARROWING_KEYS)
         options = self._read_carried_options(path, content, StreamOptions())
         if protocol == "https":
             options = self._only_of_names(path, content, options)
@@ -499,7 +501,7 @@ class _Reader(PartReader):
 
     def _read_name_route(self, path: str, name: str, origin: Origin, value: object) -> NameRoute:
         content = {"forward": value} if isinstance(value, str) else self._mapping(path, value)
-        self._report_unknown_keys(path, content, NAME_ROUTE_KEYS)
+        self._report_unknown_keys(path, content, NAME_ROUTE_KEYS, NARROWING_KEYS)
         if "forward" not in content:
             raise MistakeError(path, "connections have nowhere to go", "add `forward: NAME` of an upstream")
         mode: Mode = self._choice(f"{path}.mode", content.get("mode", "passthrough"), get_args(Mode))
@@ -550,7 +552,7 @@ class _Reader(PartReader):
 
     def _read_route(self, path: str, default_name: str, value: object) -> Route:
         content = self._mapping(path, value)
-        self._report_unknown_keys(path, content, (*ROUTE_KEYS, *option_keys(RouteOptions)))
+        self._report_unknown_keys(path, content, (*ROUTE_KEYS, *option_keys(RouteOptions)), NARROWING_KEYS)
         name = self._text(f"{path}.name", content.get("name", default_name))
         route = Route(
             name,
@@ -565,7 +567,7 @@ class _Reader(PartReader):
 
     def _read_upstream(self, path: str, name: str, value: object) -> Upstream:
         content, endpoints_path = self._mapping_or_list(path, value, "endpoints")
-        self._report_unknown_keys(path, content, (*UPSTREAM_KEYS, *option_keys(UpstreamOptions)))
+        self._report_unknown_keys(path, content, (*UPSTREAM_KEYS, *option_keys(UpstreamOptions)), NARROWING_KEYS)
         inherited = self._read_origin(path, content) if "origin" in content else None
         endpoints = (
             self._attempt(self._read_endpoint, f"{endpoints_path}[{index}]", inherited, endpoint)

@@ -183,11 +183,20 @@ class ValueReader:
     def _report(self, path: str, what: str, fix: str, why: str = "") -> None:
         self.problems.add("LB5003", self._place(path), what, why=why or self._why, fix=fix, field=path)
 
-    def _report_unknown_keys(self, path: str, content: Mapping[str, Any], known: Collection[str]) -> None:
+    def _report_unknown_keys(
+        self, path: str, content: Mapping[str, Any], known: Collection[str], narrowing: Collection[str] = ()
+    ) -> None:
+        """`narrowing` are those without which what this stands in would let in more than was meant: one of them that is
+        probably misspelt costs all of it.
+        """
         for key in content:
-            if key not in known:
-                place = f"{path}.{key}" if path else key
-                self._report(place, f"`{key}` is not known here", suggest(key, known))
+            if key in known:
+                continue
+            place, what = f"{path}.{key}" if path else key, f"`{key}` is not known here"
+            meant = _nearest(key, known)
+            if meant in narrowing and meant not in content:
+                raise MistakeError(place, what, suggest(key, known))
+            self._report(place, what, suggest(key, known))
 
     def _read_origin(self, path: str, content: Mapping[str, Any]) -> Origin:
         if "origin" not in content:
@@ -224,8 +233,13 @@ def suggest(word: str, known: Collection[str]) -> str:
 
 def nearest(word: str, known: Collection[str]) -> str:
     """The known word that was probably meant, as a question; empty: none is like it."""
+    near = _nearest(word, known)
+    return f"did you mean `{near}`?" if near else ""
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1) if len(known) <= _MAX_SUGGESTIONS else []
-    return f"did you mean `{near[0]}`?" if near else ""
+    return near[0] if near else ""
 
 
 def _type_name(value: object) -> str:

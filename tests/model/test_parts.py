@@ -173,3 +173,40 @@ def test_the_same_file_again_changes_nothing() -> None:
     broken = edit(GOOD, ("{port: 80}", "{port: 800000}"), ("connect_timeout: 5s", "connect_timeout: soon"))
     second = read(broken, first)
     assert read(broken, second) == second
+
+
+@pytest.mark.parametrize(
+    ("good", "misspelt", "field", "lost"),
+    [
+        (
+            "stream: {forward: db}",
+            "stream: {forward: db, allowz: [10.0.0.0/8]}",
+            "listeners.db.stream.allowz",
+            "listener",
+        ),
+        ("{port: 80}", "{port: 80, addresz: 127.0.0.1}", "listeners.http.addresz", "listener"),
+        (
+            "{path: /, forward: web}",
+            "{path: /, forward: web, methodz: [GET]}",
+            "hosts.default.a.test[0].methodz",
+            "route",
+        ),
+        ('"10.0.0.1:80"]', '"10.0.0.1:80"], tsl: {}', "upstreams.web.tsl", "upstream"),
+    ],
+)
+def test_a_misspelt_key_does_not_open_what_it_should_hold_back(good: str, misspelt: str, field: str, lost: str) -> None:
+    text = edit(GOOD, (good, misspelt))
+    reading = read(text)
+    assert [(one.code, one.field) for one in reading.problems if one.code == "LB5003"] == [("LB5003", field)]
+    assert lost == _what_is_missing(reading.config, read(GOOD).config)
+    assert read(text, read(GOOD)).config == read(GOOD).config
+    harmless = read(edit(GOOD, ("{port: 80}", "{port: 80, of_a_later_version: 1}")))
+    assert not _what_is_missing(harmless.config, read(GOOD).config)
+
+
+def _what_is_missing(new: Config, old: Config) -> str:
+    if new.listeners.keys() != old.listeners.keys():
+        return "listener"
+    if new.upstreams.keys() != old.upstreams.keys():
+        return "upstream"
+    return "" if len(new.hosts["default"]["a.test"].routes) == 1 else "route"
