@@ -7,6 +7,7 @@ decides who may).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
@@ -359,7 +360,14 @@ def _check_upstream(daemon: Daemon, name: str) -> None:
 
 
 def _json(value: object, status: HTTPStatus = HTTPStatus.OK, content_type: str = "application/json") -> Response:
-    return Response(msgspec.json.encode(value), status, {"content-type": content_type, "cache-control": "no-store"})
+    return Response(_encode(value), status, {"content-type": content_type, "cache-control": "no-store"})
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # the name of a file need not be UTF-8
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _problem(status: HTTPStatus, detail: str) -> Response:

@@ -192,6 +192,11 @@ async def test_problems_by_severity(api: Api) -> None:
     assert only["title"] == "host is not valid"
 
 
+async def test_a_file_whose_name_is_no_utf8_hides_no_problem(api: Api, daemon: FakeDaemon) -> None:
+    daemon.pipeline.read_problems = (Problem("LB1002", Origin(file="a\udcff.yaml"), "it ends in the middle"),)
+    assert (await api.get("/v1/problems"))["items"][0]["place"] == "a?.yaml"
+
+
 async def test_listeners(api: Api, daemon: FakeDaemon) -> None:
     (listener,) = await api.get("/v1/listeners")
     assert (listener["open"], listener["address"], listener["requests"]) == (True, "127.0.0.1:8080", 42)
