@@ -115,5 +115,6 @@ cdef void datagrams_release(reactor* r) noexcept nogil
 cdef void run_open_datagrams(reactor* r, command* c) noexcept nogil
 cdef void run_close_datagrams(reactor* r, command* c) noexcept nogil
 cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil
+cdef void sessions_stay(reactor* r, endpoint* ep) noexcept nogil
 cdef void sessions_drain(reactor* r) noexcept nogil
 cdef bint is_leaving(const session* s) noexcept nogil

@@ -866,6 +866,15 @@ cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil:
         s = following
 
 
+cdef void sessions_stay(reactor* r, endpoint* ep) noexcept nogil:
+    """An endpoint is served again, or not down any more: if it goes once more, its sessions have the whole time."""
+    cdef session* s = <session*>ep.pools[r.index].sessions
+    while s != NULL:
+        if not s.flags & SESSION_ASTRAY and lb_peek_int(&ep.admin) != ADMIN_DOWN:
+            s.drain_deadline_ms = 0
+        s = s.next_of_endpoint
+
+
 cdef void sessions_drain(reactor* r) noexcept nogil:
     """lb stops: sessions end as soon as they are silent for a moment."""
     cdef datagrams* d = state_of(r)

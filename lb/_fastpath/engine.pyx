@@ -109,6 +109,7 @@ from lb._fastpath.datagram cimport (
     run_open_datagrams,
     sessions_drain,
     sessions_leave,
+    sessions_stay,
 )
 from lb._fastpath.exchange cimport exchange, exchange_install
 from lb._fastpath.flows cimport (
@@ -179,7 +180,7 @@ from lb._fastpath.table cimport (
     upstream_view,
     vhost,
 )
-from lb._fastpath.stream cimport flow, flows_drain, stream_install
+from lb._fastpath.stream cimport flow, flows_drain, flows_stay, stream_install
 from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
 from lb._fastpath.transport cimport conn, listening, proxied
 from lb._fastpath.upstream cimport pool_close
@@ -945,6 +946,11 @@ cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     sessions_leave(r, <endpoint*>c.subject)
 
 
+cdef void run_serve_again(reactor* r, command* c) noexcept nogil:
+    flows_stay(r, <endpoint*>c.subject)
+    sessions_stay(r, <endpoint*>c.subject)
+
+
 # -------------------------------------------------------------------------------------------------------------- engine
 
 cdef class Engine:
@@ -1378,7 +1384,8 @@ cdef class Engine:
                     lb_store_int(&ep.p.health, HEALTH_UNTESTED if joins and view.p.checked else HEALTH_OK)
                     lb_put_i64(&ep.p.joined_ms, monotonic_ns() // 1000000 if joins else 0)
                     lb_store_int(&ep.p.retired, 0)
-                self.doomed.pop(ep, None)
+                if self.doomed.pop(ep, None) is not None:
+                    self.post(run_serve_again, ep.p, 0)
         self.current = new
         lb_swap_ptr(&self.s.current, new.p)
         lb_fence()  # pairs with the one in reactor_main
@@ -1978,8 +1985,7 @@ cdef class Engine:
                 self.joins(ep)
             lb_store_int(&ep.p.admin, {"ready": ADMIN_READY, "drain": ADMIN_DRAIN, "down": ADMIN_DOWN}[admin])
             ep.admin = admin
-            if admin == "down":
-                self.post(run_close_pool, ep.p, 0)
+            self.post(run_close_pool if admin == "down" else run_serve_again, ep.p, 0)
         if weight is None:
             return
         if weight < 0:

@@ -76,4 +76,5 @@ cdef struct flow:
 
 cdef void stream_install(shared* s) noexcept nogil
 cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil
+cdef void flows_stay(reactor* r, endpoint* ep) noexcept nogil
 cdef const flow* flow_of(const conn* c) noexcept nogil

@@ -567,6 +567,14 @@ cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil:
         u = u.older
 
 
+cdef void flows_stay(reactor* r, endpoint* ep) noexcept nogil:
+    """An endpoint is served again: if it goes once more, its flows have the whole time once more."""
+    cdef conn* u = <conn*>ep.pools[r.index].flows
+    while u != NULL:
+        (<flow*>u.leg.exchange).drain_deadline_ms = 0
+        u = u.older
+
+
 cdef void link(flow* f) noexcept nogil:
     """Among the flows of its endpoint on this reactor."""
     cdef idle_pool* pool = &f.ep.pools[f.r.index]

@@ -412,6 +412,35 @@ def test_flows_of_an_endpoint_that_has_been_removed(tmp_path: Path) -> None:
             assert [one["draining_seconds"] for one in flows(site)["items"]] == [None, None]
 
 
+def test_who_has_come_back_is_given_the_whole_time_again(tmp_path: Path) -> None:
+    """An endpoint that comes and goes does not use up the time of its flows."""
+    native = Native()
+    with TcpServer() as server, TcpServer() as next_one, UdpServer(echo) as echoes, UdpServer(echo) as others:
+
+        def serve(*, away: bool) -> None:
+            native.upstream("server", [(next_one if away else server).key])
+            native.upstream("echo", [(others if away else echoes).key])
+            site.apply()
+
+        def left() -> list[float]:
+            seconds = [one["draining_seconds"] for one in flows(site)["items"]]
+            return seconds if len(seconds) == 2 and None not in seconds else []
+
+        native.upstream("server", [server.key])
+        native.upstream("echo", [echoes.key])
+        native.carry("plain", free_port(), "server", drain_timeout="100s")
+        native.carry_datagrams("dns", free_port(), "echo", drain_timeout="100s")
+        with serving(tmp_path, native) as site, flow(site, server), udp_client(site.address("dns")) as client:
+            assert ask(client, b"hi") == b"hi"
+            serve(away=True)
+            wait_until(lambda: left() and max(left()) < 98.5, "some of the time is over")
+            serve(away=False)
+            serve(away=True)
+            wait_until(lambda: left() and min(left()) > 98.5, "it begins anew")
+            key = {"server": server.key, "echo": echoes.key}
+            assert {one["upstream"]: one["endpoint"] for one in flows(site)["items"]} == key
+
+
 # ----------------------------------------------------------------------------------------------------- many at a time
 
 
