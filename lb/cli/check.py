@@ -16,6 +16,7 @@ from rich.text import Text
 from lb.certs.expiry import judge, judge_lists
 from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
 from lb.cli.places import Place, Places
+from lb.cli.terminal import Terminal
 from lb.compile.tls import check as check_tls
 from lb.model.config import Config
 from lb.problems import CODES, SEVERITIES, Problem
@@ -60,7 +61,7 @@ def command(
         click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
     else:
         # Lines stay whole off a terminal, for other programs.
-        console = Console(highlight=False, soft_wrap=True)
+        console = Terminal(soft_wrap=True)
         _print_findings(console, findings)
         _print_summary(console, findings, read)
     failing = ("error", "warning") if strict else ("error",)

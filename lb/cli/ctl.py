@@ -19,6 +19,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from lb.cli.terminal import Terminal, visible
 from lb.settings import find_admin_socket
 
 Json = Any
@@ -87,8 +88,8 @@ class Client:
             click.echo(json.dumps(answer, indent=2))
         else:
             # Off a terminal the lines are for other programs: never wrapped.
-            console = Console()
-            render(console if console.is_terminal else Console(width=10_000), answer)
+            console = Terminal()
+            render(console if console.is_terminal else Terminal(width=10_000), answer)
 
 
 @click.group()
@@ -266,7 +267,7 @@ def _change(client: Client, upstream: str, endpoint: str, **change: object) -> N
 
 def _fail(text: str) -> NoReturn:
     command = " ".join(click.get_current_context().command_path.split()[:2])
-    click.echo(f"{command}: {text}", err=True)
+    click.echo(f"{command}: {visible(text)}", err=True)
     raise SystemExit(2)
 
 

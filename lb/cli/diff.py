@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lb.cli.inputs import Flags, read_input, translation_options
+from lb.cli.terminal import Terminal
 from lb.model.config import Config
 from lb.model.diff import Change, Kind, diff
 
@@ -41,7 +42,7 @@ def command(before: str, after: str, config_file: str | None, flags: Flags, as_j
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(changes), indent=2))
     else:
-        _print_changes(Console(highlight=False, soft_wrap=True), changes)
+        _print_changes(Terminal(soft_wrap=True), changes)
     if changes:
         raise SystemExit(1)
 

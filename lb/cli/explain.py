@@ -26,6 +26,7 @@ from lb.cli.inputs import (
     read_input,
     translation_options,
 )
+from lb.cli.terminal import Terminal, visible
 from lb.compile.tls import check as check_tls
 from lb.model.ask import Ask, make_ask
 from lb.model.explain import explain, finds_nobody, say_not_served
@@ -114,7 +115,7 @@ def command(
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(explanation), indent=2))
     else:
-        print_explanation(Console(highlight=False, soft_wrap=True), explanation)
+        print_explanation(Terminal(soft_wrap=True), explanation)
 
 
 def _explain_files(
@@ -138,7 +139,7 @@ def _tell_unread(problems: Sequence[Problem]) -> None:
     """What lacks because of its file looks like a request that nobody takes."""
     for problem in problems:
         if problem.code in UNREAD:
-            click.echo(f"lb explain: {problem.what}", err=True)
+            click.echo(f"lb explain: {visible(problem.what)}", err=True)
 
 
 def _left_out(read: Input, told: Explanation, ask: Ask) -> Iterator[str]:

@@ -130,3 +130,12 @@ def test_long_lines_are_cut_around_the_place(lb: Lb, tmp_path: Path) -> None:
     excerpt = lines[marker - 1]
     assert excerpt[lines[marker].index("^") :].startswith("b, forward: web}")
     assert len(excerpt) < 130
+
+
+def test_objects_do_not_steer_the_terminal(lb: Lb) -> None:
+    """A name that would set its title, or colours, is shown as it is (kubectl's CVE-2021-25743)."""
+    told = lb("check", "-", input=GOOD.replace("forward: web", r'forward: "\e]0;owned\a\r\x9b31mweb"'))
+    assert told.exit_code == 1
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.stdout), repr(told.stdout)
+    assert r"\x1b]0;owned" in told.stdout
+    assert r"\x9b31mweb" in told.stdout
