@@ -448,16 +448,22 @@ def test_silent_connection_gets_nothing_new(make: Make) -> None:
 
 
 def test_what_came_before_a_request_says_nothing_of_its_connection(make: Make) -> None:
-    """And be it a microsecond before: lb finds both at once when it wakes."""
+    """And be it a microsecond before: lb finds both at once when it wakes. Seldom, one in dozens, something is read
+    behind the request all the same, and then the connection is not silent; not five times.
+    """
     setup = make(Endpoint(), route={"response_timeout": "300ms"})
     with setup.client() as client:
-        old = only_connection(setup, client)
-        with setup.serving.lb.stopped():
-            setup.endpoint.server.do(old.ping)
-            unanswered = client.begin("/hold")
-        assert unanswered.rest().status == 504
-        wait_until(lambda: client.get().status == 200, "a new connection answers")
-    assert old.count == 2
+        for _ in range(5):
+            old = only_connection(setup, client)
+            before = old.count
+            with setup.serving.lb.stopped():
+                setup.endpoint.server.do(old.ping)
+                unanswered = client.begin("/hold")
+            assert unanswered.rest().status == 504
+            wait_until(lambda: client.get().status == 200, "a connection answers")
+            if old.count == before + 1:
+                return
+    raise AssertionError("requests went on to a connection on which one had not been answered")
 
 
 # -------------------------------------------------------------------------------------------------------- flow control
