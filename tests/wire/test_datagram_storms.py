@@ -11,7 +11,6 @@ import itertools
 import random
 import socket
 import struct
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.disturbance import disturbed
 from tests.harness.native import Native
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
@@ -54,8 +54,6 @@ class Storm:
         self.seed = seed
         self.sent = itertools.count()
         self.received: Counter[str] = Counter()
-        self.over = threading.Event()
-        self.failures: list[BaseException] = []
 
     def run(self, visits: int, at_once: int) -> None:
         native = Native()
@@ -66,15 +64,18 @@ class Storm:
             native.upstream("servers", [server.key for server in servers], balance="maglev")
             native.carry_datagrams("plain", free_port(), "servers", max_sessions=24, idle_timeout="2s")
             site = stack.enter_context(serving(self.directory, native))
-            disturbing = threading.Thread(target=self.disturb, args=(site, servers, ports))
-            disturbing.start()
-            try:
-                with ThreadPoolExecutor(at_once) as pool:
-                    list(pool.map(lambda visit: self.visit(site, visit), range(visits)))
-            finally:
-                self.over.set()
-                disturbing.join()
-            assert self.failures == []
+            with (
+                disturbed(
+                    site,
+                    servers,
+                    lambda which: UdpServer(answers, port=ports[which]),
+                    seed=self.seed,
+                    dying=0.3,
+                    balance="maglev",
+                ),
+                ThreadPoolExecutor(at_once) as pool,
+            ):
+                list(pool.map(lambda visit: self.visit(site, visit), range(visits)))
             self.check(site)
 
     def visit(self, site: Serving, visit: int) -> None:
@@ -82,16 +83,19 @@ class Storm:
         with udp_client(site.address("plain"), f"127.0.0.{1 + visit % 100}") as client:
             client.settimeout(PATIENCE)
             waiting: set[tuple[int, int]] = set()
+            heard: set[tuple[int, int]] = set()
             for number in range(chance.randrange(1, 30)):
                 client.send(question(self.seed, visit, number))
                 next(self.sent)
                 waiting |= {(number, 1), (number, 2)}
-                while len(waiting) > 2 * (WINDOW - 1) and self.hear(client, visit, waiting):
+                while len(waiting) > 2 * (WINDOW - 1) and self.hear(client, visit, waiting, heard):
                     pass
-            while waiting and self.hear(client, visit, waiting):
+            while waiting and self.hear(client, visit, waiting, heard):
                 pass
 
-    def hear(self, client: socket.socket, visit: int, waiting: set[tuple[int, int]]) -> bool:
+    def hear(
+        self, client: socket.socket, visit: int, waiting: set[tuple[int, int]], heard: set[tuple[int, int]]
+    ) -> bool:
         """Check the next answer. False, and nothing is waited for any more, when none comes."""
         try:
             data = client.recv(70_000)
@@ -103,33 +107,11 @@ class Storm:
         assert whose == visit, "somebody else's answer"
         body = question(self.seed, visit, number)[HEADER.size :] if part == 1 else b""
         assert data[HEADER.size :] == body, f"visit {visit}, question {number}, part {part}: other bytes"
-        if (number, part) in waiting:
-            waiting.remove((number, part))
-            self.received["answers"] += 1
-        else:
-            self.received[f"late {visit} {number} {part}"] += 1
-            assert self.received[f"late {visit} {number} {part}"] == 1, "an answer came twice"
+        assert (number, part) not in heard, "an answer came twice"
+        heard.add((number, part))
+        waiting.discard((number, part))
+        self.received["answers"] += 1
         return True
-
-    def disturb(self, site: Serving, servers: list[UdpServer], ports: list[int]) -> None:
-        """One endpoint at a time is not there, or not in the table."""
-        chance = random.Random(self.seed)
-        try:
-            for number in itertools.count(1):
-                if self.over.wait(0.05):
-                    return
-                which = chance.randrange(3)
-                if chance.random() < 0.3:
-                    servers[which].close()
-                    self.over.wait(0.02)
-                    servers[which] = UdpServer(answers, port=ports[which])
-                else:
-                    keys = [server.key for server in servers]
-                    site.native.upstream("servers", keys[:which] + keys[which + 1 :], balance="maglev")
-                    site.native.upstream("beside", [f"127.0.0.1:{number}"])  # so that there is always a new table
-                    site.apply()
-        except BaseException as error:
-            self.failures.append(error)
 
     def check(self, site: Serving) -> None:
         sent = next(self.sent)

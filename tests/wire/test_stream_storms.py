@@ -5,7 +5,6 @@ and storms of flows that send, rest, stop reading, close and reset while endpoin
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import socket
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.client import RawClient
+from tests.harness.disturbance import disturbed
 from tests.harness.many import EchoLoop, descriptors
 from tests.harness.native import Native
 from tests.harness.payload import MEGABYTE, payload
@@ -221,8 +221,6 @@ class Storm:
         self.served: dict[int, Outcome] = {}
         self.clients: dict[int, tuple[Outcome, int]] = {}
         """Number of the flow -> what its client saw, and the client's port."""
-        self.over = threading.Event()
-        self.failures: list[BaseException] = []
 
     def run(self, flows: int, at_once: int) -> None:
         chance = random.Random(self.seed)
@@ -235,16 +233,14 @@ class Storm:
             native.upstream("servers", [server.key for server in servers])
             native.carry("plain", free_port(), "servers", drain_timeout="0s")
             site = stack.enter_context(serving(self.directory, native))
-            disturbing = threading.Thread(target=self.disturb, args=(site, servers, ports))
-            disturbing.start()
-            try:
-                with ThreadPoolExecutor(at_once) as pool:
-                    list(pool.map(lambda number: self.visit(site, number), range(flows)))
-            finally:
-                self.over.set()
-                disturbing.join()
+            with (
+                disturbed(
+                    site, servers, lambda which: TcpServer(self.serve, port=ports[which]), seed=self.seed, dying=0.5
+                ),
+                ThreadPoolExecutor(at_once) as pool,
+            ):
+                list(pool.map(lambda number: self.visit(site, number), range(flows)))
             wait_until(lambda: site.lb.metric("lb_connections_active") == 0, "all flows have ended")
-            assert self.failures == []
             self.check(site, flows)
 
     def serve(self, connected: socket.socket) -> None:
@@ -262,26 +258,6 @@ class Storm:
         except ConnectionResetError:
             outcome, port = Outcome(saw="reset"), 0
         self.clients[number] = outcome, port
-
-    def disturb(self, site: Serving, servers: list[TcpServer], ports: list[int]) -> None:
-        """One endpoint at a time is not there, or not in the table."""
-        chance = random.Random(self.seed)
-        try:
-            for number in itertools.count(1):
-                if self.over.wait(0.05):
-                    return
-                which = chance.randrange(3)
-                if chance.random() < 0.5:
-                    servers[which].close()
-                    self.over.wait(0.02)
-                    servers[which] = TcpServer(self.serve, port=ports[which])
-                else:
-                    keys = [server.key for server in servers]
-                    site.native.upstream("servers", keys[:which] + keys[which + 1 :])
-                    site.native.upstream("beside", [f"127.0.0.1:{number}"])  # so that there is always a new table
-                    site.apply()
-        except BaseException as error:
-            self.failures.append(error)
 
     def check(self, site: Serving, flows: int) -> None:
         wait_until(lambda: not any("_serve" in thread.name for thread in threading.enumerate()), "all have been served")
