@@ -208,8 +208,7 @@ cdef void server_read(conn* c) noexcept nogil:
             io_enqueue(&c.base)
             return
         if c.state == SERVER_WAIT:
-            if c.base.flags & IO_HALF_CLOSED and c.leg.exchange != NULL:
-                calls.client_half_closed(c.leg.exchange)
+            tell_half_closed(c)
             return
         if c.state == SERVER_IDLE and c.base.flags & IO_FULL:
             return
@@ -218,6 +217,7 @@ cdef void server_read(conn* c) noexcept nogil:
             if not c.flags & H1_PAUSED and calls.upstream_full(c.leg.exchange):
                 c.flags |= H1_PAUSED
             if c.flags & H1_PAUSED:
+                tell_half_closed(c)
                 return
         if budget <= 0:
             io_enqueue(&c.base)
@@ -236,6 +236,12 @@ cdef void server_read(conn* c) noexcept nogil:
             return
         budget -= n
         server_input(c, r.scratch_in, <size_t>n)
+
+
+cdef void tell_half_closed(conn* c) noexcept nogil:
+    """Nothing is read now, but that there will be an end is known."""
+    if c.base.flags & IO_HALF_CLOSED and c.leg.exchange != NULL:
+        calls.client_half_closed(c.leg.exchange)
 
 
 cdef void server_input(conn* c, const char* p, size_t n) noexcept nogil:
@@ -722,13 +728,15 @@ cdef void client_start(leg* l, void* exchange, const outgoing* request) noexcept
     c.requests += 1
     c.body_left = 0
     c.minor = 0  # interim responses seen
-    if not request.packed:
+    if request.packed:
+        h = &c.base.r.outgoing
+        unpack_head(request.at, h)
+        out = out_reserve(c.base.r, request_size(h))
+        out_commit(c, build_request(h, out))
+    else:
         conn_write(c, request.at, request.size)
-        return
-    h = &c.base.r.outgoing
-    unpack_head(request.at, h)
-    out = out_reserve(c.base.r, request_size(h))
-    out_commit(c, build_request(h, out))
+    if request.chunked and request.ended:  # an empty body, which ended before there was a connection for it
+        put_last_chunk(c, NULL)
 
 
 cdef void client_ready(io* source) noexcept nogil:

@@ -15,6 +15,7 @@ from h2.settings import SettingCodes
 
 from tests.harness.backend import BackendConnection, RawBackend
 from tests.harness.certificates import Authority
+from tests.harness.client import chunked, get
 from tests.harness.http_client import Answer, Exchange, HttpClient, Reset
 from tests.harness.http_server import Call, Handler, Http2Connection, HttpServer
 from tests.harness.native import Native, respond
@@ -639,9 +640,9 @@ class Security:
     directory: Path
     fields: dict[str, object] = field(default_factory=dict)
 
-    def endpoint(self, *alpn: str) -> Endpoint:
+    def endpoint(self, *alpn: str, handler: Handler | None = None) -> Endpoint:
         pair = self.authority.issue("endpoint.test")
-        return Endpoint(pair=pair, directory=self.directory, alpn=alpn)
+        return Endpoint(handler=handler, pair=pair, directory=self.directory, alpn=alpn)
 
 
 @pytest.fixture
@@ -692,6 +693,27 @@ def test_what_alpn_has_chosen_is_expected_again(make: Make, security: Security) 
         server.agree_on("h2")
         server.do(lambda: [one.transport.close() for one in server.open])
         wait_until(lambda: client.get().body == b"one" and server.calls[-1].version == "2", "HTTP/2 is found again")
+
+
+@pytest.mark.parametrize("chunks", [(), (b"hello", b"again")], ids=["empty", "full"])
+def test_what_is_sent_again_by_http1_has_its_end(make: Make, security: Security, chunks: tuple[bytes, ...]) -> None:
+    """A body of unknown length was refused with HTTP/2, and the endpoint's next connection speaks HTTP/1.1."""
+
+    async def replaced(call: Call) -> None:
+        body = await call.body()
+        if call.version == "2":
+            server.agree_on("http/1.1")
+            for one in server.open:
+                one.go_away(0, 0, close=True)
+        else:
+            await call.answer(200, b"got " + body)
+
+    setup = make(security.endpoint("h2", handler=replaced), protocol="auto", **security.fields)
+    server = setup.endpoint.server
+    with setup.serving.connect() as client:
+        head = get(setup.host, "/", "Transfer-Encoding: chunked", method="POST")
+        assert client.ask(head + chunked(*chunks)).body == b"got " + b"".join(chunks)
+    assert [call.version for call in server.calls] == ["2", "1.1"]
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ()])
