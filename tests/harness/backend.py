@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +35,8 @@ class BackendConnection:
         self.backend = backend
         self.socket = connected
         self.number = number
+        self.reading = False
+        """A request has begun here and is not read to its end."""
         self.reader = Reader(self._more)
 
     def _more(self) -> bytes:
@@ -46,8 +49,7 @@ class BackendConnection:
         """The next request's head; None when lb closed between requests."""
         if not self.reader.buffer and not self.reader.fill():
             return None
-        with self.backend.lock:
-            self.backend.reading += 1
+        self.reading = True
         try:
             request = self.reader.request_head()
         except (Malformed, Truncated) as error:
@@ -89,8 +91,16 @@ class BackendConnection:
 
     def done(self) -> None:
         """The request that was begun is over, as far as this script goes."""
-        with self.backend.lock:
-            self.backend.reading -= 1
+        self.reading = False
+
+    def __str__(self) -> str:
+        with contextlib.suppress(OSError):
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
+            state, silent_ms = info[0], int.from_bytes(info[52:56], sys.byteorder)
+            peer = self.socket.getpeername()
+            kept = len(self.reader.buffer)
+            return f"#{self.number} from {peer}: TCP state {state}, silent for {silent_ms} ms, {kept} bytes kept"
+        return f"#{self.number}: closed"
 
     def send(self, *parts: bytes) -> None:
         """Send; a peer that has gone is not the script's business."""
@@ -141,6 +151,18 @@ def answering(answer: Answer | bytes, *, close: bool = False) -> Script:
     return script
 
 
+def notice_vanished_peers(connected: socket.socket) -> None:
+    """Have the kernel ask now and then whether the other end is still there.
+
+    Among a hundred thousand connections Linux (6.18) loses one: its listening socket answers a reset to what belongs to
+    a connection that it has just accepted (tcp_send_reset with state=TCP_LISTEN and reason=TCP_FLAGS in a trace). lb's
+    end is gone then, and this one would wait for ever.
+    """
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+
+
 def _listen(address: str, port: int) -> socket.socket:
     if address.startswith("unix:"):
         listener = socket.socket(socket.AF_UNIX)
@@ -166,8 +188,6 @@ class RawBackend:
         self.violations: list[str] = []
         self.connections = 0
         self.open: set[BackendConnection] = set()
-        self.reading = 0
-        """Requests begun but not read to their end."""
         self._listener = _listen(address, port)
         self.address = address
         self.port: int = 0 if address.startswith("unix:") else self._listener.getsockname()[1]
@@ -189,6 +209,7 @@ class RawBackend:
             connected.settimeout(DEADLINE * 2)
             if connected.family != socket.AF_UNIX:
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                notice_vanished_peers(connected)
             with self.lock:
                 connection = BackendConnection(self, connected, self.connections)
                 self.connections += 1
@@ -207,7 +228,15 @@ class RawBackend:
 
     def settle(self) -> None:
         """Wait until no request is half-read: all that lb sent so far has been seen."""
-        wait_until(lambda: self.reading == 0, f"requests to the backend on port {self.port} end", interval=0.001)
+        try:
+            wait_until(lambda: not self._half_read(), f"requests to the backend at {self.key} end", interval=0.001)
+        except AssertionError as error:
+            left = "\n".join(str(connection) for connection in self._half_read())
+            raise AssertionError(f"{error}\n{left}") from None
+
+    def _half_read(self) -> list[BackendConnection]:
+        with self.lock:
+            return [connection for connection in self.open if connection.reading]
 
     def take(self) -> list[Received]:
         """What came since the last call, complete or not."""

@@ -58,8 +58,7 @@ def mirror(connection: BackendConnection) -> None:
         connection.send(b"%x\r\n%b\r\n" % (size, data))
     reader.take(2)
     connection.send(b"0\r\n\r\n")
-    with connection.backend.lock:
-        connection.backend.reading -= 1
+    connection.done()
 
 
 class Gate:
