@@ -144,8 +144,9 @@ class Application:
         publish = parse_publish(settings.publish)
         # Nobody knows which port a proxy has that reaches lb by a Unix socket.
         published = {port: bind.port for (port, transport), bind in publish.items() if bind.port and transport == "tcp"}
-        self.pipeline = Pipeline(store, options, Compiler(self.engine, published), self.engine)
         self.listeners = Listeners(self.engine, self.threads, publish, take_listening_sockets())
+        compiler = Compiler(self.engine, published, self.listeners.place_of)
+        self.pipeline = Pipeline(store, options, compiler, self.engine)
         self.metrics = Metrics(
             self.engine,
             HISTOGRAM_BOUNDS_SECONDS,

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
@@ -37,8 +37,8 @@ _ALL = ("", "0.0.0.0", "::")  # noqa: S104 (compares, does not bind)
 class Acceptor(Protocol):
     """Whoever accepts on the sockets: the engine."""
 
-    def open_listener(self, name: str, sockets: Sequence[int]) -> None: ...
-    def close_listener(self, name: str) -> None: ...
+    def open_listener(self, name: str, sockets: Sequence[int], place: str) -> None: ...
+    def close_listener(self, place: str) -> None: ...
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -52,6 +52,8 @@ class Opened(msgspec.Struct, frozen=True):
     """Where it really is, as `127.0.0.1:8080`."""
     activated: bool = False
     """systemd opened it."""
+    place: str = ""
+    """What the engine knows its sockets by."""
 
 
 class Listeners:
@@ -78,22 +80,47 @@ class Listeners:
         """Open what is new, close what is gone, try again what could not be opened before."""
         wanted = {name: self.bind_of(listener) for name, listener in listeners.items()}
         self._ports = {(listener.port, listener.transport) for listener in listeners.values()}
-        freed = set()
-        for name, opened in list(self.opened.items()):
-            if wanted.get(name) != opened.wanted:
-                self._close(name)
-                freed.add(opened.wanted)
+        leaving = [opened for name, opened in self.opened.items() if wanted.get(name) != opened.wanted]
+        passed = dict(self._heirs(leaving, wanted))
+        closing = [opened for opened in leaving if opened not in passed.values()]
+        for name, opened in passed.items():
+            self._pass_on(opened, listeners[name])
+        new = [name for name, bind in wanted.items() if name not in self.opened or self.opened[name].wanted != bind]
+        # What opens does so before anything closes, so that a port that keeps its number is open all the time; but two
+        # at the same place would be one to the engine.
+        needed = {self.place_of(listeners[name]) for name in new}
+        first = [opened for opened in closing if opened.place in needed]
+        for opened in first:
+            self._close(opened)
+        freed = {opened.wanted for opened in first}
         self.closed = {}
-        for name, bind in wanted.items():
-            if name not in self.opened:
-                try:
-                    self._open(listeners[name], bind, share=self._is_beside_ours(bind, freed))
-                except OSError as error:
-                    self.closed[name] = _problem(listeners[name], bind, error)
+        for name in new:
+            try:
+                self._open(listeners[name], wanted[name], share=self._is_beside_ours(wanted[name], freed))
+            except OSError as error:
+                self.closed[name] = _problem(listeners[name], wanted[name], error)
+        for opened in closing:
+            if opened not in first:
+                self._close(opened)
         for problem in self.closed.values():
             if problem not in self.problems:
                 log.error(problem.what, code=problem.code, why=problem.why, fix=problem.fix)
         self.problems = tuple(self.closed.values())
+
+    def _heirs(self, leaving: Iterable[Opened], wanted: Mapping[str, Bind]) -> Iterator[tuple[str, Opened]]:
+        """Whose place another listener wants now. Its sockets stay, because who is connecting to them would be reset
+        if they closed, and the published table has said already whose they are. Not so where a socket comes by its
+        listener's name (systemd), or where the clients go with the sockets (UDP's sessions).
+        """
+        free = {
+            one.wanted: one
+            for one in leaving
+            if one.wanted.transport == "tcp" and not one.activated and _is_one_place(one.wanted)
+        }
+        for name, bind in wanted.items():
+            opened = self.opened.get(name)
+            if bind in free and (opened is None or opened.wanted != bind):
+                yield name, free.pop(bind)
 
     def retry(self, listeners: Mapping[str, Listener]) -> None:
         """Open what could not be opened, if it can be now: a virtual address has moved here, or its holder has gone."""
@@ -108,6 +135,11 @@ class Listeners:
         """Where a listener is to bind."""
         port = listener.port, listener.transport
         return self._publish.get(port) or Bind(listener.address, *port)
+
+    def place_of(self, listener: Listener) -> str:
+        """What the engine knows the sockets of that place by: who has it may change."""
+        bind = self.bind_of(listener)
+        return str(bind) if _is_one_place(bind) else f"{bind} {listener.name}"
 
     def unused(self) -> list[str]:
         """What was given but serves nothing, as texts: likely a mistake."""
@@ -132,9 +164,9 @@ class Listeners:
         """Close all; removes the socket files that are ours. Those of UDP go with the engine: sessions under way need
         them to the end, and it begins no new ones when it drains.
         """
-        for name, opened in list(self.opened.items()):
+        for opened in list(self.opened.values()):
             if opened.wanted.transport == "tcp":
-                self._close(name)
+                self._close(opened)
 
     def _is_beside_ours(self, bind: Bind, freed: Collection[Bind]) -> bool:
         """Whether lb has the port already, and may: what it is about to close, or all addresses while this is one of
@@ -157,18 +189,28 @@ class Listeners:
             for opened in sockets:
                 if opened is not activated:
                     close_ours.callback(opened.close)
-            self._engine.open_listener(name, [opened.fileno() for opened in sockets])
+            place = self.place_of(listener)
+            self._engine.open_listener(name, [opened.fileno() for opened in sockets], place)
             where = _address_of(sockets[0])
-        self.opened[name] = Opened(name, listener.port, bind, where, activated is not None)
+        self.opened[name] = Opened(name, listener.port, bind, where, activated is not None, place)
         log.info("listening", listener=name, address=where)
 
-    def _close(self, name: str) -> None:
-        self._engine.close_listener(name)
-        opened = self.opened.pop(name)
+    def _forget(self, opened: Opened) -> None:
+        if self.opened.get(opened.name) is opened:  # its name has no other place yet
+            del self.opened[opened.name]
+
+    def _pass_on(self, opened: Opened, heir: Listener) -> None:
+        self._forget(opened)
+        self.opened[heir.name] = msgspec.structs.replace(opened, name=heir.name, port=heir.port)
+        log.info("listening", listener=heir.name, address=opened.address, instead_of=opened.name)
+
+    def _close(self, opened: Opened) -> None:
+        self._forget(opened)
+        self._engine.close_listener(opened.place)
         if opened.address.startswith("unix:") and not opened.activated:
             with suppress(FileNotFoundError):
                 Path(opened.address.removeprefix("unix:")).unlink()
-        log.info("stopped listening", listener=name, address=opened.address)
+        log.info("stopped listening", listener=opened.name, address=opened.address)
 
     def _find_activated(self, name: str, bind: Bind) -> socket.socket | None:
         """systemd's socket with the listener's name, else one at the listener's place."""
@@ -225,6 +267,11 @@ def open_siblings(given: socket.socket, count: int) -> list[socket.socket]:
             opened.close()
         return []
     return siblings
+
+
+def _is_one_place(bind: Bind) -> bool:
+    """Port 0 is another one for everybody."""
+    return bind.port != 0 or bind.address.startswith("unix:")
 
 
 def _new_socket(family: int, bind: Bind) -> socket.socket:

@@ -97,8 +97,10 @@ from lb._fastpath.table cimport (
     MAX_HOST,
     find_host,
     in_networks,
+    listener_at,
     listener_view,
     name_route,
+    slot_at,
     stream_view,
     table,
     text_at,
@@ -143,7 +145,9 @@ cdef void client_gone(conn* c) noexcept nogil:
         bump(&stats.closed)
 
 
-cdef void turn_away(listening* l, int fd, int reason, const unsigned char* peer, uint16_t port) noexcept nogil:
+cdef void turn_away(
+    listening* l, const listener_view* view, int fd, int reason, const unsigned char* peer, uint16_t port
+) noexcept nogil:
     """Say why in a few bytes that a fresh socket always takes, and close; where it is not known that the client speaks
     HTTP, reset.
     """
@@ -168,16 +172,16 @@ cdef void turn_away(listening* l, int fd, int reason, const unsigned char* peer,
         send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT)
     close(fd)
     if r.s.logging:
-        log_turned_away(l, peer, port, reason, status)
+        log_turned_away(l, view, peer, port, reason, status)
 
 
 cdef void log_turned_away(
-    listening* l, const unsigned char* peer, uint16_t port, int reason, int status
+    listening* l, const listener_view* view, const unsigned char* peer, uint16_t port, int reason, int status
 ) noexcept nogil:
     cdef refusal what
     what.client = NULL
-    what.listener_name = l.name
-    what.listener_name_size = l.name_size
+    what.listener_name = view.name if view != NULL else l.name
+    what.listener_name_size = view.name_size if view != NULL else l.name_size
     what.peer = peer
     what.port = port
     what.reason = reason
@@ -213,7 +217,7 @@ cdef void refuse(conn* c, int reason) noexcept nogil:
 
 cdef listener_view* view_of(const listening* l, const table* t) noexcept nogil:
     """NULL when a change has removed the listener, or made it one of UDP: then this socket is about to be closed."""
-    cdef listener_view* view = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
+    cdef listener_view* view = listener_at(t, l.place, l.slot)
     return view if view == NULL or view.datagram == NULL else NULL
 
 
@@ -221,7 +225,8 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     cdef reactor* r = l.base.r
     cdef table* t = current_table(r)
     cdef listener_view* view = view_of(l, t)
-    cdef listener_traffic* stats = stats_of(r, l.slot)
+    cdef uint32_t slot = slot_at(t, l.place, l.slot) if t != NULL else l.slot
+    cdef listener_traffic* stats = stats_of(r, slot)
     cdef unsigned char peer[16]
     cdef uint16_t port = 0
     cdef bint local = not note_address(address, peer, &port)
@@ -235,12 +240,12 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     if r.s.max_connections and open_now > r.s.max_connections:
         reason = LB_R_TOO_MANY_CONNECTIONS
     elif view != NULL:
-        reason = why_not(l, view, NULL if local or proxied else peer, &counted)
+        reason = why_not(r, view, slot, NULL if local or proxied else peer, &counted)
     elif l.carries:  # a change has removed it, and with it where its clients went
         reason = LB_R_NO_UPSTREAM
     if reason != LB_R_OK:
         lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, reason, NULL if local else &peer[0], port)
+        turn_away(l, view, fd, reason, NULL if local else &peer[0], port)
         if stats != NULL and reason != LB_R_NO_UPSTREAM:
             bump(&stats.rejected)
         return
@@ -249,15 +254,16 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         if counted:
             forget_client(r, peer, 0)
         lb_add_int(&r.s.connections, -1)
-        turn_away(l, fd, LB_R_NO_MEMORY, NULL if local else &peer[0], port)
+        turn_away(l, view, fd, LB_R_NO_MEMORY, NULL if local else &peer[0], port)
         return
     c.local = local
     memcpy(c.peer, peer, 16)
     c.peer_port = port
     c.counted = counted
-    c.slot = l.slot
-    c.listener_name = l.name
-    c.listener_name_size = l.name_size
+    c.place = l.place
+    c.slot = slot
+    c.listener_name = view.name if view != NULL else l.name
+    c.listener_name_size = view.name_size if view != NULL else l.name_size
     bump(&r.counts.connections_opened)
     if stats != NULL:
         bump(&stats.accepted)
@@ -271,18 +277,18 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
         relieve(r)
 
 
-cdef int why_not(listening* l, const listener_view* view, const unsigned char* peer, bint* counted) noexcept nogil:
+cdef int why_not(reactor* r, const listener_view* view, uint32_t slot, const unsigned char* peer,
+        bint* counted) noexcept nogil:
     """Why a client is not let in, before any memory is spent on it. `peer` is NULL while it is not known who it is.
 
     Its own limits come first: a client that is over them takes nothing of what is there for all.
     """
-    cdef reactor* r = l.base.r
     cdef int reason = LB_R_OK
-    if view.max_connections and listener_active(r, l.slot) >= view.max_connections:
+    if view.max_connections and listener_active(r, slot) >= view.max_connections:
         return LB_R_TOO_MANY_CONNECTIONS
     if peer != NULL:
-        reason = why_not_client(r, view, l.slot, peer, counted)
-    if reason == LB_R_OK and view.max_connection_rate and not listener_in_rate(r, l.slot, view.max_connection_rate):
+        reason = why_not_client(r, view, slot, peer, counted)
+    if reason == LB_R_OK and view.max_connection_rate and not listener_in_rate(r, slot, view.max_connection_rate):
         if counted[0]:
             forget_client(r, peer, 0)
         reason = LB_R_CONNECTION_RATE
@@ -346,7 +352,7 @@ cdef void proxied_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
     cdef table* t = current_table(r)
-    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef listener_view* view = listener_at(t, c.place, c.slot)
     cdef proxy_header header
     cdef ssize_t n
     cdef int size = PROXY_MORE
@@ -480,7 +486,7 @@ cdef void hello_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
     cdef table* t = current_table(r)
-    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef listener_view* view = listener_at(t, c.place, c.slot)
     cdef const name_route* route = NULL
     cdef bint known = False
     cdef client_hello hello
@@ -672,7 +678,7 @@ cdef void handshake_ready(io* source) noexcept nogil:
     cdef conn* c = <conn*>source
     cdef reactor* r = source.r
     cdef table* t = c.carried_by if c.carried_by != NULL else current_table(r)
-    cdef listener_view* view = t.listeners[c.slot] if t != NULL and c.slot < t.listener_count else NULL
+    cdef listener_view* view = listener_at(t, c.place, c.slot)
     cdef int result
     if c.tls == NULL:
         log_refused(c, LB_R_NO_MEMORY, 0)
@@ -770,13 +776,13 @@ cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
 
 
 cdef void run_close_listener(reactor* r, command* c) noexcept nogil:
-    """Stop accepting for the listener in slot `number`."""
+    """Stop accepting at the place `number`."""
     cdef listening* l = <listening*>r.listeners
     cdef listening* kept = NULL
     cdef listening* following
     while l != NULL:
         following = l.next
-        if l.slot == <uint32_t>c.number:
+        if l.place == <uint32_t>c.number:
             stop_listening(r, l)
         else:
             l.next = kept

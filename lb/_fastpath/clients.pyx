@@ -2,7 +2,7 @@
 from libc.stdint cimport uint16_t
 
 from lb._fastpath.reactor cimport IO_READABLE, current_table
-from lb._fastpath.table cimport table
+from lb._fastpath.table cimport listener_at, table
 
 
 cdef listener_view* view_of(conn* c) noexcept nogil:
@@ -13,9 +13,7 @@ cdef listener_view* view_of(conn* c) noexcept nogil:
     """
     cdef table* t = current_table(c.base.r)
     c.base.r.serving = t
-    if t == NULL or c.slot >= t.listener_count:
-        return NULL
-    return t.listeners[c.slot]
+    return listener_at(t, c.place, c.slot)
 
 
 cdef void idle_link(conn* c) noexcept nogil:

@@ -279,8 +279,15 @@ class Engine:
     ) -> UpstreamView:
         """`endpoints` as (key, address, port, weight). ValueError for what is no address. `protocol`: 0 HTTP/1."""
     def make_table(
-        self, generation: int, listeners: dict[str, ListenerView], upstreams: dict[str, UpstreamView]
-    ) -> Table: ...
+        self,
+        generation: int,
+        listeners: dict[str, ListenerView],
+        upstreams: dict[str, UpstreamView],
+        places: dict[str, str] | None = None,
+    ) -> Table:
+        """`places`: which listener of TCP a place has that open_listener was told, or will be. What connects there is
+        served by that one from the moment this table is published.
+        """
     def start(self) -> None:
         """Start the threads. They accept nothing before a table is published and a listener opened."""
     def publish(self, table: Table) -> None:
@@ -289,10 +296,11 @@ class Engine:
         """Free what no thread uses any more; returns how many old tables are still pinned. Call it about once a
         second.
         """
-    def open_listener(self, name: str, sockets: Sequence[int]) -> None:
+    def open_listener(self, name: str, sockets: Sequence[int], place: str | None = None) -> None:
         """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The
-        engine duplicates them; the caller closes its own."""
-    def close_listener(self, name: str) -> None:
+        engine duplicates them; the caller closes its own. `place`: any text, by which tables say whose it is; without
+        one it is the name."""
+    def close_listener(self, place: str) -> None:
         """Take what waits in the accept queues, then close the sockets. Connections go on."""
     def stop_accepting(self) -> None: ...
     def drain(self) -> None:

@@ -148,6 +148,7 @@ from lb._fastpath.table cimport (
     ACTION_FORWARD,
     ACTION_RESPOND,
     BALANCE_MAGLEV,
+    NO_LISTENER,
     NO_ROUTE,
     NO_SEAT,
     arena,
@@ -692,15 +693,17 @@ cdef class Table:
     cdef readonly dict listeners
     cdef readonly dict upstreams
     cdef dict slots
+    cdef list places
 
     def __cinit__(self, uint64_t generation, dict listeners, dict listener_slots, dict upstreams,
-            uint32_t upstream_slots):
+            uint32_t upstream_slots, list places):
         cdef ListenerView listener
         cdef UpstreamView upstream
         cdef uint32_t slot
         self.listeners = listeners
         self.upstreams = upstreams
         self.slots = listener_slots
+        self.places = places
         self.p = <table*>lb_line_alloc(sizeof(table))
         if self.p == NULL:
             raise MemoryError
@@ -709,8 +712,12 @@ cdef class Table:
         self.p.listeners = <listener_view**>calloc(self.p.listener_count + 1, sizeof(listener_view*))
         self.p.upstream_count = upstream_slots
         self.p.upstreams = <upstream_view**>calloc(upstream_slots + 1, sizeof(upstream_view*))
-        if self.p.listeners == NULL or self.p.upstreams == NULL:
+        self.p.place_count = <uint32_t>len(places)
+        self.p.places = <uint32_t*>calloc(len(places) + 1, sizeof(uint32_t))
+        if self.p.listeners == NULL or self.p.upstreams == NULL or self.p.places == NULL:
             raise MemoryError
+        for place, holder in enumerate(places):
+            self.p.places[<uint32_t>place] = <uint32_t>(NO_LISTENER if holder is None else listener_slots[holder])
         for name, listener in listeners.items():
             slot = listener_slots[name]
             self.p.listeners[slot] = listener.p
@@ -720,6 +727,7 @@ cdef class Table:
     def __dealloc__(self):
         if self.p != NULL:
             free(self.p.listeners)
+            free(self.p.places)
             free(self.p.upstreams)
             free(self.p)
 
@@ -966,8 +974,10 @@ cdef class Engine:
     cdef dict route_ids
     cdef dict stream_names
     cdef list listener_names
-    cdef set open_names  # of listeners that have sockets
-    cdef dict closed_names  # of those that had, and where the reactors stood then
+    cdef dict places  # where TCP is accepted, or was: its number
+    cdef dict open_names  # of listeners for which sockets were opened, by place
+    cdef set datagram_places  # those of them where the sockets are of UDP
+    cdef dict closed_names  # of those that had some, and where the reactors stood then
     cdef list retired_tables
     cdef list retired_tickets
     cdef dict overrides
@@ -1012,7 +1022,9 @@ cdef class Engine:
         self.log.s = &self.s
         self.listener_slots = {}
         self.listener_names = []
-        self.open_names = set()
+        self.places = {}
+        self.open_names = {}
+        self.datagram_places = set()
         self.closed_names = {}
         self.upstreams = {}
         self.route_ids = {}
@@ -1300,17 +1312,28 @@ cdef class Engine:
                 raise MemoryError
         return view
 
-    def make_table(self, uint64_t generation, dict listeners, dict upstreams):
-        """A Table of {name: ListenerView} and {name: UpstreamView}."""
-        for name in listeners:
-            self.slot_of(name, listeners)
+    def make_table(self, uint64_t generation, dict listeners, dict upstreams, dict places=None):
+        """A Table of {name: ListenerView} and {name: UpstreamView}. `places`: {place: name of the listener it has}."""
+        cdef ListenerView view
+        cdef bytes raw
+        for name, view in listeners.items():
+            raw = self.listener_names[self.slot_of(name, listeners)]
+            view.p.name = raw
+            view.p.name_size = <uint32_t>len(raw)
         effective = upstreams
+        for place in places or ():
+            self.place_of(place)
         if self.overrides:
             effective = dict(upstreams)
             for name, weights in self.overrides.items():
                 if name in effective:
                     effective[name] = self.with_overrides(effective[name], weights)
-        return Table(generation, dict(listeners), dict(self.listener_slots), effective, <uint32_t>len(self.upstreams))
+        return Table(generation, dict(listeners), dict(self.listener_slots), effective, <uint32_t>len(self.upstreams),
+                [(places or {}).get(place) for place in self.places])
+
+    cdef uint32_t place_of(self, str place):
+        """The number of a place. It keeps it, because sockets and connections know it by that."""
+        return <uint32_t>self.places.setdefault(place, len(self.places))
 
     cdef UpstreamView with_overrides(self, UpstreamView view, dict weights):
         return UpstreamView(
@@ -1339,7 +1362,7 @@ cdef class Engine:
     cdef object free_slot(self, wanted):
         """Of a listener that nothing refers to any more: no table, no socket, no connection."""
         cdef object slot
-        kept = set(wanted) | self.open_names | self.closed_names.keys()
+        kept = set(wanted) | set(self.open_names.values()) | self.closed_names.keys()
         for t in (self.current, *[old for old, _ in self.retired_tables]):
             if t is not None:
                 kept |= (<Table>t).listeners.keys()
@@ -1500,18 +1523,23 @@ cdef class Engine:
             self.thread_count += 1
             pthread_setname_np(self.s.reactors[i].thread, b"lb-reactor-%d" % i)
 
-    def open_listener(self, str name, descriptors):
+    def open_listener(self, str name, descriptors, str place=None):
         """Accept on these listening sockets: one a reactor, or one for all. Of UDP sockets each has its own reactor,
-        because its sessions are there: a single one is served by a single reactor."""
+        because its sessions are there: a single one is served by a single reactor. `place`: where that is, which may
+        pass to another listener with a table if it is of TCP; none is named: the listener's own."""
         cdef uint32_t slot = self.slot_of(name)
+        cdef uint32_t number
         cdef bytes raw = self.listener_names[slot]
         cdef listening* l
         cdef int i, fd
+        place = place or name
         descriptors = list(descriptors)
         if is_udp(descriptors[0]):
             self.open_datagrams(slot, descriptors[:self.s.reactor_count])
-            self.open_names.add(name)
+            self.datagram_places.add(place)
+            self.open_names[place] = name
             return
+        number = self.place_of(place)
         for i in range(self.s.reactor_count):
             fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
             if fd < 0:
@@ -1522,11 +1550,12 @@ cdef class Engine:
                 close(fd)
                 raise MemoryError
             l.base.fd = fd
+            l.place = number
             l.slot = slot
             l.name = raw
             l.name_size = <uint32_t>len(raw)
             self.post_to(i, run_listen, l, 0)
-        self.open_names.add(name)
+        self.open_names[place] = name
 
     cdef open_datagrams(self, uint32_t slot, list descriptors):
         cdef bytes raw = self.listener_names[slot]
@@ -1553,11 +1582,14 @@ cdef class Engine:
             l.sharers = <int>len(descriptors)
             self.post_to(first + i, run_open_datagrams, l, 0)
 
-    def close_listener(self, str name):
-        """Stop accepting for a listener; its connections go on, its UDP sessions end."""
-        self.post(run_close_listener, NULL, self.slot_of(name))
-        self.post(run_close_datagrams, NULL, self.slot_of(name))
-        self.open_names.discard(name)
+    def close_listener(self, str place):
+        """Stop accepting at a place; its connections go on, its UDP sessions end."""
+        cdef str name = self.open_names.pop(place)
+        if place in self.datagram_places:
+            self.datagram_places.discard(place)
+            self.post(run_close_datagrams, NULL, self.slot_of(name))
+        else:
+            self.post(run_close_listener, NULL, self.place_of(place))
         self.closed_names[name] = self.turns()
 
     def stop_accepting(self):
@@ -2029,7 +2061,7 @@ cdef class Engine:
         upstreams = dict(t.upstreams)
         upstreams[upstream] = self.with_overrides(t.upstreams[upstream], self.overrides.get(upstream, {}))
         self.publish(Table(t.generation, t.listeners, dict(self.listener_slots), upstreams,
-                <uint32_t>len(self.upstreams)))
+                <uint32_t>len(self.upstreams), t.places))
 
 
 cdef bint is_udp(int fd):

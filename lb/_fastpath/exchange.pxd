@@ -87,7 +87,7 @@ cdef struct exchange:
     uint64_t generation
     const tls* tls  # of the client's connection, which outlives the exchange; NULL: plain
     const conn* client  # as well
-    char* listener_name
+    const char* listener_name
     uint32_t listener_name_size
     uint8_t request_id_size
     signed char grpc_status  # GRPC_NONE: none was seen

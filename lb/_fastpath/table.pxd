@@ -166,6 +166,8 @@ cdef struct datagram_view:
 
 cdef struct listener_view:
     # A listener as one table sees it: its hosts and its rules (lb/model/listener.py, HttpOptions).
+    const char* name  # outlives the table, and every connection that was accepted for it
+    uint32_t name_size
     host_index* hosts
     int port
     char port_text[8]
@@ -243,13 +245,36 @@ cdef struct table_pin:
     uint64_t count
     char padding[56]
 
+cdef enum:
+    NO_LISTENER = 0xffffffff
+
 cdef struct table:
     uint64_t generation
     uint32_t listener_count
     listener_view** listeners  # by listener slot; NULL: the listener is gone
+    uint32_t place_count
+    uint32_t* places  # by place where TCP is accepted: the slot of the listener that has it; NO_LISTENER: none
     uint32_t upstream_count
     upstream_view** upstreams  # By upstream slot; NULL for a slot not in use.
     table_pin pins[MAX_REACTORS]
+
+cdef inline uint32_t slot_at(const table* t, uint32_t place, uint32_t before) noexcept nogil:
+    """The slot of the listener that has a place; where none has it any more, of the one that had it `before`.
+
+    Sockets and their connections know their place, so that a place passes to another listener with the table, and no
+    client meets the rules of one listener at the address of another.
+    """
+    if place < t.place_count and t.places[place] != NO_LISTENER:
+        return t.places[place]
+    return before
+
+cdef inline listener_view* listener_at(const table* t, uint32_t place, uint32_t before) noexcept nogil:
+    """NULL: that listener is gone."""
+    cdef uint32_t slot
+    if t == NULL:
+        return NULL
+    slot = slot_at(t, place, before)
+    return t.listeners[slot] if slot < t.listener_count else NULL
 
 # Building (control plane)
 cdef struct pattern:

@@ -37,7 +37,8 @@ cdef enum:  # results of conn_receive besides a size
 cdef struct listening:
     # A listening socket of one reactor.
     io base
-    uint32_t slot  # of its view in the table and of its counters
+    uint32_t place
+    uint32_t slot  # of the listener that it was opened for
     uint32_t name_size
     char* name
     listening* next
@@ -152,13 +153,14 @@ cdef struct conn:
     chunk_state chunk
     uint32_t requests
     # whose it is
-    uint32_t slot  # client side: listener slot
+    uint32_t place  # client side: where it was accepted
+    uint32_t slot  # client side: of the listener it was accepted for, which counts it
     uint16_t peer_port
     uint8_t local  # client side: a Unix socket
     uint8_t counted  # client side: in the per-client counts
     proxied* proxied  # client side: NULL: no PROXY header
     unsigned char peer[16]  # client side: address, IPv4 as ::ffff:a.b.c.d
-    char* listener_name
+    const char* listener_name
     uint32_t listener_name_size
     const stream_view* carried  # client side: where its bytes go; NULL: they are HTTP
     table* carried_by  # pinned, as long as that is known and no flow has begun; NULL: not pinned

@@ -11,7 +11,7 @@ import ipaddress
 import itertools
 import operator
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
@@ -41,10 +41,18 @@ PROXY_VALUES = {"alpn": 1, "authority": 2, "ssl": 4, "unique-id": 8, "crc32c": 1
 class Compiler:
     """Compiles one Config after another for one engine. Not thread-safe: one compilation at a time."""
 
-    def __init__(self, engine: Engine, published: Mapping[int, int] | None = None) -> None:
-        """`published`: where clients reach a listener's port, if that is another one."""
+    def __init__(
+        self,
+        engine: Engine,
+        published: Mapping[int, int] | None = None,
+        place_of: Callable[[Listener], str] | None = None,
+    ) -> None:
+        """`published`: where clients reach a listener's port, if that is another one. `place_of`: where a listener's
+        sockets are, as the engine was told when they were opened.
+        """
         self._engine = engine
         self._published = published or {}
+        self._place_of = place_of
         self._config = Config()
         self._indexes: dict[str, HostIndex] = {}
         self._upstreams: dict[str, UpstreamView] = {}
@@ -71,11 +79,21 @@ class Compiler:
             )
             for name, listener in config.listeners.items()
         }
-        table = self._engine.make_table(generation, listeners, upstreams)
+        table = self._engine.make_table(generation, listeners, upstreams, self._places(config.listeners.values()))
         self._config = config
         self._indexes, self._upstreams, self._listeners = indexes, upstreams, listeners
         self.refused = self._tls.refused | self._refused_by_kernel(config.upstreams.values())
         return table
+
+    def _places(self, listeners: Iterable[Listener]) -> dict[str, str]:
+        """Which listener of TCP has which place. Where several want one, who came first keeps it."""
+        if self._place_of is None:
+            return {}
+        places: dict[str, list[str]] = {}
+        for listener in listeners:
+            if listener.transport == "tcp":
+                places.setdefault(self._place_of(listener), []).append(listener.name)
+        return {place: names[0] for place, names in places.items() if len(names) == 1}
 
     def _refused_by_kernel(self, upstreams: Iterable[Upstream]) -> dict[str, Problem]:
         if not self._transparency_mistake:

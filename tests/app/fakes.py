@@ -75,13 +75,13 @@ class FakeEngine:
             raise RuntimeError("no memory")
         self.tables.append(table)
 
-    def open_listener(self, name: str, sockets: Sequence[int]) -> None:
-        assert name not in self.opened
-        self.opened[name] = list(sockets)
+    def open_listener(self, name: str, sockets: Sequence[int], place: str) -> None:
+        assert place not in self.opened
+        self.opened[place] = list(sockets)
 
-    def close_listener(self, name: str) -> None:
-        del self.opened[name]
-        self.closed.append(name)
+    def close_listener(self, place: str) -> None:
+        del self.opened[place]
+        self.closed.append(place)
 
     def active(self) -> tuple[int, int]:
         return (3, 5)

@@ -20,13 +20,22 @@ class Accepting:
     """Keeps duplicates of what it is given, as the engine does."""
 
     def __init__(self) -> None:
-        self.open: dict[str, list[socket.socket]] = {}
+        self.places: dict[str, tuple[str, list[socket.socket]]] = {}
+        self.calls: list[str] = []
 
-    def open_listener(self, name: str, sockets: list[int]) -> None:
-        self.open[name] = [socket.socket(fileno=os.dup(descriptor)) for descriptor in sockets]
+    @property
+    def open(self) -> dict[str, list[socket.socket]]:
+        """By the name of the listener that they were opened for."""
+        return dict(self.places.values())
 
-    def close_listener(self, name: str) -> None:
-        for opened in self.open.pop(name):
+    def open_listener(self, name: str, sockets: list[int], place: str) -> None:
+        assert place not in self.places
+        self.calls.append(f"open {place}")
+        self.places[place] = name, [socket.socket(fileno=os.dup(descriptor)) for descriptor in sockets]
+
+    def close_listener(self, place: str) -> None:
+        self.calls.append(f"close {place}")
+        for opened in self.places.pop(place)[1]:
             opened.close()
 
 
@@ -34,8 +43,8 @@ class Accepting:
 def engine() -> Iterator[Accepting]:
     engine = Accepting()
     yield engine
-    for name in list(engine.open):
-        engine.close_listener(name)
+    for place in list(engine.places):
+        engine.close_listener(place)
 
 
 def names(**listeners: Listener) -> dict[str, Listener]:
@@ -135,6 +144,22 @@ def accept(listening: socket.socket) -> socket.socket | None:
         return None
 
 
+def test_what_opens_does_so_before_anything_closes(engine: Accepting) -> None:
+    """Who connects to the address that both have never finds it closed."""
+    listeners = Listeners(engine, 1, {})
+    port = free_port()
+    all_addresses, one = str(Bind("", port)), str(Bind("127.0.0.1", port))
+    listeners.sync(names(web=Listener("web", port)))
+    listeners.sync(names(web=Listener("web", port, "127.0.0.1")))
+    listeners.sync(names(web=Listener("web", port)))
+    assert engine.calls == [
+        *(f"open {all_addresses}", f"open {one}", f"close {all_addresses}"),
+        *(f"open {all_addresses}", f"close {one}"),
+    ]
+    assert list(listeners.opened) == ["web"]
+    assert not listeners.problems
+
+
 def test_an_address_that_is_not_here_is_told(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {})
     listeners.sync(names(web=Listener("web", free_port(), "192.0.2.1")))
@@ -155,9 +180,39 @@ def test_two_listeners_may_swap_their_ports(engine: Accepting) -> None:
     listeners = Listeners(engine, 2, {})
     first, second = free_port(), free_port()
     listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
+    kept = dict(engine.open)
     listeners.sync(names(a=Listener("a", second, "127.0.0.1"), b=Listener("b", first, "127.0.0.1")))
-    assert engine.open["a"][0].getsockname()[1] == second
-    assert engine.open["b"][0].getsockname()[1] == first
+    assert engine.open == kept, "a socket that closes resets who is connecting to it"
+    assert {name: (one.port, one.address) for name, one in listeners.opened.items()} == {
+        "a": (second, f"127.0.0.1:{second}"),
+        "b": (first, f"127.0.0.1:{first}"),
+    }
+    listeners.sync({})
+    assert not engine.open
+
+
+def test_a_place_passes_on_and_its_heir_leaves_its_own(engine: Accepting) -> None:
+    listeners = Listeners(engine, 1, {})
+    first, second = free_port(), free_port()
+    listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
+    kept = engine.open["b"]
+    listeners.sync(names(a=Listener("a", second, "127.0.0.1")))
+    assert engine.open == {"b": kept}
+    assert list(listeners.opened) == ["a"]
+    assert listeners.opened["a"].address == f"127.0.0.1:{second}"
+    listeners.sync(names(c=Listener("c", second, "127.0.0.1"), b=Listener("b", first, "127.0.0.1")))
+    assert {name: one.port for name, one in listeners.opened.items()} == {"c": second, "b": first}
+    assert not listeners.problems
+
+
+def test_udp_sockets_and_free_ports_stay_with_their_listener(engine: Accepting) -> None:
+    listeners = Listeners(engine, 1, {(80, "tcp"): Bind("127.0.0.1", 0)})
+    port = free_port()
+    listeners.sync(names(a=udp("a", port), web=Listener("web", 80), more=Listener("more", 80)))
+    assert len({opened[0].getsockname() for opened in engine.open.values()}) == 3
+    listeners.sync(names(b=udp("b", port), front=Listener("front", 80), more=Listener("more", 80)))
+    assert list(engine.open) == ["more", "b", "front"]
+    assert not listeners.problems
 
 
 def test_a_unix_socket_replaces_a_dead_one_only(engine: Accepting, tmp_path: Path) -> None:
