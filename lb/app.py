@@ -145,7 +145,7 @@ class Application:
         # Nobody knows which port a proxy has that reaches lb by a Unix socket.
         published = {port: bind.port for (port, transport), bind in publish.items() if bind.port and transport == "tcp"}
         self.listeners = Listeners(self.engine, self.threads, publish, take_listening_sockets())
-        compiler = Compiler(self.engine, published, self.listeners.place_of)
+        compiler = Compiler(self.engine, published, self.listeners.places)
         self.pipeline = Pipeline(store, options, compiler, self.engine)
         self.metrics = Metrics(
             self.engine,

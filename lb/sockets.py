@@ -88,7 +88,7 @@ class Listeners:
         new = [name for name, bind in wanted.items() if name not in self.opened or self.opened[name].wanted != bind]
         # What opens does so before anything closes, so that a port that keeps its number is open all the time; but two
         # at the same place would be one to the engine.
-        needed = {self.place_of(listeners[name]) for name in new}
+        needed = {self._place_of(listeners[name]) for name in new}
         first = [opened for opened in closing if opened.place in needed]
         for opened in first:
             self._close(opened)
@@ -136,8 +136,22 @@ class Listeners:
         port = listener.port, listener.transport
         return self._publish.get(port) or Bind(listener.address, *port)
 
-    def place_of(self, listener: Listener) -> str:
-        """What the engine knows the sockets of that place by: who has it may change."""
+    def places(self, listeners: Iterable[Listener]) -> dict[str, str]:
+        """{place of TCP: listener}, as `sync` will have it: who has it keeps it, and else it goes to who comes first.
+
+        Any thread may ask.
+        """
+        has = {opened.place: name for name, opened in dict(self.opened).items()}
+        places: dict[str, str] = {}
+        for listener in listeners:
+            if listener.transport == "tcp":
+                place = self._place_of(listener)
+                if place not in places or has.get(place) == listener.name:
+                    places[place] = listener.name
+        return places
+
+    def _place_of(self, listener: Listener) -> str:
+        """What the engine knows the sockets by: who has the place may change."""
         bind = self.bind_of(listener)
         return str(bind) if _is_one_place(bind) else f"{bind} {listener.name}"
 
@@ -189,7 +203,7 @@ class Listeners:
             for opened in sockets:
                 if opened is not activated:
                     close_ours.callback(opened.close)
-            place = self.place_of(listener)
+            place = self._place_of(listener)
             self._engine.open_listener(name, [opened.fileno() for opened in sockets], place)
             where = _address_of(sockets[0])
         self.opened[name] = Opened(name, listener.port, bind, where, activated is not None, place)

@@ -45,14 +45,14 @@ class Compiler:
         self,
         engine: Engine,
         published: Mapping[int, int] | None = None,
-        place_of: Callable[[Listener], str] | None = None,
+        places: Callable[[Iterable[Listener]], dict[str, str]] | None = None,
     ) -> None:
-        """`published`: where clients reach a listener's port, if that is another one. `place_of`: where a listener's
-        sockets are, as the engine was told when they were opened.
+        """`published`: where clients reach a listener's port, if that is another one. `places`: which listener has
+        which place, as the engine is told when its sockets are opened.
         """
         self._engine = engine
         self._published = published or {}
-        self._place_of = place_of
+        self._places = places or (lambda listeners: {})
         self._config = Config()
         self._indexes: dict[str, HostIndex] = {}
         self._upstreams: dict[str, UpstreamView] = {}
@@ -84,16 +84,6 @@ class Compiler:
         self._indexes, self._upstreams, self._listeners = indexes, upstreams, listeners
         self.refused = self._tls.refused | self._refused_by_kernel(config.upstreams.values())
         return table
-
-    def _places(self, listeners: Iterable[Listener]) -> dict[str, str]:
-        """Which listener of TCP has which place. Where several want one, who came first keeps it."""
-        if self._place_of is None:
-            return {}
-        places: dict[str, list[str]] = {}
-        for listener in listeners:
-            if listener.transport == "tcp":
-                places.setdefault(self._place_of(listener), []).append(listener.name)
-        return {place: names[0] for place, names in places.items() if len(names) == 1}
 
     def _refused_by_kernel(self, upstreams: Iterable[Upstream]) -> dict[str, Problem]:
         if not self._transparency_mistake:

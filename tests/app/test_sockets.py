@@ -205,6 +205,27 @@ def test_a_place_passes_on_and_its_heir_leaves_its_own(engine: Accepting) -> Non
     assert not listeners.problems
 
 
+def test_of_two_that_want_a_place_one_has_it(engine: Accepting) -> None:
+    """And the table says the same one."""
+    listeners = Listeners(engine, 1, {})
+    port = free_port()
+    place = str(Bind("127.0.0.1", port))
+
+    def apply(*wanted: str) -> dict[str, str]:
+        config = {name: Listener(name, port, "127.0.0.1") for name in wanted}
+        places = listeners.places(config.values())
+        listeners.sync(config)
+        assert list(places.values()) == list(listeners.opened)
+        assert list(listeners.closed) == [name for name in wanted if name not in listeners.opened]
+        return places
+
+    assert apply("a", "b") == {place: "a"}
+    assert apply("b", "a") == {place: "a"}, "who has it keeps it"
+    assert apply("b", "c") == {place: "b"}, "it passes to who comes first"
+    assert apply("c") == {place: "c"}
+    assert engine.calls == [f"open {place}"]
+
+
 def test_udp_sockets_and_free_ports_stay_with_their_listener(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {(80, "tcp"): Bind("127.0.0.1", 0)})
     port = free_port()
