@@ -38,6 +38,7 @@ class Acceptor(Protocol):
     """Whoever accepts on the sockets: the engine."""
 
     def open_listener(self, name: str, sockets: Sequence[int], place: str) -> None: ...
+    def pass_listener(self, place: str, name: str) -> None: ...
     def close_listener(self, place: str) -> None: ...
 
 
@@ -86,10 +87,10 @@ class Listeners:
         for name, opened in passed.items():
             self._pass_on(opened, listeners[name])
         new = [name for name, bind in wanted.items() if name not in self.opened or self.opened[name].wanted != bind]
-        # What opens does so before anything closes, so that a port that keeps its number is open all the time; but two
-        # at the same place would be one to the engine.
+        # What opens does so before anything closes, so that a port that keeps its number is open all the time. But two
+        # at the same place would be one to the engine, and so would two of UDP with the same name.
         needed = {self._place_of(listeners[name]) for name in new}
-        first = [opened for opened in closing if opened.place in needed]
+        first = [opened for opened in closing if opened.place in needed or opened.wanted.transport == "udp"]
         for opened in first:
             self._close(opened)
         freed = {opened.wanted for opened in first}
@@ -215,6 +216,7 @@ class Listeners:
 
     def _pass_on(self, opened: Opened, heir: Listener) -> None:
         self._forget(opened)
+        self._engine.pass_listener(opened.place, heir.name)
         self.opened[heir.name] = msgspec.structs.replace(opened, name=heir.name, port=heir.port)
         log.info("listening", listener=heir.name, address=opened.address, instead_of=opened.name)
 

@@ -17,5 +17,6 @@ cdef const name_route* choose_route(const listener_view* view, const client_hell
 cdef void client_gone(conn* c) noexcept nogil
 cdef void log_refused(conn* c, int reason, int status) noexcept nogil
 cdef void run_listen(reactor* r, command* c) noexcept nogil
+cdef void run_pass_listener(reactor* r, command* c) noexcept nogil
 cdef void run_close_listener(reactor* r, command* c) noexcept nogil
 cdef void run_stop_accepting(reactor* r, command* c) noexcept nogil

@@ -764,6 +764,19 @@ cdef void run_listen(reactor* r, command* c) noexcept nogil:
         timer_set(&r.timers, &l.pause, r.now_ms + PAUSE_MS)
 
 
+cdef void run_pass_listener(reactor* r, command* c) noexcept nogil:
+    """The sockets of a place are another listener's from now on; `subject` says which place's, and whose."""
+    cdef listening* heir = <listening*>c.subject
+    cdef listening* l = <listening*>r.listeners
+    while l != NULL:
+        if l.place == heir.place:
+            l.slot = heir.slot
+            l.name = heir.name
+            l.name_size = heir.name_size
+        l = l.next
+    free(heir)
+
+
 cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
     """Take what has connected already, then close: a client in the queue must not be reset."""
     accept_some(l, 0x7fffffff)

@@ -12,8 +12,14 @@ cdef listener_view* view_of(conn* c) noexcept nogil:
     another.
     """
     cdef table* t = current_table(c.base.r)
+    cdef listener_view* view
     c.base.r.serving = t
-    return listener_at(t, c.place, c.slot)
+    view = listener_at(t, c.place, c.slot)
+    # Where the port has become another kind of port, nothing that was made of the old one is served any more: HTTP in
+    # front of what carries bytes, nor, where TLS says who may come, a client that never spoke it.
+    if view != NULL and (view.carries or view.datagram != NULL or (view.tls != NULL and c.tls == NULL)):
+        return NULL
+    return view
 
 
 cdef void idle_link(conn* c) noexcept nogil:

@@ -74,6 +74,7 @@ from lb._fastpath.endpoint cimport MAX_REACTORS
 from lb._fastpath.ktls cimport ktls_probe
 from lb._fastpath.tls cimport (
     CLIENTS_REFUSED,
+    CLIENTS_REQUIRED,
     prepare_client_context,
     prepare_server_context,
     tls_certificate,
@@ -317,6 +318,11 @@ cdef class ServerTls:
     def lets_in(self):
         """Whether any client can get in."""
         return self.p.client_mode != CLIENTS_REFUSED
+
+    @property
+    def is_strict(self):
+        """Whether nobody gets in without a certificate that is known to be good."""
+        return self.p.client_mode in (CLIENTS_REQUIRED, CLIENTS_REFUSED)
 
     def __dealloc__(self):
         if self.p != NULL:

@@ -300,6 +300,8 @@ class Engine:
         """Accept on these listening, non-blocking sockets: one a thread (SO_REUSEPORT), or one shared by all. The
         engine duplicates them; the caller closes its own. `place`: any text, by which tables say whose it is; without
         one it is the name."""
+    def pass_listener(self, place: str, name: str) -> None:
+        """The sockets at a place are another listener's, as the published table says already."""
     def close_listener(self, place: str) -> None:
         """Take what waits in the accept queues, then close the sockets. Connections go on."""
     def stop_accepting(self) -> None: ...

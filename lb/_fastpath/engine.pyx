@@ -16,7 +16,13 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from lb._fastpath.accept cimport choose_route, run_close_listener, run_listen, run_stop_accepting
+from lb._fastpath.accept cimport (
+    choose_route,
+    run_close_listener,
+    run_listen,
+    run_pass_listener,
+    run_stop_accepting,
+)
 from lb._fastpath.access cimport (
     ESCAPE_CLF,
     ESCAPE_JSON,
@@ -148,6 +154,7 @@ from lb._fastpath.table cimport (
     ACTION_FORWARD,
     ACTION_RESPOND,
     BALANCE_MAGLEV,
+    LISTENER_GONE,
     NO_LISTENER,
     NO_ROUTE,
     NO_SEAT,
@@ -538,6 +545,7 @@ cdef class TlsIndex:
         self.view.hosts = index.p
         self.view.fallback = host.p
         self.view.varied = len({one.policy for one in hosts.values()}) > 1
+        self.view.strict = any([(<TlsHost>one).policy.is_strict for one in hosts.values()])
 
 
 cdef network* make_networks(tuple networks) except NULL:
@@ -717,7 +725,10 @@ cdef class Table:
         if self.p.listeners == NULL or self.p.upstreams == NULL or self.p.places == NULL:
             raise MemoryError
         for place, holder in enumerate(places):
-            self.p.places[<uint32_t>place] = <uint32_t>(NO_LISTENER if holder is None else listener_slots[holder])
+            if holder is None:
+                self.p.places[<uint32_t>place] = <uint32_t>NO_LISTENER
+            else:
+                self.p.places[<uint32_t>place] = <uint32_t>(listener_slots[holder] if holder else LISTENER_GONE)
         for name, listener in listeners.items():
             slot = listener_slots[name]
             self.p.listeners[slot] = listener.p
@@ -975,6 +986,7 @@ cdef class Engine:
     cdef dict stream_names
     cdef list listener_names
     cdef dict places  # where TCP is accepted, or was: its number
+    cdef dict holders  # who has such a place, or had it last
     cdef dict open_names  # of listeners for which sockets were opened, by place
     cdef set datagram_places  # those of them where the sockets are of UDP
     cdef dict closed_names  # of those that had some, and where the reactors stood then
@@ -1023,6 +1035,7 @@ cdef class Engine:
         self.listener_slots = {}
         self.listener_names = []
         self.places = {}
+        self.holders = {}
         self.open_names = {}
         self.datagram_places = set()
         self.closed_names = {}
@@ -1321,15 +1334,24 @@ cdef class Engine:
             view.p.name = raw
             view.p.name_size = <uint32_t>len(raw)
         effective = upstreams
-        for place in places or ():
+        for place, name in (places or {}).items():
             self.place_of(place)
+            self.holders[place] = name
         if self.overrides:
             effective = dict(upstreams)
             for name, weights in self.overrides.items():
                 if name in effective:
                     effective[name] = self.with_overrides(effective[name], weights)
         return Table(generation, dict(listeners), dict(self.listener_slots), effective, <uint32_t>len(self.upstreams),
-                [(places or {}).get(place) for place in self.places])
+                [self.holder_of(place, listeners) for place in self.places])
+
+    cdef str holder_of(self, str place, dict listeners):
+        """Who has a place, or had it last and serves elsewhere now; empty: who had it is gone; None: nobody ever."""
+        cdef str name = self.holders.get(place)
+        cdef ListenerView view = listeners.get(name)
+        if name is None:
+            return None
+        return name if view is not None and view.p.datagram == NULL else ""
 
     cdef uint32_t place_of(self, str place):
         """The number of a place. It keeps it, because sockets and connections know it by that."""
@@ -1581,6 +1603,24 @@ cdef class Engine:
             l.name_size = <uint32_t>len(raw)
             l.sharers = <int>len(descriptors)
             self.post_to(first + i, run_open_datagrams, l, 0)
+
+    def pass_listener(self, str place, str name):
+        """The sockets at a place are another listener's from now on."""
+        cdef uint32_t slot = self.slot_of(name)
+        cdef bytes raw = self.listener_names[slot]
+        cdef listening* heir
+        cdef int i
+        self.closed_names[self.open_names[place]] = self.turns()
+        for i in range(self.s.reactor_count):
+            heir = <listening*>calloc(1, sizeof(listening))
+            if heir == NULL:
+                raise MemoryError
+            heir.place = self.place_of(place)
+            heir.slot = slot
+            heir.name = raw
+            heir.name_size = <uint32_t>len(raw)
+            self.post_to(i, run_pass_listener, heir, 0)
+        self.open_names[place] = name
 
     def close_listener(self, str place):
         """Stop accepting at a place; its connections go on, its UDP sessions end."""

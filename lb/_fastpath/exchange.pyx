@@ -6,6 +6,7 @@ from lb._fastpath.access cimport log_exchange, log_refusal
 from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
+from lb._fastpath.c.openssl cimport X509_V_OK
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
     LB_R_BAD_HEADER,
@@ -131,7 +132,7 @@ from lb._fastpath.table cimport (
 )
 from lb._fastpath.proxy_protocol cimport PROXY_NONE
 from lb._fastpath.timers cimport timer_cancel, timer_set
-from lb._fastpath.tls cimport tls_lookup
+from lb._fastpath.tls cimport CLIENTS_REFUSED, CLIENTS_REQUIRED, tls_context, tls_lookup, tls_verify_result
 from lb._fastpath.transport cimport (
     LEG_CLOSE,
     LEG_GOT_BYTES,
@@ -207,7 +208,7 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
     if x.host == NULL:
         refuse(x, LB_R_NO_HOST)
         return
-    if d.c.tls != NULL and view.tls != NULL and view.tls.varied and misdirected(d.c, view, h):
+    if d.c.tls != NULL and view.tls != NULL and (view.tls.varied or view.tls.strict) and misdirected(d.c, view, h):
         refuse(x, LB_R_MISDIRECTED)
         return
     rank = find_route(
@@ -254,8 +255,16 @@ cdef void on_request_head(leg* d, head* h, listener_view* view) noexcept nogil:
 
 cdef bint misdirected(const conn* c, const listener_view* view, const head* h) noexcept nogil:
     """Whether this host asks something else of its clients than the one the connection was made for (RFC 9110 15.5.20).
+
+    Where all hosts ask the same, a change may have made them ask for a certificate that this client never had to show.
     """
-    return tls_lookup(view.tls, h.hostname.at, h.hostname.size).context.id != c.tls.context_id
+    cdef const tls_context* context = tls_lookup(view.tls, h.hostname.at, h.hostname.size).context
+    if context.id == c.tls.context_id:
+        return False
+    return view.tls.varied or (
+        context.client_mode == CLIENTS_REFUSED
+        or (context.client_mode == CLIENTS_REQUIRED and tls_verify_result(c.tls) != X509_V_OK)
+    )
 
 
 cdef void note_request(exchange* x, head* h) noexcept nogil:

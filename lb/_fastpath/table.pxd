@@ -126,6 +126,7 @@ cdef struct tls_view:
     host_index* hosts  # by server name; the payload of a vhost is a tls_host (tls.pxd)
     void* fallback  # tls_host of all other names, and of clients that say none
     bint varied  # not all names have the same context
+    bint strict  # there is a name that lets in nobody whose certificate it has not seen
 
 cdef struct network:
     # A trusted network: `bits` leading bits of a 16-byte address (IPv4 as ::ffff:a.b.c.d).
@@ -245,21 +246,22 @@ cdef struct table_pin:
     uint64_t count
     char padding[56]
 
-cdef enum:
-    NO_LISTENER = 0xffffffff
+cdef enum:  # in `table.places`
+    NO_LISTENER = 0xffffffff  # nothing was ever said of it
+    LISTENER_GONE = 0xfffffffe  # who had it last is gone
 
 cdef struct table:
     uint64_t generation
     uint32_t listener_count
     listener_view** listeners  # by listener slot; NULL: the listener is gone
     uint32_t place_count
-    uint32_t* places  # by place where TCP is accepted: the slot of the listener that has it; NO_LISTENER: none
+    uint32_t* places  # by place where TCP is accepted: the slot of the listener that has it, or had it last
     uint32_t upstream_count
     upstream_view** upstreams  # By upstream slot; NULL for a slot not in use.
     table_pin pins[MAX_REACTORS]
 
 cdef inline uint32_t slot_at(const table* t, uint32_t place, uint32_t before) noexcept nogil:
-    """The slot of the listener that has a place; where none has it any more, of the one that had it `before`.
+    """The slot of the listener that has a place, or had it last; `before`: of the one that its sockets were opened for.
 
     Sockets and their connections know their place, so that a place passes to another listener with the table, and no
     client meets the rules of one listener at the address of another.

@@ -79,6 +79,9 @@ class FakeEngine:
         assert place not in self.opened
         self.opened[place] = list(sockets)
 
+    def pass_listener(self, place: str, name: str) -> None:
+        assert place in self.opened
+
     def close_listener(self, place: str) -> None:
         del self.opened[place]
         self.closed.append(place)

@@ -33,6 +33,10 @@ class Accepting:
         self.calls.append(f"open {place}")
         self.places[place] = name, [socket.socket(fileno=os.dup(descriptor)) for descriptor in sockets]
 
+    def pass_listener(self, place: str, name: str) -> None:
+        self.calls.append(f"pass {place} to {name}")
+        self.places[place] = name, self.places[place][1]
+
     def close_listener(self, place: str) -> None:
         self.calls.append(f"close {place}")
         for opened in self.places.pop(place)[1]:
@@ -182,7 +186,7 @@ def test_two_listeners_may_swap_their_ports(engine: Accepting) -> None:
     listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
     kept = dict(engine.open)
     listeners.sync(names(a=Listener("a", second, "127.0.0.1"), b=Listener("b", first, "127.0.0.1")))
-    assert engine.open == kept, "a socket that closes resets who is connecting to it"
+    assert engine.open == {"a": kept["b"], "b": kept["a"]}, "a socket that closes resets who is connecting to it"
     assert {name: (one.port, one.address) for name, one in listeners.opened.items()} == {
         "a": (second, f"127.0.0.1:{second}"),
         "b": (first, f"127.0.0.1:{first}"),
@@ -197,7 +201,7 @@ def test_a_place_passes_on_and_its_heir_leaves_its_own(engine: Accepting) -> Non
     listeners.sync(names(a=Listener("a", first, "127.0.0.1"), b=Listener("b", second, "127.0.0.1")))
     kept = engine.open["b"]
     listeners.sync(names(a=Listener("a", second, "127.0.0.1")))
-    assert engine.open == {"b": kept}
+    assert engine.open == {"a": kept}
     assert list(listeners.opened) == ["a"]
     assert listeners.opened["a"].address == f"127.0.0.1:{second}"
     listeners.sync(names(c=Listener("c", second, "127.0.0.1"), b=Listener("b", first, "127.0.0.1")))
@@ -223,7 +227,7 @@ def test_of_two_that_want_a_place_one_has_it(engine: Accepting) -> None:
     assert apply("b", "a") == {place: "a"}, "who has it keeps it"
     assert apply("b", "c") == {place: "b"}, "it passes to who comes first"
     assert apply("c") == {place: "c"}
-    assert engine.calls == [f"open {place}"]
+    assert engine.calls == [f"open {place}", f"pass {place} to b", f"pass {place} to c"]
 
 
 def test_udp_sockets_and_free_ports_stay_with_their_listener(engine: Accepting) -> None:

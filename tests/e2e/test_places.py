@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.harness.certificates import Authority
 from tests.harness.client import RawClient, get
 from tests.harness.messages import Truncated
 from tests.harness.native import Native, respond
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
 from tests.harness.tcp import TcpServer, echo
+from tests.harness.udp import UdpServer, ask, named, udp_client
 from tests.harness.waiting import wait_until
 
 CHANGES = 30
@@ -149,6 +153,100 @@ def test_a_listener_that_only_goes_takes_nobody_with_it(tmp_path: Path) -> None:
             wait_until(lambda: refused(gone), "nobody listens there any more")
             assert asked(kept) == b"here"
             assert asked_anew(site) == b"here"
+
+
+def test_an_open_connection_stays_with_whom_its_place_belonged_to_last(tmp_path: Path) -> None:
+    """Not with a listener that has got the name of the one it was accepted for."""
+    native = Native()
+    for name in ("public", "internal"):
+        native.sets[name] = {"who.test": [respond(name, 200, name)]}
+    native.listen("first", free_port())
+    native.listeners["first"]["host_set"] = "public"
+    with serving(tmp_path, native) as site, site.connect("first") as kept:
+        place = site.address("first")
+        assert asked(kept) == b"public"
+        native.listeners["second"] = native.listeners.pop("first")
+        native.listen("first", free_port())
+        native.listeners["first"]["host_set"] = "internal"
+        site.apply()
+        assert asked(kept) == b"public"
+        native.listeners["second"]["port"] = free_port()
+        site.apply()
+        wait_until(lambda: refused(place), "nobody listens there any more")
+        assert asked(kept) == b"public"
+        del native.listeners["second"]
+        site.apply()
+        assert is_let_go(kept)
+
+
+def test_a_place_that_becomes_tcp_answers_no_more_http(tmp_path: Path) -> None:
+    native = Native()
+    native.host("who.test", respond("who", 200, "default"))
+    native.sets["public"] = {"who.test": [respond("public", 200, "public")]}
+    native.listen("web", free_port())
+    native.listeners["web"]["host_set"] = "public"
+    with TcpServer(echo) as server, serving(tmp_path, native) as site, site.connect("web") as kept:
+        assert asked(kept) == b"public"
+        port = site.address("web")[1]
+        native.upstream("server", [server.key])
+        native.listeners.clear()
+        native.carry("bytes", port, "server")
+        site.apply()
+        assert is_let_go(kept)
+
+
+@pytest.mark.parametrize("name", ["web", "other"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_a_place_that_begins_to_ask_for_certificates(tmp_path: Path, name: str, secure: bool) -> None:
+    """Whoever came before shows one, or is not served."""
+    authority, clients = Authority(), Authority("Clients")
+    native = Native()
+    native.host("who.test", respond("who", 200, "secret"))
+    native.certificate("default", authority.issue("who.test"))
+    port = free_port()
+    if secure:
+        native.listen_tls("web", port, {"who.test": {"certificates": ["default"]}})
+    else:
+        native.listen("web", port)
+    required = {"certificates": ["default"], "clients": {"mode": "required", "ca": clients.pem}}
+    with serving(tmp_path, native) as site, site.connect("web") as kept:
+        if secure:
+            context = ssl.create_default_context(cadata=authority.pem)
+            kept.socket = context.wrap_socket(kept.socket, server_hostname="who.test")
+        assert asked(kept) == b"secret"
+        native.listeners.clear()
+        native.listen_tls(name, port, {"who.test": required})
+        site.apply()
+        if secure:
+            assert kept.ask(get("who.test")).status == 421
+        else:
+            assert is_let_go(kept)
+
+
+def test_a_udp_listener_moves(tmp_path: Path) -> None:
+    native = Native()
+    with UdpServer(named("here")) as server:
+        native.upstream("server", [server.key])
+        native.carry_datagrams("dns", free_port(), "server")
+        native.listen("http", free_port())
+        with serving(tmp_path, native) as site:
+            for _ in range(3):
+                wait_until(lambda: heard(site.address("dns")) == b"herex", "it answers at its new port")
+                native.listeners["dns"]["port"] = free_port()
+                site.apply()
+
+
+def is_let_go(client: RawClient) -> bool:
+    """Closed without an answer, as a connection that has been idle for too long: the request may be sent again."""
+    with pytest.raises(Truncated) as ended:
+        client.ask(get("who.test"))
+    return ended.value.seen == b""
+
+
+def heard(address: tuple[str, int]) -> bytes:
+    with suppress(ConnectionRefusedError), udp_client(address) as client:
+        return ask(client, b"x")
+    return b""
 
 
 def refused(address: tuple[str, int]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from lb.model.match import Request, match, match_name
 from lb.model.route import Forward, Match, PathMatch, Route, VirtualHost, WeightedUpstream
 from lb.model.tls import Certificate
 from lb.model.upstream import Endpoint, Upstream
+from tests.harness.waiting import wait_until
 from tests.model.strategies import configs, offers, requests_for, server_names
 
 
@@ -191,6 +194,26 @@ def test_what_is_refused_changes_only_with_what_serves() -> None:
     compiler.compile(Config(), 2)
     assert compiler.refused == {}
     assert told.keys() == {"certificate a"}
+
+
+def test_a_place_that_passes_on_and_on_uses_up_no_listeners() -> None:
+    engine = Engine(threads=1)
+    compiler = Compiler(engine, places=lambda listeners: {"here": next(iter(listeners)).name})
+    engine.start()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            for turn in range(5_000):
+                name = str(turn)
+                engine.publish(compiler.compile(Config({name: Listener(name, 80, host_set="h")}, {"h": {}}), turn + 1))
+                if turn == 0:
+                    engine.open_listener(name, [listening.fileno()], "here")
+                else:
+                    engine.pass_listener("here", name)
+                if turn % 500 == 499:
+                    wait_until(lambda: engine.collect() == 0, "old tables go")
+        assert "4999" in engine.listener_stats()
+    finally:
+        engine.stop()
 
 
 def test_listeners_that_are_over_give_their_places_to_new_ones() -> None:
