@@ -68,7 +68,7 @@ from lb._fastpath.grpc_web cimport (
     bridge_trailers,
 )
 from lb._fastpath.http2 cimport http2_set_calls
-from lb._fastpath.http2_client cimport http2_client_silent
+from lb._fastpath.http2_client cimport http2_client_room, http2_client_silent
 from lb._fastpath.http2_server cimport http2_server_cut, http2_server_install
 from lb._fastpath.http1 cimport (
     build_request,
@@ -150,6 +150,9 @@ from lb._fastpath.upstream cimport (
     upstream_set_calls,
     upstream_take_back,
 )
+
+cdef enum:
+    LEFT_OUT_MOST = 16  # connections that may leave a request out, one after the other
 
 
 # --------------------------------------------------------------------------------------------------------------- begin
@@ -503,6 +506,9 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     # Refused means: not looked at (RFC 9113 8.7), so that anything may be repeated that is still there.
     cdef bint whole = not x.flags & X_BODY_SENT or (x.flags & X_KEEPS_BODY) != 0
     cdef bint refused = reason == LB_R_UPSTREAM_REFUSED and whole
+    # A connection that goes away leaves out what has crossed its goodbye. Under load the next one may do so again:
+    # others were first. That says nothing about the request, nor about the endpoint, and counts as no retry.
+    cdef bint left_out = refused and not connecting and http2_client_room(u.c) == 0
     x.u = NULL
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
@@ -510,6 +516,9 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     if connecting and stats != NULL and reason != LB_R_UPSTREAM_REFUSED:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
+    if left_out and x.attempts < LEFT_OUT_MOST and x.d != NULL:
+        attempt(x)
+        return
     if ((reused and repeatable(x)) or refused) and not x.flags & X_FRESH and x.d != NULL:
         x.flags |= X_FRESH
         attempt(x)

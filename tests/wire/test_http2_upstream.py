@@ -333,6 +333,28 @@ def test_goaway_that_leaves_streams_out(make: Make, method: str, code: ErrorCode
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
+def test_left_out_by_one_connection_after_the_other(make: Make, method: str) -> None:
+    """As behind a server that ends each after so many requests, when others are always first."""
+
+    async def leaving(call: Call) -> None:
+        if server.accepted < 12 or call.target == b"/never":
+            for one in server.open:
+                one.go_away(0, 0, close=True)
+        else:
+            await call.answer(200, b"at last")
+
+    setup = make(Endpoint("one", leaving))
+    server = setup.endpoint.server
+    with setup.client() as client:
+        assert client.get("/", method).body == b"at last"
+        before = server.accepted
+        answer = client.get("/never", method)
+    assert answer.status == 502
+    assert b"upstream-refused" in answer.body
+    assert server.accepted - before < 25, "it comes to an end"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
 def test_refused_stream_goes_elsewhere(make: Make, method: str) -> None:
     async def refuse(call: Call) -> None:
         call.reset(ErrorCodes.REFUSED_STREAM)
