@@ -47,6 +47,7 @@ cdef enum:  # exchange.flags
     X_PACKED = 524288  # the request waits as pack_head made it, not as HTTP/1
     X_KEEPS_BODY = 16777216  # all that has come of the body is kept (replay.pxd)
     X_GRPC_WEB_TEXT_OUT = 33554432  # the response's body will be
+    X_LEFT_OUT = 67108864  # by a connection that went away: on the next one it is to be among the first
 
 cdef struct exchange:
     reactor* r

@@ -449,7 +449,10 @@ cdef void attempt(exchange* x) noexcept nogil:
         if x.attempts > 1:
             bump(&stats.retries)
     fresh = (x.flags & X_FRESH) != 0 or x.up.for_one_client
-    u = upstream_lease(r, x.up, x.ep, x, x.d.c if x.d != NULL else NULL, fresh, not repeatable(x), &connecting, &reason)
+    u = upstream_lease(
+        r, x.up, x.ep, x, x.d.c if x.d != NULL else NULL, fresh, (x.flags & X_LEFT_OUT) != 0, not repeatable(x),
+        &connecting, &reason
+    )
     if u == NULL:
         if stats != NULL:
             bump(&stats.connects)
@@ -517,6 +520,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
     if left_out and x.attempts < LEFT_OUT_MOST and x.d != NULL:
+        x.flags |= X_LEFT_OUT
         attempt(x)
         return
     if ((reused and repeatable(x)) or refused) and not x.flags & X_FRESH and x.d != NULL:

@@ -120,6 +120,7 @@ from lb._fastpath.reactor cimport IO_BROKEN, IO_DEAD, IO_HALF_CLOSED, IO_WRITABL
 from lb._fastpath.transport cimport (
     LEG_CLOSE,
     LEG_GOT_BYTES,
+    LEG_FIRST,
     LEG_REUSED,
     RECEIVE_AGAIN,
     RECEIVE_END,
@@ -397,18 +398,24 @@ cdef int reason_of(const session* s) noexcept nogil:
 # ------------------------------------------------------------------------------------------------------------- requests
 
 cdef void begin_waiting(session* s) noexcept nogil:
-    """Tell those who have waited for SETTINGS, first come first served."""
-    cdef stream* st = s.streams
-    cdef stream* following
+    """Tell those who have waited for SETTINGS: whom another connection has left out, then first come first served."""
     cdef uint32_t room = allowed_streams(s)
     s.flags |= S_BEGUN
+    begin_some(s, LEG_FIRST, &room)
+    begin_some(s, 0, &room)
+
+
+cdef void begin_some(session* s, uint32_t wanted, uint32_t* room) noexcept nogil:
+    """Those of them whose legs have the flag `wanted`; 0: all that are left."""
+    cdef stream* st = s.streams
+    cdef stream* following
     while st != NULL and st.next != NULL:
         st = st.next
     while st != NULL:
         st.flags |= ST_TELLING
-        if st.flags & ST_HELD and not st.flags & (ST_OPEN | ST_OUT_ENDED):
-            if room:
-                room -= 1
+        if st.flags & ST_HELD and not st.flags & (ST_OPEN | ST_OUT_ENDED) and st.leg.flags & wanted == wanted:
+            if room[0]:
+                room[0] -= 1
                 pool.begin(&st.leg)
             else:
                 pool.no_room(&st.leg)

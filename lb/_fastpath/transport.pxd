@@ -57,6 +57,7 @@ cdef enum:  # leg.flags
     LEG_CLOSE = 1  # its connection is not to be used again after this exchange; HTTP/2 has no need of it
     LEG_REUSED = 2  # upstream side: not the first exchange of its connection
     LEG_GOT_BYTES = 4  # upstream side: some of the response has come
+    LEG_FIRST = 8  # upstream side: of those that wait for a shared connection it goes before the others
 
 cdef struct conn
 cdef struct leg

@@ -16,7 +16,7 @@ from lb._fastpath.transport cimport conn, connect_calls, leg
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
 cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
-        bint fresh, bint must_be_open, bint* connecting, int* reason) noexcept nogil
+        bint fresh, bint first, bint must_be_open, bint* connecting, int* reason) noexcept nogil
 cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
         const connect_calls* told, int* reason) noexcept nogil
 cdef void connect_timed_out(conn* c) noexcept nogil

@@ -110,6 +110,7 @@ from lb._fastpath.transport cimport (
     conn_new,
     conn_open,
     conn_quiet,
+    LEG_FIRST,
     leg_calls,
     socket_as_client,
 )
@@ -145,21 +146,23 @@ cdef void upstream_set_calls(connect_calls* given) noexcept nogil:
 # --------------------------------------------------------------------------------------------------------------- leases
 
 cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
-        bint fresh, bint must_be_open, bint* connecting, int* reason) noexcept nogil:
+        bint fresh, bint first, bint must_be_open, bint* connecting, int* reason) noexcept nogil:
     """What carries one exchange of a client (NULL: it has gone) to the endpoint: a kept connection unless `fresh`, else
     a new one.
 
     While it is `connecting`, `connected` or `connect_failed` follow. With `must_be_open` a kept connection is looked at
-    first: a request that cannot be repeated must not go out on one that has been closed meanwhile. NULL with a reason
-    when there is none to be had.
+    first: a request that cannot be repeated must not go out on one that has been closed meanwhile. `first`: of shared
+    connections only one that has not begun, where it goes before the others. NULL with a reason when there is
+    none to be had.
     """
     cdef conn* c = NULL
     connecting[0] = False
     if view.protocol != PROTOCOL_HTTP1:
-        c = shared_with_room(r, view, ep, must_be_open)  # `fresh` or not: one that fails or goes away has no room
+        # `fresh` or not: one that fails or goes away has no room.
+        c = shared_with_room(r, view, ep, first, must_be_open)
         # Where ALPN decides, what it has decided before is expected again, so that a burst shares its connections.
         if c != NULL or view.protocol == PROTOCOL_HTTP2 or ep.pools[r.index].streams:
-            return shared_lease(r, view, ep, c, exchange, connecting, reason)
+            return shared_lease(r, view, ep, c, exchange, first, connecting, reason)
     if not fresh:
         c = pool_take(r, ep)
         # One that was made before its upstream's TLS changed is as good as closed.
@@ -178,9 +181,10 @@ cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, vo
 
 # -------------------------------------------------------------------------------------------------- shared connections
 
-cdef conn* shared_with_room(reactor* r, const upstream_view* view, endpoint* ep, bint must_be_open) noexcept nogil:
+cdef conn* shared_with_room(reactor* r, const upstream_view* view, endpoint* ep, bint first,
+        bint must_be_open) noexcept nogil:
     cdef conn* c = <conn*>ep.pools[r.index].shared
-    while c != NULL and not has_room(view, c, must_be_open):
+    while c != NULL and (not has_room(view, c, must_be_open) or (first and http2_client_begun(c))):
         c = c.older
     return c
 
@@ -196,8 +200,8 @@ cdef bint has_room(const upstream_view* view, conn* c, bint must_be_open) noexce
     return not must_be_open or not http2_client_begun(c) or http2_client_streams(c) or conn_open(c)
 
 
-cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn* c, void* exchange, bint* connecting,
-        int* reason) noexcept nogil:
+cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn* c, void* exchange, bint first,
+        bint* connecting, int* reason) noexcept nogil:
     """A stream of this connection, or of a new one."""
     cdef leg* l
     if c == NULL:
@@ -214,6 +218,8 @@ cdef leg* shared_lease(reactor* r, const upstream_view* view, endpoint* ep, conn
     l = http2_client_stream(c, exchange)
     if l == NULL:
         reason[0] = LB_R_NO_MEMORY
+    elif first:
+        l.flags |= LEG_FIRST
     return l
 
 
