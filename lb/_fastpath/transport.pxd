@@ -38,7 +38,7 @@ cdef struct listening:
     # A listening socket of one reactor.
     io base
     uint32_t place
-    uint32_t slot  # of the listener that it was opened for
+    uint32_t slot  # of the listener that it was opened for, or passed to
     uint32_t name_size
     char* name
     listening* next
