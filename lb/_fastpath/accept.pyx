@@ -225,7 +225,8 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     cdef reactor* r = l.base.r
     cdef table* t = current_table(r)
     cdef listener_view* view = view_of(l, t)
-    cdef uint32_t slot = slot_at(t, l.place, l.slot) if t != NULL else l.slot
+    # Of nobody's place the table gives no slot that could be counted under.
+    cdef uint32_t slot = slot_at(t, l.place, l.slot) if view != NULL else l.slot
     cdef listener_traffic* stats = stats_of(r, slot)
     cdef unsigned char peer[16]
     cdef uint16_t port = 0

@@ -261,7 +261,8 @@ cdef struct table:
     table_pin pins[MAX_REACTORS]
 
 cdef inline uint32_t slot_at(const table* t, uint32_t place, uint32_t before) noexcept nogil:
-    """The slot of the listener that has a place, or had it last; `before`: of the one that its sockets were opened for.
+    """The slot of the listener that has a place, or had it last (LISTENER_GONE is none, and nothing to index with);
+    `before`: of the one that its sockets were opened for.
 
     Sockets and their connections know their place, so that a place passes to another listener with the table, and no
     client meets the rules of one listener at the address of another.

@@ -155,6 +155,51 @@ def test_a_listener_that_only_goes_takes_nobody_with_it(tmp_path: Path) -> None:
             assert asked_anew(site) == b"here"
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["http", "https", "tcp", "tls"])
+def test_a_listener_goes_and_comes_back_while_clients_keep_coming(tmp_path: Path, kind: str) -> None:
+    """Whoever comes to its sockets after the table that has it no more is sent away, or refused; and lb serves on."""
+    authority, port, behind = Authority(), free_port(), free_port()
+    hosts = {"who.test": {"certificates": ["default"]}}
+    native = Native()
+    native.host("who.test", respond("who", 200, "here"))
+    native.certificate("default", authority.issue("who.test"))
+    native.upstream("behind", [f"127.0.0.1:{behind}"])
+    if kind in ("https", "tls"):
+        native.listen_tls("stays", behind, hosts)
+    else:
+        native.listen("stays", behind)
+    if kind == "http":
+        native.listen("comes", port)
+    elif kind == "https":
+        native.listen_tls("comes", port, hosts)
+    elif kind == "tcp":
+        native.carry("comes", port, "behind")
+    else:
+        native.carry_tls("comes", port, {"who.test": "behind"})
+    comes = native.listeners["comes"]
+    context = ssl.create_default_context(cadata=authority.pem)
+
+    def ask_for(client: RawClient) -> bytes:
+        if kind in ("https", "tls"):
+            client.socket = context.wrap_socket(client.socket, server_hostname="who.test")
+        return asked(client)
+
+    with serving(tmp_path, native) as site:
+        with Newcomers(port, ask_for) as newcomers:
+            for _ in range(CHANGES // 3):
+                del native.listeners["comes"]
+                site.apply()
+                wait_until(lambda: refused(("127.0.0.1", port)), "nobody listens there any more")
+                before = len(newcomers.answers)
+                native.listeners["comes"] = comes
+                site.apply()
+                wait_until(lambda: len(newcomers.answers) > before, "clients are answered again")  # noqa: B023
+        assert set(newcomers.answers) == {b"here"}
+        # Where no answer of HTTP is possible, or somebody else's has begun, a connection can only end.
+        assert all(isinstance(error, OSError) or error.seen == b"" for error in newcomers.errors), newcomers.errors
+
+
 def test_an_open_connection_stays_with_whom_its_place_belonged_to_last(tmp_path: Path) -> None:
     """Not with a listener that has got the name of the one it was accepted for."""
     native = Native()

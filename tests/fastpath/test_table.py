@@ -216,6 +216,26 @@ def test_a_place_that_passes_on_and_on_uses_up_no_listeners() -> None:
         engine.stop()
 
 
+def test_who_comes_to_the_sockets_of_a_listener_that_is_gone() -> None:
+    """The table has gone ahead of its sockets: they are about to be closed, and nobody else has the place."""
+    engine = Engine(threads=1)
+    compiler = Compiler(engine, places=lambda listeners: {"here": "goes"} if any(listeners) else {})
+    engine.start()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listener = Listener("goes", 80, host_set="h")
+            engine.publish(compiler.compile(Config({"goes": listener}, {"h": {}}), 1))
+            engine.open_listener("goes", [listening.fileno()], "here")
+            engine.publish(compiler.compile(Config(), 2))
+            with socket.create_connection(listening.getsockname(), 10) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.recv(100) == b"", "the request may be sent again"
+            assert engine.listener_stats()["goes"]["accepted"] == 1
+            wait_until(lambda: engine.listener_stats()["goes"]["active"] == 0, "it is counted to its end")
+    finally:
+        engine.stop()
+
+
 def test_listeners_that_are_over_give_their_places_to_new_ones() -> None:
     engine = Engine(threads=1)
     compiler = Compiler(engine)
