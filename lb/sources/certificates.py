@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -98,11 +99,12 @@ class _Reader:
         self.signatures: dict[str, Signature | None] = {}
         self._ways: set[str] = set()
         self._walked: set[str] = set()
+        self._settled = True
         self._stored = _NOTHING
         """The document that is read now."""
 
     def finish(self, stored: Sequence[Stored]) -> Inlined:
-        settled = all(made.settled for made in self._made.values()) and _all_settled(self.signatures.values())
+        settled = self._settled and all(made.settled for made in self._made.values())
         return Inlined(
             stored,
             tuple(self._problems),
@@ -246,7 +248,9 @@ class _Reader:
         """What stands in a directory, without hidden names: what `..data` holds is met by its links."""
         note_way(directory, self._ways)
         self._walked.add(os.path.abspath(directory))  # noqa: PTH100 - links must not be resolved
+        at_ns = time.time_ns()
         self.signatures[directory] = signature_at(directory)
+        self._settled &= _all_settled([self.signatures[directory]], at_ns)
         return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
     def _bundles(self, place: str, content: Content) -> Content:
@@ -274,6 +278,7 @@ class _Reader:
         """What to put in place: of files that have not changed, or do not fit, what was found before."""
         for file in files:
             note_way(file, self._ways)
+        at_ns = time.time_ns()
         signatures = tuple(signature_at(file) for file in files)
         self.signatures.update(zip(files, signatures, strict=True))
         key = (self._name, *key)
@@ -283,7 +288,7 @@ class _Reader:
         else:
             changes = known.changes if known is not None else None
             mistake = None
-            settled = _all_settled(signatures)
+            settled = _all_settled(signatures, at_ns)
             try:
                 changes = read()
             except OSError as error:
@@ -348,8 +353,8 @@ def _pair_of(path: str, stem: str, names: frozenset[str]) -> _Pair:
     return _Pair(stem, path, beside(".key"), beside(".ocsp"))
 
 
-def _all_settled(signatures: Iterable[Signature | None]) -> bool:
-    return all(one is None or is_settled(one) for one in signatures)
+def _all_settled(signatures: Iterable[Signature | None], at_ns: int) -> bool:
+    return all(one is None or is_settled(one, at_ns) for one in signatures)
 
 
 def _different(*paths: str) -> tuple[str, ...]:

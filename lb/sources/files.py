@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -273,6 +274,7 @@ class _Read(NamedTuple):
     decoded: Decoded
     signature: Signature | None
     """None: the file was changing while it was read."""
+    settled: bool
     empty: bool
     ends_with_newline: bool
 
@@ -303,13 +305,14 @@ def _read_part(file: str, before: _Content) -> _Read | None:
             lambda offset, length: os.pread(handle, length, offset),
             lambda offset, room: _read_into(handle, offset, room),
         )
-        at_end = os.fstat(handle)
+        at_ns, at_end = time.time_ns(), os.fstat(handle)
     if change is None or signature(at_start) != signature(at_end):
         return None
     decoded = decode_change(change, file, before.decoded)
     if decoded is None:
         return None
-    return _Read(decoded, signature(at_end), False, before.ends_with_newline)
+    settled = is_settled(signature(at_end), at_ns)
+    return _Read(decoded, signature(at_end), settled, False, before.ends_with_newline)
 
 
 def _read_into(handle: int, offset: int, room: memoryview) -> None:
@@ -323,24 +326,25 @@ def _read_into(handle: int, offset: int, room: memoryview) -> None:
 
 
 def _read_whole(file: str, previous: Decoded | None) -> _Read:
-    data, signature = _read_bytes(file)
-    return _Read(decode(data, file, previous), signature, not data, data.endswith(b"\n"))
+    data, signature, settled = _read_bytes(file)
+    return _Read(decode(data, file, previous), signature, settled, not data, data.endswith(b"\n"))
 
 
-def _read_bytes(file: str) -> tuple[bytes, Signature | None]:
+def _read_bytes(file: str) -> tuple[bytes, Signature | None, bool]:
+    """What it holds, how to know it by, and whether that must be what it holds as long as it looks like this."""
     if file == STDIN:
-        return sys.stdin.buffer.read(), _READ_ONCE
+        return sys.stdin.buffer.read(), _READ_ONCE, True
     data = b""
     for _ in range(_READ_ATTEMPTS):
         with open(file, "rb") as stream:
             at_start = os.fstat(stream.fileno())
             data = stream.read()
-            at_end = os.fstat(stream.fileno())
+            at_ns, at_end = time.time_ns(), os.fstat(stream.fileno())
         if not stat.S_ISREG(at_start.st_mode):
-            return data, _READ_ONCE
+            return data, _READ_ONCE, True
         if signature(at_start) == signature(at_end) and len(data) == at_end.st_size:
-            return data, signature(at_end)
-    return data, None
+            return data, signature(at_end), is_settled(signature(at_end), at_ns)
+    return data, None, False
 
 
 def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
@@ -348,7 +352,7 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
     decoded = read.decoded
     good = before if before is not None and before.stored else None
     if good is not None and (cut := _why_cut(read, good)):
-        return _keep_all(file, read.signature, good, decoded, cut)
+        return _keep_all(file, read, good, cut)
     parts = decoded.parts()
     kept = _kept_items(decoded, parts, good)
     problems = [*decoded.errors, *(rejected.problem for rejected in parts.rejected)]
@@ -369,7 +373,7 @@ def _judge(file: str, read: _Read, before: _Content | None) -> _Content:
         problems,
         parts.unknown,
         read.ends_with_newline,
-        is_settled(read.signature),
+        read.settled,
     )
 
 
@@ -389,8 +393,8 @@ def _why_cut(read: _Read, good: _Content) -> str:
     return ""
 
 
-def _keep_all(file: str, signature: Signature | None, good: _Content, decoded: Decoded, why: str) -> _Content:
-    last = next((problem for problem in decoded.errors), None)
+def _keep_all(file: str, read: _Read, good: _Content, why: str) -> _Content:
+    last = next((problem for problem in read.decoded.errors), None)
     origin = last.origin if last is not None else Origin(file=file)
     problem = Problem(
         "LB1006",
@@ -399,8 +403,7 @@ def _keep_all(file: str, signature: Signature | None, good: _Content, decoded: D
         why=f"the {len(good.stored)} objects of its last good version stay in use",
         fix="write the file whole, best under another name and then renamed over it",
     )
-    settled = is_settled(signature)
-    return msgspec.structs.replace(good, signature=signature, problems=[problem], settled=settled)
+    return msgspec.structs.replace(good, signature=read.signature, problems=[problem], settled=read.settled)
 
 
 def _kept_items(decoded: Decoded, parts: Parts, good: _Content | None) -> list[Stored]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from typing import NamedTuple
 
 from lb.problems import Origin, Problem
@@ -60,9 +59,11 @@ def signature_at(path: str) -> Signature | None:
         return None
 
 
-def is_settled(found: Signature | None) -> bool:
-    """A file written within the last tick of its clock may change once more and keep its date."""
-    return found is not None and abs(time.time_ns() - found.modified_ns) > _CLOCK_TICK_NS
+def is_settled(found: Signature | None, at_ns: int) -> bool:
+    """A file written within the last tick of its clock may change once more and keep its date. `at_ns`: just before it
+    was looked at. What is done with it may take longer than a tick, and the change would hide in between.
+    """
+    return found is not None and abs(at_ns - found.modified_ns) > _CLOCK_TICK_NS
 
 
 def note_way(path: str, ways: set[str]) -> None:

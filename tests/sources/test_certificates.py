@@ -407,9 +407,9 @@ def test_what_was_written_within_a_tick_of_the_clock_is_read_again(
     write_pair(FIRST, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
     same = signature_at(str(tmp_path))
     monkeypatch.setattr(certificates, "signature_at", lambda path: same)
-    monkeypatch.setattr(certificates, "is_settled", lambda signature: False)
+    monkeypatch.setattr(certificates, "is_settled", lambda signature, at_ns: False)
     source = Source(write_native(tmp_path, certificates=SHOP))
-    monkeypatch.setattr(certificates, "is_settled", lambda signature: True)
+    monkeypatch.setattr(certificates, "is_settled", lambda signature, at_ns: True)
     write_pair(SECOND, tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key")
     assert not source.files.is_settled
     source.read()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.objects.decode import Decoded, decode
 from lb.sources.files import FileSource, find, read_paths
 from lb.sources.store import Store
 
@@ -174,6 +175,24 @@ def test_a_file_written_just_now_is_looked_at_again(tmp_path: Path, monkeypatch:
     source.read()
     assert names(store) == ["b"]
     assert source.is_settled
+
+
+def test_what_takes_long_to_decode_is_no_more_settled_than_it_was_when_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.yaml", "a")
+    written = path.stat().st_mtime_ns
+    monkeypatch.setattr("time.time_ns", lambda: written + 1_000_000)
+
+    def slowly(data: bytes, *others: object) -> Decoded:
+        decoded = decode(data, *others)  # type: ignore[arg-type]
+        monkeypatch.setattr("time.time_ns", lambda: written + 10**9)
+        return decoded
+
+    monkeypatch.setattr("lb.sources.files.decode", slowly)
+    source = FileSource([path], Store())
+    source.read()
+    assert not source.is_settled
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
