@@ -88,9 +88,9 @@ class Listeners:
             self._pass_on(opened, listeners[name])
         new = [name for name, bind in wanted.items() if name not in self.opened or self.opened[name].wanted != bind]
         # What opens does so before anything closes, so that a port that keeps its number is open all the time. But two
-        # at the same place would be one to the engine, and so would two of UDP with the same name.
+        # at the same place would be one to the engine.
         needed = {self._place_of(listeners[name]) for name in new}
-        first = [opened for opened in closing if opened.place in needed or opened.wanted.transport == "udp"]
+        first = [opened for opened in closing if opened.place in needed]
         for opened in first:
             self._close(opened)
         freed = {opened.wanted for opened in first}
@@ -110,14 +110,10 @@ class Listeners:
 
     def _heirs(self, leaving: Iterable[Opened], wanted: Mapping[str, Bind]) -> Iterator[tuple[str, Opened]]:
         """Whose place another listener wants now. Its sockets stay, because who is connecting to them would be reset
-        if they closed, and the published table has said already whose they are. Not so where a socket comes by its
-        listener's name (systemd), or where the clients go with the sockets (UDP's sessions).
+        if they closed, UDP's sessions would end, and the published table has said already whose they are. Not so where
+        a socket comes by its listener's name (systemd).
         """
-        free = {
-            one.wanted: one
-            for one in leaving
-            if one.wanted.transport == "tcp" and not one.activated and _is_one_place(one.wanted)
-        }
+        free = {one.wanted: one for one in leaving if not one.activated and _is_one_place(one.wanted)}
         for name, bind in wanted.items():
             opened = self.opened.get(name)
             if bind in free and (opened is None or opened.wanted != bind):
@@ -138,17 +134,16 @@ class Listeners:
         return self._publish.get(port) or Bind(listener.address, *port)
 
     def places(self, listeners: Iterable[Listener]) -> dict[str, str]:
-        """{place of TCP: listener}, as `sync` will have it: who has it keeps it, and else it goes to who comes first.
+        """{place: listener}, as `sync` will have it: who has it keeps it, and else it goes to who comes first.
 
         Any thread may ask.
         """
         has = {opened.place: name for name, opened in dict(self.opened).items()}
         places: dict[str, str] = {}
         for listener in listeners:
-            if listener.transport == "tcp":
-                place = self._place_of(listener)
-                if place not in places or has.get(place) == listener.name:
-                    places[place] = listener.name
+            place = self._place_of(listener)
+            if place not in places or has.get(place) == listener.name:
+                places[place] = listener.name
         return places
 
     def _place_of(self, listener: Listener) -> str:

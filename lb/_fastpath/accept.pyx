@@ -117,6 +117,7 @@ from lb._fastpath.transport cimport (
     conn_receive,
     conn_shut,
     conn_write,
+    listener_heir,
     note_address,
 )
 
@@ -766,8 +767,8 @@ cdef void run_listen(reactor* r, command* c) noexcept nogil:
 
 
 cdef void run_pass_listener(reactor* r, command* c) noexcept nogil:
-    """The sockets of a place are another listener's from now on; `subject` says which place's, and whose."""
-    cdef listening* heir = <listening*>c.subject
+    """The sockets of a place are those of `subject` from now on."""
+    cdef listener_heir* heir = <listener_heir*>c.subject
     cdef listening* l = <listening*>r.listeners
     while l != NULL:
         if l.place == heir.place:

@@ -232,8 +232,8 @@ cdef void log_session(const session* s, int64_t duration) noexcept nogil:
     memset(sizes, 0, sizeof(sizes))
     at[TEXT_CLIENT] = client
     sizes[TEXT_CLIENT] = <uint32_t>put_address(client, s.peer)
-    at[TEXT_LISTENER] = s.l.name
-    sizes[TEXT_LISTENER] = s.l.name_size
+    at[TEXT_LISTENER] = s.listener_name
+    sizes[TEXT_LISTENER] = s.listener_name_size
     at[TEXT_ROUTE] = s.route_name
     sizes[TEXT_ROUTE] = s.route_name_size
     note_way(at, sizes, s.live, s.ep)

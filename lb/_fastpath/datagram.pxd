@@ -41,7 +41,8 @@ cdef enum:  # session.flags
 cdef struct datagram_socket:
     # A listener's socket of one reactor.
     udp_socket udp
-    uint32_t slot  # of its view in the table and of its counters
+    uint32_t place  # where it is: the table says which listener has that
+    uint32_t slot  # of the listener that it was opened for, or passed to last: of its counters
     uint32_t name_size
     char* name
     datagram_socket* next
@@ -63,6 +64,9 @@ cdef struct session:
     session* next_of_endpoint
     session* previous_of_endpoint
     datagram_socket* l
+    uint32_t slot  # of the listener that it began with, whose name and counters it keeps to its end
+    uint32_t listener_name_size
+    const char* listener_name
     endpoint* ep
     upstream_live* live
     const char* route_name  # outlives the table
@@ -113,6 +117,7 @@ cdef void datagram_install(shared* s) noexcept nogil
 cdef datagrams* datagrams_new(reactor* r) noexcept nogil
 cdef void datagrams_release(reactor* r) noexcept nogil
 cdef void run_open_datagrams(reactor* r, command* c) noexcept nogil
+cdef void run_pass_datagrams(reactor* r, command* c) noexcept nogil
 cdef void run_close_datagrams(reactor* r, command* c) noexcept nogil
 cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil
 cdef void sessions_stay(reactor* r, endpoint* ep) noexcept nogil

@@ -116,9 +116,18 @@ from lb._fastpath.limits cimport client_in_rate, count_client, filled, forget_cl
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
 from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue, refusal
 from lb._fastpath.ring cimport VERSION_UDP
-from lb._fastpath.table cimport datagram_view, draw_target, in_networks, listener_view, table, target, upstream_view
+from lb._fastpath.table cimport (
+    datagram_view,
+    draw_target,
+    in_networks,
+    listener_at,
+    listener_view,
+    table,
+    target,
+    upstream_view,
+)
 from lb._fastpath.timers cimport timer_cancel, timer_set
-from lb._fastpath.transport cimport note_address, socket_as_client
+from lb._fastpath.transport cimport listener_heir, note_address, socket_as_client
 
 
 cdef void datagram_install(shared* s) noexcept nogil:
@@ -185,7 +194,7 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
     """Begin a session with its first datagram. NULL: it is dropped, and counted."""
     cdef reactor* r = l.udp.base.r
     cdef table* t = current_table(r)
-    cdef const listener_view* v = t.listeners[l.slot] if t != NULL and l.slot < t.listener_count else NULL
+    cdef const listener_view* v = listener_at(t, l.place, l.slot)
     cdef const datagram_view* view = v.datagram if v != NULL else NULL
     cdef unsigned char peer[16]
     cdef uint16_t port = 0
@@ -335,8 +344,11 @@ cdef session* session_new(
 
 cdef void begin_counting(session* s, const datagram_view* view) noexcept nogil:
     cdef reactor* r = s.base.r
+    s.slot = s.l.slot
+    s.listener_name = s.l.name
+    s.listener_name_size = s.l.name_size
     s.datagram_stats = s.l.udp.stats
-    s.stats.listener = <listener_traffic*>stats_block(&r.listener_stats, s.l.slot, sizeof(listener_traffic))
+    s.stats.listener = <listener_traffic*>stats_block(&r.listener_stats, s.slot, sizeof(listener_traffic))
     s.stats.route = <traffic*>stats_block(&r.route_stats, view.to.route_id, sizeof(traffic))
     if s.stats.listener != NULL:
         bump(&s.stats.listener.accepted)
@@ -673,7 +685,7 @@ cdef void note_received(session* s, uint64_t bytes, uint64_t count) noexcept nog
 cdef void look_again(session* s) noexcept nogil:
     """A table has come since: does the listener still lead to this upstream?"""
     cdef table* t = current_table(s.base.r)
-    cdef const listener_view* v = t.listeners[s.l.slot] if s.l.slot < t.listener_count else NULL
+    cdef const listener_view* v = listener_at(t, s.l.place, s.l.slot)
     cdef uint32_t i
     s.generation = t.generation
     s.tried = 0
@@ -909,7 +921,7 @@ cdef void finish(session* s, int reason) noexcept nogil:
     account(s)  # before anything is given back: a removed endpoint may go with its last session
     detach(s)
     if s.flags & SESSION_COUNTED:
-        forget_client(r, s.peer, s.l.slot + 1)
+        forget_client(r, s.peer, s.slot + 1)
     session_forget(s)
     timer_cancel(&s.timer)
     lb_put_int(&r.exchange_count, r.exchange_count - 1)
@@ -926,10 +938,10 @@ cdef void account(session* s) noexcept nogil:
     cdef int64_t duration = monotonic_ns() - s.started_ns
     bump(&r.counts.reasons[s.reason])
     count_end(&s.stats, duration, s.first_byte_ns)
-    if s.stats.listener != NULL:
-        bump(&s.stats.listener.closed)
     if r.s.logging:
         log_session(s, duration)
+    if s.stats.listener != NULL:  # last: nothing keeps the name of a listener that is gone but its sessions
+        bump(&s.stats.listener.closed)
 
 
 cdef void end_all(datagram_socket* l, int reason) noexcept nogil:
@@ -1015,16 +1027,31 @@ cdef void socket_release(io* source) noexcept nogil:
     free(source)
 
 
+cdef void run_pass_datagrams(reactor* r, command* c) noexcept nogil:
+    """The sockets of a place are those of `subject` from now on. Their sessions keep the name that they have."""
+    cdef listener_heir* heir = <listener_heir*>c.subject
+    cdef datagrams* d = state_of(r)
+    cdef datagram_socket* l = d.sockets if d != NULL else NULL
+    while l != NULL:
+        if l.place == heir.place:
+            l.slot = heir.slot
+            l.name = heir.name
+            l.name_size = heir.name_size
+            l.udp.stats = <datagram_traffic*>stats_block(&r.datagram_stats, l.slot, sizeof(datagram_traffic))
+        l = l.next
+    free(heir)
+
+
 cdef void run_close_datagrams(reactor* r, command* c) noexcept nogil:
-    """Close the sockets of the listener in slot `number`, and with them its sessions: their answers would have no way
-    back to their clients.
+    """Close the sockets of the place `number`, and with them its sessions: their answers would have no way back to
+    their clients.
     """
     cdef datagrams* d = state_of(r)
     cdef datagram_socket** link = &d.sockets if d != NULL else NULL
     cdef datagram_socket* l
     while link != NULL and link[0] != NULL:
         l = link[0]
-        if l.slot != <uint32_t>c.number:
+        if l.place != <uint32_t>c.number:
             link = &l.next
             continue
         link[0] = l.next

@@ -285,8 +285,8 @@ class Engine:
         upstreams: dict[str, UpstreamView],
         places: dict[str, str] | None = None,
     ) -> Table:
-        """`places`: which listener of TCP a place has that open_listener was told, or will be. What connects there is
-        served by that one from the moment this table is published.
+        """`places`: which listener a place has that open_listener was told, or will be. What comes there is served by
+        that one from the moment this table is published.
         """
     def start(self) -> None:
         """Start the threads. They accept nothing before a table is published and a listener opened."""
@@ -303,7 +303,7 @@ class Engine:
     def pass_listener(self, place: str, name: str) -> None:
         """The sockets at a place are another listener's, as the published table says already."""
     def close_listener(self, place: str) -> None:
-        """Take what waits in the accept queues, then close the sockets. Connections go on."""
+        """Take what waits in the accept queues, then close the sockets. Connections go on, UDP sessions end."""
     def stop_accepting(self) -> None: ...
     def drain(self) -> None:
         """Answer what is under way with `Connection: close`, close idle connections."""

@@ -113,6 +113,7 @@ from lb._fastpath.datagram cimport (
     datagrams_release,
     run_close_datagrams,
     run_open_datagrams,
+    run_pass_datagrams,
     sessions_drain,
     sessions_leave,
     sessions_stay,
@@ -190,7 +191,7 @@ from lb._fastpath.table cimport (
 )
 from lb._fastpath.stream cimport flow, flows_drain, flows_stay, stream_install
 from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
-from lb._fastpath.transport cimport conn, listening, proxied
+from lb._fastpath.transport cimport conn, listener_heir, listening, proxied
 from lb._fastpath.upstream cimport pool_close
 
 REASONS = tuple(lb_reason_names[i].decode() for i in range(LB_REASON_COUNT))
@@ -985,7 +986,7 @@ cdef class Engine:
     cdef dict route_ids
     cdef dict stream_names
     cdef list listener_names
-    cdef dict places  # where TCP is accepted, or was: its number
+    cdef dict places  # where sockets are open, or were: its number
     cdef dict holders  # who has such a place, or had it last
     cdef dict open_names  # of listeners for which sockets were opened, by place
     cdef set datagram_places  # those of them where the sockets are of UDP
@@ -1337,6 +1338,9 @@ cdef class Engine:
         for place, name in (places or {}).items():
             self.place_of(place)
             self.holders[place] = name
+            view = listeners[name]
+            if view.p.datagram != NULL:
+                self.datagram_places.add(place)
         if self.overrides:
             effective = dict(upstreams)
             for name, weights in self.overrides.items():
@@ -1346,12 +1350,14 @@ cdef class Engine:
                 [self.holder_of(place, listeners) for place in self.places])
 
     cdef str holder_of(self, str place, dict listeners):
-        """Who has a place, or had it last and serves elsewhere now; empty: who had it is gone; None: nobody ever."""
+        """Who has a place, or had it last and serves elsewhere now; empty: who had it is gone, or of UDP now while the
+        place is of TCP, or the other way around; None: nobody ever."""
         cdef str name = self.holders.get(place)
         cdef ListenerView view = listeners.get(name)
         if name is None:
             return None
-        return name if view is not None and view.p.datagram == NULL else ""
+        is_udp_now = view is not None and view.p.datagram != NULL
+        return name if view is not None and is_udp_now == (place in self.datagram_places) else ""
 
     cdef uint32_t place_of(self, str place):
         """The number of a place. It keeps it, because sockets and connections know it by that."""
@@ -1548,7 +1554,7 @@ cdef class Engine:
     def open_listener(self, str name, descriptors, str place=None):
         """Accept on these listening sockets: one a reactor, or one for all. Of UDP sockets each has its own reactor,
         because its sessions are there: a single one is served by a single reactor. `place`: where that is, which may
-        pass to another listener with a table if it is of TCP; none is named: the listener's own."""
+        pass to another listener with a table; none is named: the listener's own."""
         cdef uint32_t slot = self.slot_of(name)
         cdef uint32_t number
         cdef bytes raw = self.listener_names[slot]
@@ -1556,12 +1562,12 @@ cdef class Engine:
         cdef int i, fd
         place = place or name
         descriptors = list(descriptors)
+        number = self.place_of(place)
         if is_udp(descriptors[0]):
-            self.open_datagrams(slot, descriptors[:self.s.reactor_count])
             self.datagram_places.add(place)
+            self.open_datagrams(slot, descriptors[:self.s.reactor_count], number)
             self.open_names[place] = name
             return
-        number = self.place_of(place)
         for i in range(self.s.reactor_count):
             fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
             if fd < 0:
@@ -1579,7 +1585,7 @@ cdef class Engine:
             self.post_to(i, run_listen, l, 0)
         self.open_names[place] = name
 
-    cdef open_datagrams(self, uint32_t slot, list descriptors):
+    cdef open_datagrams(self, uint32_t slot, list descriptors, uint32_t place):
         cdef bytes raw = self.listener_names[slot]
         cdef datagram_socket* l
         cdef int i, first, fd
@@ -1594,10 +1600,11 @@ cdef class Engine:
                 free(l)
                 if fd >= 0:
                     close(fd)
-                self.post(run_close_datagrams, NULL, slot)  # those that have been opened
+                self.post(run_close_datagrams, NULL, place)  # those that have been opened
                 raise OSError(errno.EMFILE, "cannot open a UDP socket: out of descriptors or memory")
             os.set_blocking(fd, False)
             l.udp.base.fd = fd
+            l.place = place
             l.slot = slot
             l.name = raw
             l.name_size = <uint32_t>len(raw)
@@ -1608,28 +1615,26 @@ cdef class Engine:
         """The sockets at a place are another listener's from now on."""
         cdef uint32_t slot = self.slot_of(name)
         cdef bytes raw = self.listener_names[slot]
-        cdef listening* heir
+        cdef listener_heir* heir
         cdef int i
         self.closed_names[self.open_names[place]] = self.turns()
         for i in range(self.s.reactor_count):
-            heir = <listening*>calloc(1, sizeof(listening))
+            heir = <listener_heir*>calloc(1, sizeof(listener_heir))
             if heir == NULL:
                 raise MemoryError
             heir.place = self.place_of(place)
             heir.slot = slot
             heir.name = raw
             heir.name_size = <uint32_t>len(raw)
-            self.post_to(i, run_pass_listener, heir, 0)
+            self.post_to(i, run_pass_datagrams if place in self.datagram_places else run_pass_listener, heir, 0)
         self.open_names[place] = name
 
     def close_listener(self, str place):
         """Stop accepting at a place; its connections go on, its UDP sessions end."""
         cdef str name = self.open_names.pop(place)
-        if place in self.datagram_places:
-            self.datagram_places.discard(place)
-            self.post(run_close_datagrams, NULL, self.slot_of(name))
-        else:
-            self.post(run_close_listener, NULL, self.place_of(place))
+        self.post(
+            run_close_datagrams if place in self.datagram_places else run_close_listener, NULL, self.place_of(place)
+        )
         self.closed_names[name] = self.turns()
 
     def stop_accepting(self):

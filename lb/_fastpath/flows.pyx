@@ -130,7 +130,7 @@ cdef void see_flow(const flow* f, sight* seen) noexcept nogil:
 cdef void see_session(const session* s, sight* seen) noexcept nogil:
     memset(seen, 0, sizeof(sight))
     seen.s = s
-    seen.slot = s.l.slot
+    seen.slot = s.slot
     seen.peer = &s.peer[0]
     seen.live = s.live
     seen.ep = s.ep

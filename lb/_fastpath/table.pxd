@@ -255,7 +255,7 @@ cdef struct table:
     uint32_t listener_count
     listener_view** listeners  # by listener slot; NULL: the listener is gone
     uint32_t place_count
-    uint32_t* places  # by place where TCP is accepted: the slot of the listener that has it, or had it last
+    uint32_t* places  # by place: the slot of the listener that has it, or had it last
     uint32_t upstream_count
     upstream_view** upstreams  # By upstream slot; NULL for a slot not in use.
     table_pin pins[MAX_REACTORS]

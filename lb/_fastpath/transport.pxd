@@ -46,6 +46,13 @@ cdef struct listening:
     bint stopped
     bint carries  # what its clients send is only carried: it may be no HTTP
 
+cdef struct listener_heir:
+    # Whose the sockets of a place are from now on: TCP's (accept.pxd) or UDP's (datagram.pxd).
+    uint32_t place
+    uint32_t slot
+    uint32_t name_size
+    char* name
+
 cdef struct chunk_state:
     # Where a chunked body stands; see http1.pxd.
     uint64_t left

@@ -230,13 +230,25 @@ def test_of_two_that_want_a_place_one_has_it(engine: Accepting) -> None:
     assert engine.calls == [f"open {place}", f"pass {place} to b", f"pass {place} to c"]
 
 
-def test_udp_sockets_and_free_ports_stay_with_their_listener(engine: Accepting) -> None:
+def test_free_ports_stay_with_their_listener(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {(80, "tcp"): Bind("127.0.0.1", 0)})
+    listeners.sync(names(web=Listener("web", 80), more=Listener("more", 80)))
+    assert len({opened[0].getsockname() for opened in engine.open.values()}) == 2
+    listeners.sync(names(front=Listener("front", 80), more=Listener("more", 80)))
+    assert list(engine.open) == ["more", "front"]
+    assert not listeners.problems
+
+
+def test_udp_sockets_pass_on_as_those_of_tcp_do(engine: Accepting) -> None:
+    """Their sessions would end with them. A port of TCP with the same number is another place."""
+    listeners = Listeners(engine, 2, {})
     port = free_port()
-    listeners.sync(names(a=udp("a", port), web=Listener("web", 80), more=Listener("more", 80)))
-    assert len({opened[0].getsockname() for opened in engine.open.values()}) == 3
-    listeners.sync(names(b=udp("b", port), front=Listener("front", 80), more=Listener("more", 80)))
-    assert list(engine.open) == ["more", "b", "front"]
+    listeners.sync(names(a=udp("a", port), web=Listener("web", port, "127.0.0.1")))
+    kept = dict(engine.open)
+    wanted = names(b=udp("b", port), web=Listener("web", port, "127.0.0.1"))
+    assert sorted(listeners.places(wanted.values()).values()) == ["b", "web"]
+    listeners.sync(wanted)
+    assert engine.open == {"b": kept["a"], "web": kept["web"]}
     assert not listeners.problems
 
 

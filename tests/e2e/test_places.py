@@ -281,6 +281,80 @@ def test_a_udp_listener_moves(tmp_path: Path) -> None:
                 site.apply()
 
 
+@pytest.mark.timeout(240)
+def test_udp_sessions_outlive_the_name_of_their_listener(tmp_path: Path) -> None:
+    """What a client sends arrives, from the very port that its session has had from the beginning."""
+    port = free_port()
+    native = Native()
+    native.listen("http", free_port())
+    with UdpServer(named("here")) as server:
+        native.upstream("server", [server.key])
+        native.carry_datagrams("name-0", port, "server")
+        with serving(tmp_path, native) as site, udp_client(("127.0.0.1", port)) as kept:
+            assert ask(kept, b"x") == b"herex"
+            for number in range(1, 10):
+                native.listeners[f"name-{number}"] = native.listeners.pop(f"name-{number - 1}")
+                site.apply()
+                assert ask(kept, b"x") == b"herex"
+                assert heard(("127.0.0.1", port)) == b"herex"
+            assert len(server.senders) == 10, "one session of who stayed, and nine of who came"
+            assert site.lb.metric("lb_listener_connections_active", listener="name-0") == 1
+            assert site.lb.metric("lb_listener_connections_total", listener="name-9") == 1
+            del native.listeners["name-9"]
+            site.apply()
+            ended = site.lb.wait_log(reason="listener-removed")
+            assert {record["listener"] for record in ended} == {f"name-{number}" for number in range(10)}
+
+
+def test_a_udp_port_passes_to_another_service(tmp_path: Path) -> None:
+    """New clients are the other one's at once, those that came before have its drain time."""
+    port = free_port()
+    native = Native()
+    native.listen("http", free_port())
+    with UdpServer(named("first")) as first, UdpServer(named("second")) as second:
+        native.upstream("first", [first.key])
+        native.upstream("second", [second.key])
+        native.carry_datagrams("one", port, "first", drain_timeout="30s")
+        with serving(tmp_path, native) as site, udp_client(("127.0.0.1", port)) as kept:
+            assert ask(kept, b"x") == b"firstx"
+            del native.listeners["one"]
+            native.carry_datagrams("two", port, "second", drain_timeout="200ms")
+            site.apply()
+            assert heard(("127.0.0.1", port)) == b"secondx"
+            assert ask(kept, b"x") == b"firstx"
+
+
+def test_a_udp_listener_goes_and_comes_back_while_clients_keep_coming(tmp_path: Path) -> None:
+    port, over = free_port(), threading.Event()
+    native = Native()
+    native.listen("http", free_port())
+
+    def send_anew() -> None:
+        while not over.wait(0.0005):
+            with suppress(ConnectionRefusedError), udp_client(("127.0.0.1", port)) as client:
+                client.send(b"x")
+
+    with UdpServer(named("here")) as server:
+        native.upstream("server", [server.key])
+        native.carry_datagrams("comes", port, "server")
+        comes = native.listeners["comes"]
+        with serving(tmp_path, native) as site:
+            senders = [threading.Thread(target=send_anew) for _ in range(2)]
+            for sender in senders:
+                sender.start()
+            try:
+                for _ in range(CHANGES // 3):
+                    del native.listeners["comes"]
+                    site.apply()
+                    native.listeners["comes"] = comes
+                    site.apply()
+                    wait_until(lambda: heard(("127.0.0.1", port)) == b"herex", "it answers again")
+            finally:
+                over.set()
+                for sender in senders:
+                    sender.join()
+
+
 def is_let_go(client: RawClient) -> bool:
     """Closed without an answer, as a connection that has been idle for too long: the request may be sent again."""
     with pytest.raises(Truncated) as ended:

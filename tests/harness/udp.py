@@ -39,6 +39,7 @@ class UdpServer:
         self.address = address
         self.port: int = self._socket.getsockname()[1]
         self.datagrams = 0
+        self.senders: set[tuple[str, int]] = set()
         self._open = True
         self._thread = threading.Thread(target=self._run, name=f"udp server {self.port}", daemon=True)
         self._thread.start()
@@ -69,6 +70,7 @@ class UdpServer:
             if not self._open:
                 return
             self.datagrams += 1
+            self.senders.add(sender[:2])
             if self._answer is None:
                 self._received.put((data, sender[:2]))
                 continue
