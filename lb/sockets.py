@@ -80,6 +80,7 @@ class Listeners:
     def sync(self, listeners: Mapping[str, Listener]) -> None:
         """Open what is new, close what is gone, try again what could not be opened before."""
         wanted = {name: self.bind_of(listener) for name, listener in listeners.items()}
+        places = self.places(listeners.values())
         self._ports = {(listener.port, listener.transport) for listener in listeners.values()}
         leaving = [opened for name, opened in self.opened.items() if wanted.get(name) != opened.wanted]
         passed = dict(self._heirs(leaving, wanted))
@@ -97,7 +98,7 @@ class Listeners:
         self.closed = {}
         for name in new:
             try:
-                self._open(listeners[name], wanted[name], share=self._is_beside_ours(wanted[name], freed))
+                self._open(listeners[name], wanted[name], places, share=self._is_beside_ours(wanted[name], freed))
             except OSError as error:
                 self.closed[name] = _problem(listeners[name], wanted[name], error)
         for opened in closing:
@@ -121,10 +122,11 @@ class Listeners:
 
     def retry(self, listeners: Mapping[str, Listener]) -> None:
         """Open what could not be opened, if it can be now: a virtual address has moved here, or its holder has gone."""
+        places = self.places(listeners.values())
         for name in [name for name in self.closed if name in listeners]:
             bind = self.bind_of(listeners[name])
             with suppress(OSError):
-                self._open(listeners[name], bind, share=self._is_beside_ours(bind, ()))
+                self._open(listeners[name], bind, places, share=self._is_beside_ours(bind, ()))
                 del self.closed[name]
                 self.problems = tuple(self.closed.values())
 
@@ -185,8 +187,13 @@ class Listeners:
         meeting = (one for one in (*others, *freed) if (one.port, one.transport) == (bind.port, bind.transport))
         return any(one == bind or one.address in _ALL or bind.address in _ALL for one in meeting)
 
-    def _open(self, listener: Listener, bind: Bind, *, share: bool) -> None:
-        name = listener.name
+    def _open(self, listener: Listener, bind: Bind, places: Mapping[str, str], *, share: bool) -> None:
+        """`places`: as the table has them. What it gives to one must not be open for another, should whoever keeps the
+        port from both go between their tries.
+        """
+        name, place = listener.name, self._place_of(listener)
+        if places[place] != name:
+            raise OSError(errno.EADDRINUSE, f"listener {places[place]} is to have it")
         with ExitStack() as close_ours:  # the engine has its own duplicates
             activated = self._find_activated(name, bind)
             # The engine takes a moment to close a socket, which must not look like somebody else's.
@@ -199,7 +206,6 @@ class Listeners:
             for opened in sockets:
                 if opened is not activated:
                     close_ours.callback(opened.close)
-            place = self._place_of(listener)
             self._engine.open_listener(name, [opened.fileno() for opened in sockets], place)
             where = _address_of(sockets[0])
         self.opened[name] = Opened(name, listener.port, bind, where, activated is not None, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -228,6 +229,26 @@ def test_of_two_that_want_a_place_one_has_it(engine: Accepting) -> None:
     assert apply("b", "c") == {place: "b"}, "it passes to who comes first"
     assert apply("c") == {place: "c"}
     assert engine.calls == [f"open {place}", f"pass {place} to b", f"pass {place} to c"]
+
+
+def test_who_is_to_have_a_place_alone_gets_it(engine: Accepting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when whoever keeps it from both goes away between their tries: the table has named one of them."""
+    port = free_port()
+    listeners = Listeners(engine, 1, {})
+    wanted = names(a=Listener("a", port, "127.0.0.1"), b=Listener("b", port, "127.0.0.1"))
+    with socket.create_server(("127.0.0.1", port)) as holder:
+
+        def fail_and_go(*_: object, **__: object) -> list[socket.socket]:
+            holder.close()
+            monkeypatch.undo()
+            raise OSError(errno.EADDRINUSE, "in use")
+
+        monkeypatch.setattr("lb.sockets.open_sockets", fail_and_go)
+        listeners.sync(wanted)
+    assert not listeners.opened
+    assert listeners.closed["b"].why == "listener a is to have it"
+    listeners.retry(wanted)
+    assert list(listeners.opened) == ["a"]
 
 
 def test_free_ports_stay_with_their_listener(engine: Accepting) -> None:
