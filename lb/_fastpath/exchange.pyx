@@ -68,7 +68,7 @@ from lb._fastpath.grpc_web cimport (
     bridge_trailers,
 )
 from lb._fastpath.http2 cimport http2_set_calls
-from lb._fastpath.http2_client cimport http2_client_room, http2_client_silent
+from lb._fastpath.http2_client cimport http2_client_leaves, http2_client_silent
 from lb._fastpath.http2_server cimport http2_server_cut, http2_server_install
 from lb._fastpath.http1 cimport (
     build_request,
@@ -510,8 +510,9 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     cdef bint whole = not x.flags & X_BODY_SENT or (x.flags & X_KEEPS_BODY) != 0
     cdef bint refused = reason == LB_R_UPSTREAM_REFUSED and whole
     # A connection that goes away leaves out what has crossed its goodbye. Under load the next one may do so again:
-    # others were first. That says nothing about the request, nor about the endpoint, and counts as no retry.
-    cdef bint left_out = refused and not connecting and http2_client_room(u.c) == 0
+    # others were first. That says nothing about the request, nor about the endpoint, and counts as no retry. Who
+    # refuses on a connection that stays means it.
+    cdef bint left_out = refused and not connecting and http2_client_leaves(u.c)
     x.u = NULL
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:

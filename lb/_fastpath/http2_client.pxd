@@ -20,6 +20,7 @@ cdef struct pool_calls:
 cdef void http2_set_pool_calls(pool_calls* given) noexcept nogil
 cdef bint http2_client_open(conn* c) noexcept nogil
 cdef void http2_client_connected(conn* c) noexcept nogil
+cdef bint http2_client_leaves(const conn* c) noexcept nogil
 cdef bint http2_client_begun(conn* c) noexcept nogil
 cdef int http2_client_room(conn* c) noexcept nogil
 cdef bint http2_client_silent(const leg* l) noexcept nogil

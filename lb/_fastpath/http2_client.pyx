@@ -208,6 +208,11 @@ cdef bint leaving(const session* s) noexcept nogil:
     return s.reason != 0 or (s.flags & (S_PEER_AWAY | S_TOLD_AWAY | S_DOOMED)) != 0
 
 
+cdef bint http2_client_leaves(const conn* c) noexcept nogil:
+    """Whether nothing more begins on it, because it is on its way out, not because it is full."""
+    return c.session != NULL and leaving(<const session*>c.session)
+
+
 cdef bint http2_client_begun(conn* c) noexcept nogil:
     """Whether a stream of it can begin at once."""
     return (<session*>c.session).flags & S_BEGUN != 0
@@ -413,7 +418,7 @@ cdef void begin_some(session* s, uint32_t wanted, uint32_t* room) noexcept nogil
         st = st.next
     while st != NULL:
         st.flags |= ST_TELLING
-        if st.flags & ST_HELD and not st.flags & (ST_OPEN | ST_OUT_ENDED) and st.leg.flags & wanted == wanted:
+        if st.flags & ST_HELD and not st.flags & (ST_OPEN | ST_OUT_ENDED | ST_LOST) and st.leg.flags & wanted == wanted:
             if room[0]:
                 room[0] -= 1
                 pool.begin(&st.leg)

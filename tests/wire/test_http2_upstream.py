@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -376,6 +377,20 @@ def test_all_refuse(make: Make) -> None:
         assert b"upstream-refused" in answer.body
     assert setup.reason("/refused") == "upstream-refused"
     assert len(setup.endpoints[0].server.calls) + len(setup.endpoints[1].server.calls) <= 6
+
+
+@pytest.mark.parametrize("streams", [1, 100])
+def test_full_connection_that_refuses_goes_on(make: Make, streams: int) -> None:
+    """It leaves nobody out: its endpoint says no, and is not asked again and again on new connections."""
+
+    async def refuse(call: Call) -> None:
+        call.reset(ErrorCodes.REFUSED_STREAM)
+
+    setup = make(Endpoint("full", refuse, settings={STREAMS: streams}), Endpoint("free"))
+    with setup.client() as client:
+        assert bodies([client.begin(f"/{number}") for number in range(10)]) == [b"free"] * 10
+    asked = Counter(call.target for call in setup.endpoint.server.calls)
+    assert max(asked.values()) <= 2
 
 
 @pytest.mark.parametrize("code", [ErrorCodes.INTERNAL_ERROR, ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.CANCEL])
@@ -773,6 +788,25 @@ def test_auto_without_tls_is_http1(make: Make) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- websockets
+
+
+def test_left_out_and_then_without_extended_connect(make: Make) -> None:
+    """The next connection is asked once, although whom another one has left out goes first there."""
+
+    async def replaced(call: Call) -> None:
+        server.settings[SettingCodes.ENABLE_CONNECT_PROTOCOL] = 0
+        for one in server.open:
+            one.go_away(0, 0, close=True)
+
+    setup = make(Endpoint("one", replaced))
+    server = setup.endpoint.server
+    sent = []
+    with setup.client("1.1") as client:
+        for target in ("/first", "/again"):
+            assert client.websocket(setup.host, target).rest().status == 502
+            assert setup.reason(target) == "upstream-no-websocket"
+            sent.append(setup.metric("lb_upstream_sent_bytes_total"))
+    assert sent[0] == 2 * (sent[1] - sent[0]), "on two connections, and then on the second one"
 
 
 def test_endpoint_without_extended_connect(make: Make) -> None:
