@@ -94,7 +94,7 @@ class Listeners:
         first = [opened for opened in closing if opened.place in needed]
         for opened in first:
             self._close(opened)
-        freed = {opened.wanted for opened in first}
+        freed = {opened.wanted for opened in closing}
         self.closed = {}
         for name in new:
             try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.model.listener import Listener
+from lb.model.listener import Listener, ListenerProtocol
 from lb.settings import Bind
 from lb.sockets import Listeners, open_sockets
 from tests.harness.ports import free_port
@@ -165,6 +165,16 @@ def test_what_opens_does_so_before_anything_closes(engine: Accepting) -> None:
     assert not listeners.problems
 
 
+def test_a_port_is_free_whose_holder_has_moved_on(engine: Accepting) -> None:
+    """It still has its sockets there when the next one opens, although its name stands for another place already."""
+    listeners = Listeners(engine, 1, {})
+    first, second = free_port(), free_port()
+    listeners.sync(names(a=Listener("a", first)))
+    listeners.sync(names(a=Listener("a", second), b=Listener("b", first, "127.0.0.1")))
+    assert listeners.problems == ()
+    assert sorted(listeners.opened) == sorted(engine.open) == ["a", "b"]
+
+
 def test_an_address_that_is_not_here_is_told(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {})
     listeners.sync(names(web=Listener("web", free_port(), "192.0.2.1")))
@@ -229,6 +239,23 @@ def test_of_two_that_want_a_place_one_has_it(engine: Accepting) -> None:
     assert apply("b", "c") == {place: "b"}, "it passes to who comes first"
     assert apply("c") == {place: "c"}
     assert engine.calls == [f"open {place}", f"pass {place} to b", f"pass {place} to c"]
+
+
+@pytest.mark.parametrize("transport", ["http", "udp"])
+def test_of_two_at_a_place_of_several_addresses_one_has_it(engine: Accepting, transport: ListenerProtocol) -> None:
+    """A listener on one address shares the port with one on all of them, not with both of those."""
+    listeners = Listeners(engine, 1, {})
+    port = free_port()
+    every, other = Listener("every", port, "", transport), Listener("other", port, "", transport)
+    one = Listener("one", port, "127.0.0.2", transport)
+    listeners.sync(names(every=every, one=one, other=other))
+    assert list(listeners.closed) == ["other"]
+    listeners.retry(names(every=every, one=one, other=other))
+    assert list(listeners.closed) == ["other"]
+    listeners.sync(names(one=one, other=other))
+    assert sorted(listeners.opened) == sorted(engine.open) == ["one", "other"]
+    listeners.sync({})
+    assert not engine.open
 
 
 def test_who_is_to_have_a_place_alone_gets_it(engine: Accepting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +332,18 @@ def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name
         assert listeners.opened["web"].activated
         listeners.close()
         socket.create_connection(("127.0.0.1", port), 20).close()
+
+
+def test_a_socket_from_systemd_is_one_listeners(engine: Accepting) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as activated:
+        port = activated.getsockname()[1]
+        listeners = Listeners(engine, 1, {}, [("web", activated)])
+        wanted = names(a=Listener("a", port, "127.0.0.1"), b=Listener("b", port, "127.0.0.1"))
+        listeners.sync(wanted)
+        assert list(listeners.closed) == ["b"]
+        assert list(engine.open) == ["a"]
+        listeners.sync(names(b=wanted["b"]))
+        assert list(listeners.opened) == list(engine.open) == ["b"]
 
 
 def test_what_could_not_be_opened_opens_when_it_can(engine: Accepting) -> None:
