@@ -1569,14 +1569,15 @@ cdef class Engine:
             self.open_names[place] = name
             return
         for i in range(self.s.reactor_count):
-            fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
-            if fd < 0:
-                raise OSError(errno.EMFILE, "cannot duplicate a listening socket")
-            os.set_blocking(fd, False)
             l = <listening*>calloc(1, sizeof(listening))
-            if l == NULL:
-                close(fd)
-                raise MemoryError
+            fd = fcntl(<int>descriptors[i % len(descriptors)], F_DUPFD_CLOEXEC, 3)
+            if l == NULL or fd < 0:
+                free(l)
+                if fd >= 0:
+                    close(fd)
+                self.post(run_close_listener, NULL, number)  # those that have been opened
+                raise OSError(errno.EMFILE, "cannot open a listening socket: out of descriptors or memory")
+            os.set_blocking(fd, False)
             l.base.fd = fd
             l.place = number
             l.slot = slot
@@ -1617,7 +1618,6 @@ cdef class Engine:
         cdef bytes raw = self.listener_names[slot]
         cdef listener_heir* heir
         cdef int i
-        self.closed_names[self.open_names[place]] = self.turns()
         for i in range(self.s.reactor_count):
             heir = <listener_heir*>calloc(1, sizeof(listener_heir))
             if heir == NULL:
@@ -1627,6 +1627,7 @@ cdef class Engine:
             heir.name = raw
             heir.name_size = <uint32_t>len(raw)
             self.post_to(i, run_pass_datagrams if place in self.datagram_places else run_pass_listener, heir, 0)
+        self.closed_names[self.open_names[place]] = self.turns()
         self.open_names[place] = name
 
     def close_listener(self, str place):

@@ -236,6 +236,31 @@ def test_who_comes_to_the_sockets_of_a_listener_that_is_gone() -> None:
         engine.stop()
 
 
+def test_a_listener_that_cannot_be_opened_everywhere_is_opened_nowhere() -> None:
+    """Else nobody could open it any more: its port would be taken, by a socket that no one closes."""
+    engine = Engine(threads=2)
+    engine.publish(Compiler(engine).compile(Config({"web": Listener("web", 80, host_set="h")}, {"h": {}}), 1))
+    engine.start()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = listening.getsockname()
+            with pytest.raises(OSError, match="cannot open a listening socket"):
+                engine.open_listener("web", [listening.fileno(), -1])
+        wait_until(lambda: not is_open(address), "its sockets are closed")
+        with socket.create_server(address) as listening:
+            engine.open_listener("web", [listening.fileno()])
+        with socket.create_connection(address, 10) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 404")
+    finally:
+        engine.stop()
+
+
+def is_open(address: tuple[str, int]) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(address) == 0
+
+
 def test_listeners_that_are_over_give_their_places_to_new_ones() -> None:
     engine = Engine(threads=1)
     compiler = Compiler(engine)
