@@ -23,7 +23,7 @@ from lb.certs.pem import CertificateError, has_key, read_bundle, read_pair
 from lb.objects.meta import ObjectMeta
 from lb.objects.view import NativeConfig, Stored
 from lb.problems import Origin, Problem
-from lb.sources.paths import Signature, is_settled, note_way, os_problem, read_regular, signature_at
+from lb.sources.paths import Signature, is_passing, is_settled, note_way, os_problem, read_regular, signature_at
 
 Content = Mapping[str, Any]
 _Changes = dict[str, Any]
@@ -294,6 +294,7 @@ class _Reader:
             except OSError as error:
                 problem = os_problem(str(error.filename or files[0]), error)
                 mistake = (problem.code, problem.what, problem.fix)
+                settled = settled and not is_passing(error)
             except CertificateError as error:
                 mistake = ("LB1008", f"{error.what} ({', '.join(files)})", error.fix)
             made = _Made(signatures, changes, mistake, settled)

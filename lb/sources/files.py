@@ -28,7 +28,7 @@ from lb.objects.meta import Key
 from lb.objects.view import Stored
 from lb.problems import Origin, Problem
 from lb.sources.certificates import Inlined, inline
-from lb.sources.paths import Places, Signature, is_settled, make_places, note_way, os_problem, signature
+from lb.sources.paths import Places, Signature, is_passing, is_settled, make_places, note_way, os_problem, signature
 from lb.sources.store import Store, key_of
 
 STDIN = "-"
@@ -284,7 +284,8 @@ def _read(file: str, status: os.stat_result, before: _Content | None) -> _Conten
         read = _read_part(file, before) if before is not None else None
         read = read or _read_whole(file, before.decoded if before else None)
     except OSError as error:
-        return _unreadable(os_problem(file, error), before, signature(status))
+        content = _unreadable(os_problem(file, error), before, signature(status))
+        return msgspec.structs.replace(content, settled=False) if is_passing(error) else content
     return _judge(file, read, before)
 
 

@@ -4,6 +4,7 @@
 # ruff: noqa: PTH100, PTH112, PTH114, PTH115, PTH116, PTH118, PTH120
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from lb.problems import Origin, Problem
 
 CHECK_PATH = "check the path"
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _CLOCK_TICK_NS = 20_000_000
 """File dates are this coarse: the kernel's tick, 10 ms at most, and some more."""
@@ -97,9 +99,14 @@ def read_regular(path: str, most_bytes: int) -> bytes:
 def os_problem(path: str, error: OSError) -> Problem:
     """LB1001 for a file that the system will not read."""
     reason = error.strerror or str(error)
-    return Problem(
-        "LB1001",
-        Origin(file=path),
-        f"{path} cannot be read: {reason}",
-        fix=CHECK_PATH if isinstance(error, FileNotFoundError | NotADirectoryError) else "check its permissions",
-    )
+    fix = "check its permissions"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        fix = CHECK_PATH
+    elif error.errno in _NO_DESCRIPTORS:
+        fix = "raise the limit of open files"
+    return Problem("LB1001", Origin(file=path), f"{path} cannot be read: {reason}", fix=fix)
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether nothing need change about the file for it to be read: it was the host that had too little left."""
+    return error.errno in (*_NO_DESCRIPTORS, errno.ENOMEM)

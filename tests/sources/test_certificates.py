@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -160,6 +161,28 @@ def test_what_is_broken_keeps_what_it_had_and_costs_only_itself(break_it: Any, c
     key.write_text(FIRST.key)
     source.read()
     assert source.problems() == []
+
+
+def test_a_certificate_that_no_descriptor_was_left_for_is_read_when_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, key = tmp_path / "tls/shop.crt", tmp_path / "tls/shop.key"
+    write_pair(FIRST, chain, key)
+    path = write_native(tmp_path, certificates=SHOP)
+    for one in (chain, key, path):
+        os.utime(one, (0, 0))
+
+    def refuse(name: str, *_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.sources.paths.os.open", refuse)  # the native file itself is read in another way
+        source = Source(path)
+    assert source.codes() == ["LB1001"]
+    assert not source.files.is_settled, "it is looked at again soon"
+    source.read()
+    assert (source.codes(), source.served()) == ([], {"shop": FIRST.chain})
+    assert source.files.is_settled
 
 
 def test_a_certificate_that_is_missing_is_told_once_where_it_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from lb.objects.decode import Decoded, decode
 from lb.sources.files import FileSource, find, read_paths
 from lb.sources.store import Store
+from tests.harness.descriptors import no_descriptors
 
 
 def write(path: Path, *names: str, address: str = "10.0.0.1") -> Path:
@@ -117,6 +118,32 @@ def test_a_file_that_becomes_unreadable_keeps_its_objects(tmp_path: Path, monkey
     source.read(force=True)
     assert not store.problems()
     assert not store.has_changes
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_file_that_no_descriptor_was_left_for_is_read_when_there_is_one(tmp_path: Path, known: bool) -> None:
+    """The file itself has nothing to change for that."""
+    path = tmp_path / "a.yaml"
+    store = Store()
+    source = FileSource([path], store)
+    if known:
+        write(path, "old")
+        os.utime(path, (0, 0))
+        source.read()
+    write(path, "new")
+    os.utime(path, (0, 0))
+    with no_descriptors():
+        source.read()
+        source.read()
+    (problem,) = store.problems()
+    assert problem.what == f"{path} cannot be read: Too many open files"
+    assert problem.fix == "raise the limit of open files"
+    assert names(store) == ["old"] * known
+    assert not source.is_settled, "it is looked at again soon"
+    source.read()
+    assert not store.problems()
+    assert names(store) == ["new"]
+    assert source.is_settled
 
 
 def test_files_come_change_and_go(tmp_path: Path) -> None:
