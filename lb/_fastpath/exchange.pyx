@@ -529,7 +529,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
         attempt(x)
         return
     release_place(x)
-    x.flags &= ~<uint32_t>X_FRESH
+    x.flags &= ~<uint32_t>(X_FRESH | X_LEFT_OUT)
     if x.retries_left and (refused or (connecting and whole) or repeatable(x)) and x.d != NULL:
         x.retries_left -= 1
         dispatch(x)

@@ -355,6 +355,24 @@ def test_left_out_by_one_connection_after_the_other(make: Make, method: str) -> 
     assert server.accepted - before < 25, "it comes to an end"
 
 
+def test_left_out_and_then_sent_elsewhere(make: Make) -> None:
+    """It goes first on the next connection of the endpoint that has left it out; another one's have room for it."""
+
+    async def leave_out_then_refuse(call: Call) -> None:
+        if len(server.calls) % 3 == 1:
+            for one in server.open:
+                one.go_away(0, 0, close=True)
+        else:
+            call.reset(ErrorCodes.REFUSED_STREAM)
+
+    setup = make(Endpoint("busy", leave_out_then_refuse), Endpoint("free"))
+    server = setup.endpoint.server
+    with setup.client() as client:
+        assert [client.get().body for _ in range(8)] == [b"free"] * 8
+    assert server.calls
+    assert setup.endpoints[1].server.accepted == 1
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_refused_stream_goes_elsewhere(make: Make, method: str) -> None:
     async def refuse(call: Call) -> None:
