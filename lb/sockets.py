@@ -225,7 +225,7 @@ class Listeners:
         self._forget(opened)
         self._engine.close_listener(opened.place)
         if opened.address.startswith("unix:") and not opened.activated:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it has gone, or may not be removed: who binds there next sees to it
                 Path(opened.address.removeprefix("unix:")).unlink()
         log.info("stopped listening", listener=opened.name, address=opened.address)
 

@@ -322,6 +322,18 @@ def test_a_unix_socket_replaces_a_dead_one_only(engine: Accepting, tmp_path: Pat
     assert path.read_text() == "precious"
 
 
+def test_a_socket_file_that_cannot_be_removed_stops_nothing_else(engine: Accepting, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    unix, port = Listener("unix", 80, f"unix:{directory}/web.sock"), free_port()
+    listeners = Listeners(engine, 1, {})
+    listeners.sync(names(unix=unix))
+    directory.rename(tmp_path / "away")
+    directory.write_text("a file")
+    listeners.sync(names(web=Listener("web", port, "127.0.0.1")))
+    assert list(listeners.opened) == list(engine.open) == ["web"]
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as activated:
