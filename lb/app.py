@@ -37,6 +37,7 @@ from lb.inbox import Files, Inbox, Names
 from lb.objects.core import Secret
 from lb.observe.access import compile_format
 from lb.observe.metrics import Metrics
+from lb.observe.shortage import Shortage
 from lb.pipeline import Build, Pipeline
 from lb.problems import Problem
 from lb.settings import Settings, SettingsError, load_settings, parse_publish
@@ -135,6 +136,7 @@ class Application:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
         self._tickets = TicketKeys(self.engine, settings.session_tickets.rotate_ms / 1000)
         self._ticket_error = ""
+        self._shortage = Shortage()
         self.expiry = Expiry(settings.certificates.expiry_warning_ms / 1000, _tell_problem)
         self._log_program = compile_format(settings.access_log.format, LOG_FIELDS)
         self._paths = paths
@@ -376,6 +378,8 @@ class Application:
                 if not self._stopping.is_set():
                     self.listeners.retry(self.pipeline.config.listeners)
             self._tickets.rotate(time.monotonic())
+            counted = self.engine.counters()
+            self._shortage.look(counted["accept_pauses"], counted["descriptors"], time.monotonic())
             if time.monotonic() - looked_at >= LOOK_SECONDS:
                 looked_at = time.monotonic()
                 self._look_at_certificates()

@@ -44,7 +44,6 @@ from lb._fastpath.c.sys cimport (
     epoll_event,
     errno,
     lb_add_int,
-    lb_peek_int,
     lb_reason_statuses,
     linger_option,
     recv,
@@ -82,8 +81,11 @@ from lb._fastpath.reactor cimport (
     IO_QUEUED,
     IO_READABLE,
     IO_WRITABLE,
+    FULL_PERCENT,
     SCRATCH_BYTES,
+    SHORT_PERCENT,
     current_table,
+    descriptors_above,
     io,
     io_bury,
     io_enqueue,
@@ -275,7 +277,7 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     else:
         r.serving = t
         greet(c, view)
-    if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
+    if descriptors_above(r, SHORT_PERCENT):
         relieve(r)
 
 
@@ -431,6 +433,9 @@ cdef void accept_some(listening* l, int most) noexcept nogil:
     cdef socklen_t size
     cdef int fd, count = 0
     while count < most:
+        if descriptors_above(source.r, FULL_PERCENT):
+            hold_off(l)
+            return
         size = sizeof(address)
         fd = accept4(source.fd, <sockaddr*>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
@@ -440,11 +445,17 @@ cdef void accept_some(listening* l, int most) noexcept nogil:
         if errno == EINTR or errno == ECONNABORTED:
             continue
         if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
-            bump(&source.r.counts.reasons[LB_R_NO_DESCRIPTORS])
-            bump(&source.r.counts.accept_pauses)
-            relieve(source.r)
-            pause(l)
+            hold_off(l)
         return
+
+
+cdef void hold_off(listening* l) noexcept nogil:
+    """There are no descriptors for more clients, or no memory: let them wait in the kernel's queue for a moment."""
+    cdef reactor* r = l.base.r
+    bump(&r.counts.reasons[LB_R_NO_DESCRIPTORS])
+    bump(&r.counts.accept_pauses)
+    relieve(r)
+    pause(l)
 
 
 cdef void pause(listening* l) noexcept nogil:
@@ -787,6 +798,7 @@ cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
     # of them.
     epoll_ctl(r.epfd, EPOLL_CTL_DEL, l.base.fd, NULL)
     close(l.base.fd)
+    lb_add_int(&r.s.descriptors, -1)
     io_bury(&l.base)
 
 

@@ -114,7 +114,15 @@ from lb._fastpath.endpoint cimport ADMIN_DOWN, HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.limits cimport client_in_rate, count_client, filled, forget_client, listener_in_rate
 from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
-from lb._fastpath.reactor cimport IO_BROKEN, current_table, io_bury, io_enqueue, refusal
+from lb._fastpath.reactor cimport (
+    IO_BROKEN,
+    SHORT_PERCENT,
+    current_table,
+    descriptors_above,
+    io_bury,
+    io_enqueue,
+    refusal,
+)
 from lb._fastpath.ring cimport VERSION_UDP
 from lb._fastpath.table cimport (
     datagram_view,
@@ -270,7 +278,7 @@ cdef void log_refused(datagram_socket* l, const unsigned char* peer, uint16_t po
 
 cdef int make_room(datagram_socket* l, const datagram_view* view) noexcept nogil:
     cdef reactor* r = l.udp.base.r
-    if r.s.descriptor_limit and lb_peek_int(&r.s.descriptors) > r.s.descriptor_limit - r.s.descriptor_limit // 10:
+    if descriptors_above(r, SHORT_PERCENT):
         # The last of them are for connections: a session takes the place of another one.
         return LB_R_OK if evict(l, 1) else LB_R_NO_DESCRIPTORS
     if view.max_sessions:
@@ -1066,4 +1074,5 @@ cdef void close_socket(datagrams* d, datagram_socket* l) noexcept nogil:
     timer_cancel(&l.udp.watch)
     epoll_ctl(r.epfd, EPOLL_CTL_DEL, l.udp.base.fd, NULL)  # systemd may hold the same socket
     close(l.udp.base.fd)
+    lb_add_int(&r.s.descriptors, -1)
     io_bury(&l.udp.base)

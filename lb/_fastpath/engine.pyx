@@ -52,6 +52,7 @@ from lb._fastpath.c.sys cimport (
     inet_pton,
     lb_fence,
     lb_hash,
+    lb_add_int,
     lb_huge_alloc,
     lb_line_alloc,
     lb_load_int,
@@ -1014,7 +1015,8 @@ cdef class Engine:
         self.s.tls_by_kernel = tls_by_kernel
         self.buffer_budget = max_buffer_bytes if max_buffer_bytes > 0 else INT64_MAX // 2
         self.s.budget_left = self.buffer_budget
-        self.s.descriptor_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - spare_descriptors
+        descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30)
+        self.s.descriptor_limit = max(descriptors - spare_descriptors, descriptors // 4)
         self.s.secret = int.from_bytes(os.urandom(8), "little")
         self.s.reactors = <reactor*>lb_line_alloc(threads * sizeof(reactor))
         self.s.client_rates = calloc(RATE_ROWS, sizeof(rate_row))  # 2 MiB that take no memory until they are used
@@ -1578,6 +1580,7 @@ cdef class Engine:
                 self.post(run_close_listener, NULL, number)  # those that have been opened
                 raise OSError(errno.EMFILE, "cannot open a listening socket: out of descriptors or memory")
             os.set_blocking(fd, False)
+            lb_add_int(&self.s.descriptors, 1)
             l.base.fd = fd
             l.place = number
             l.slot = slot
@@ -1604,6 +1607,7 @@ cdef class Engine:
                 self.post(run_close_datagrams, NULL, place)  # those that have been opened
                 raise OSError(errno.EMFILE, "cannot open a UDP socket: out of descriptors or memory")
             os.set_blocking(fd, False)
+            lb_add_int(&self.s.descriptors, 1)
             l.udp.base.fd = fd
             l.place = place
             l.slot = slot

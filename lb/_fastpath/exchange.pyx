@@ -146,6 +146,7 @@ from lb._fastpath.transport cimport (
 )
 from lb._fastpath.upstream cimport (
     connect_timed_out,
+    is_ours,
     upstream_lease,
     upstream_set_calls,
     upstream_take_back,
@@ -517,7 +518,7 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
     x.flags &= ~<uint32_t>X_CONNECTING
     if u != NULL:
         u.calls.abort(u)
-    if connecting and stats != NULL and reason != LB_R_UPSTREAM_REFUSED:
+    if connecting and stats != NULL and reason != LB_R_UPSTREAM_REFUSED and not is_ours(reason):
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
     if left_out and x.attempts < LEFT_OUT_MOST and x.d != NULL:

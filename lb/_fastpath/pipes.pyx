@@ -16,6 +16,7 @@ from lb._fastpath.c.sys cimport (
     pipe2,
     splice,
 )
+from lb._fastpath.reactor cimport SHORT_PERCENT, descriptors_above
 
 cdef enum:
     REFUSED_MS = 10000  # who was refused a pipe asks no more for so long
@@ -27,7 +28,9 @@ cdef pipe* pipe_take(reactor* r) noexcept nogil:
     if p != NULL:
         r.pipes_unused = p.next
         return p
-    return pipe_new(r) if r.pipe_count < PIPES_MOST and r.now_ms >= r.pipes_after_ms else NULL
+    if r.pipe_count >= PIPES_MOST or r.now_ms < r.pipes_after_ms or descriptors_above(r, SHORT_PERCENT):
+        return NULL
+    return pipe_new(r)
 
 
 cdef pipe* pipe_new(reactor* r) noexcept nogil:

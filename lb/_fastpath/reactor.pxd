@@ -6,7 +6,7 @@ have pinned.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_put_u64, lb_store_u64, pthread_t
+from lb._fastpath.c.sys cimport epoll_event, iovec, lb_load_ptr, lb_peek_int, lb_put_u64, lb_store_u64, pthread_t
 from lb._fastpath.counters cimport counters, stats_space
 from lb._fastpath.endpoint cimport affinity_entry
 from lb._fastpath.memory cimport memory, slab
@@ -24,6 +24,10 @@ cdef enum:
     HANDSHAKE_NS = 200000  # of handshakes in one turn
     RANDOM_ID_BYTES = 32  # of the ids that lb makes for requests and connections
     LISTENERS_MOST = 4096  # at a time, with those that are over and still have connections
+    # Of the descriptors: from here on idle clients and sessions make way, and from there on no client is let in, so
+    # that those who are in reach their endpoints.
+    SHORT_PERCENT = 90
+    FULL_PERCENT = 95
 
 cdef enum:  # io flags
     IO_READABLE = 1  # the kernel may have bytes: set by an event, cleared by a short read
@@ -93,7 +97,7 @@ cdef struct shared:
     int reactor_count
     reactor* reactors
     int max_connections
-    int descriptor_limit
+    int64_t descriptor_limit  # of the data plane; 0: none
     int running
     int draining
     int logging
@@ -207,6 +211,12 @@ cdef bint io_watch(io* source) noexcept nogil
 cdef void io_mute(io* source) noexcept nogil
 cdef void io_unmute(io* source) noexcept nogil
 cdef void put_random_id(reactor* r, char* out) noexcept nogil
+
+cdef inline bint descriptors_above(reactor* r, int64_t percent) noexcept nogil:
+    """Whether so much of what the data plane may use is in use. The rest of the process' limit is the control plane's,
+    which must be able to read files and to answer while clients take all they can get.
+    """
+    return r.s.descriptor_limit != 0 and lb_peek_int(&r.s.descriptors) * 100 >= r.s.descriptor_limit * percent
 
 cdef inline table* current_table(reactor* r) noexcept nogil:
     """Valid until the end of the turn, longer only when pinned."""

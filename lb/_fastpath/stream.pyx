@@ -104,7 +104,7 @@ from lb._fastpath.transport cimport (
     kept_values,
     leg,
 )
-from lb._fastpath.upstream cimport connect_timed_out, upstream_connect, upstream_end
+from lb._fastpath.upstream cimport connect_timed_out, is_ours, upstream_connect, upstream_end
 
 cdef connect_calls connecting
 cdef connect_calls passing
@@ -282,7 +282,7 @@ cdef void attempt_failed(flow* f, int reason) noexcept nogil:
     f.u = NULL
     if u != NULL:
         upstream_end(u, False)
-    if stats != NULL:
+    if stats != NULL and not is_ours(reason):
         bump(&stats.connect_failures)
     f.reason = <uint16_t>reason
     release_place(f)

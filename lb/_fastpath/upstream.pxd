@@ -9,10 +9,15 @@ Connections that speak HTTP/2 are never in a pool: they are shared by the exchan
 a stream, and a new one is made when all are full. Whether an endpoint speaks it is configured, or found out by ALPN.
 Connecting ends with the endpoint's SETTINGS: an endpoint that sends none in time, or something else, does not speak it.
 """
+from lb._fastpath.c.sys cimport LB_R_NO_DESCRIPTORS, LB_R_NO_PORT
 from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.reactor cimport reactor
 from lb._fastpath.table cimport upstream_view
 from lb._fastpath.transport cimport conn, connect_calls, leg
+
+cdef inline bint is_ours(int reason) noexcept nogil:
+    """Whether it was this machine that lacked what it takes to connect: nothing has failed at the endpoint."""
+    return reason == LB_R_NO_DESCRIPTORS or reason == LB_R_NO_PORT
 
 cdef void upstream_set_calls(connect_calls* given) noexcept nogil
 cdef leg* upstream_lease(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,

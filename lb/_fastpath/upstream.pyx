@@ -18,6 +18,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_CONNECT_FAILED,
     LB_R_NO_CLIENT_ADDRESS,
     LB_R_NO_DESCRIPTORS,
+    LB_R_NO_PORT,
     LB_R_NO_MEMORY,
     LB_R_OK,
     LB_R_UPSTREAM_PROTOCOL,
@@ -83,6 +84,7 @@ from lb._fastpath.reactor cimport (
     IO_QUEUED,
     IO_READABLE,
     IO_WRITABLE,
+    descriptors_above,
     io,
     io_bury,
     io_enqueue,
@@ -542,10 +544,14 @@ cdef bint begin_to_connect(int fd, const endpoint* ep) noexcept nogil:
 cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep, void* exchange, const conn* client,
         const connect_calls* told, int* reason) noexcept nogil:
     """Begin to connect for a client; one call of `told` follows. NULL with a reason when it cannot even begin."""
-    cdef int fd = new_socket(view, ep, client, True, reason)
     cdef int offer = OFFER_ALL
+    cdef int fd
     cdef bint begun
     cdef conn* c
+    if descriptors_above(r, 100):
+        reason[0] = LB_R_NO_DESCRIPTORS
+        return NULL
+    fd = new_socket(view, ep, client, True, reason)
     if fd < 0:
         return NULL
     begun = begin_to_connect(fd, ep)
@@ -561,7 +567,9 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
         # address leaves no host.
         if errno == EINVAL and view.transparent:
             reason[0] = LB_R_NO_CLIENT_ADDRESS
-        elif errno != EADDRNOTAVAIL and errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
+        elif errno == EADDRNOTAVAIL:
+            reason[0] = LB_R_NO_PORT
+        elif errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
             endpoint_connect_failed(ep, r)
         close(fd)
         return NULL

@@ -17,7 +17,10 @@ from tests.harness.echo_server import EchoServer
 from tests.harness.load import Load
 from tests.harness.messages import Truncated
 from tests.harness.native import Native, respond
+from tests.harness.netns import Host, require_hosts
+from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
+from tests.harness.tcp import TcpServer, echo
 from tests.harness.waiting import DEADLINE, wait_until
 
 
@@ -143,6 +146,63 @@ def test_descriptors_that_run_out_stop_nothing_for_long(tmp_path: Path) -> None:
         wait_until(served, "it serves again", interval=0.1)
         wait_until(lambda: site.lb.fd_count() < 100, "descriptors are given back", interval=0.1)
         backend.assert_clean()
+
+
+def test_clients_that_take_all_descriptors_leave_lb_its_own(tmp_path: Path) -> None:
+    """It reads what changes, answers its operator, and says why clients have to wait."""
+    native = Native()
+    native.host("local.test", respond("local", 200, "before"))
+    native.listen("http", free_port())
+    with TcpServer(echo) as server:
+        native.upstream("server", [server.key])
+        native.carry("tcp", free_port(), "server")
+        with serving(tmp_path, native, open_files=400) as site:
+            with contextlib.ExitStack() as stack:
+                for _ in range(350):
+                    stack.enter_context(site.connect("tcp"))
+                wait_until(lambda: site.lb.metric("lb_accept_pauses_total") > 0, "clients have to wait")
+                assert site.lb.metric("lb_connections_active") > 100
+                assert site.lb.metric("lb_upstream_connects_total", upstream="server") == site.lb.metric(
+                    "lb_connections_active"
+                ), "who is in has an endpoint"
+                native.hosts["local.test"] = [respond("local", 200, "after")]
+                site.apply()
+                assert not site.lb.get("/v1/problems")["items"]
+                wait_until(lambda: "new clients have to wait" in site.lb.stderr, "it is told")
+
+            def answered() -> bool:
+                with contextlib.suppress(OSError, Truncated), site.connect() as client:
+                    return client.ask(get("local.test")).body == b"after"
+                return False  # while others leave an idle client has to make way
+
+            wait_until(answered, "clients are let in again")
+            wait_until(lambda: "new clients are let in again" in site.lb.stderr, "it is told", timeout=40)
+
+
+def test_ports_that_run_out_are_not_the_endpoints_fault(tmp_path: Path) -> None:
+    require_hosts()
+    native = Native()
+    native.listen("http", free_port())
+    with Host("lb") as host, host.entered(), TcpServer(echo) as server:
+        native.upstream("server", [server.key])
+        native.carry("tcp", free_port(), "server")
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("61000 61007")
+        with serving(tmp_path, native) as site:
+            with contextlib.ExitStack() as stack:
+                for number in range(12):
+                    with contextlib.suppress(ConnectionResetError):
+                        stack.enter_context(site.connect("tcp", source=f"127.0.0.{100 + number}"))
+                (record, *_) = site.lb.wait_log(reason="no-port")
+                assert record["upstream"] == "server"
+                assert site.lb.metric("lb_upstream_connect_failures_total", upstream="server") == 0
+
+            def answered() -> bool:
+                with contextlib.suppress(OSError, Truncated), site.connect("tcp", source="127.0.0.120") as client:
+                    client.send(b"hello")
+                    return client.reader.take(5) == b"hello"
+                return False
+
+            wait_until(answered, "ports come free (TIME_WAIT)", interval=0.1)
 
 
 def test_two_thousand_half_sent_requests_leave_others_alone(site: Serving) -> None:

@@ -95,6 +95,7 @@
     LB_REASON(SEND_BUFFER_FULL, "send-buffer-full", 0)                   \
     LB_REASON(LISTENER_REMOVED, "listener-removed", 0)                   \
     LB_REASON(NO_DESCRIPTORS, "no-descriptors", 503)                     \
+    LB_REASON(NO_PORT, "no-port", 503)                                   \
     LB_REASON(NO_MEMORY, "no-memory", 503)                               \
     LB_REASON(PRESSURE, "pressure", 0)                                   \
     LB_REASON(DRAIN, "drain", 0)                                         \
