@@ -174,7 +174,7 @@ class Listeners:
 
     def close(self) -> None:
         """Close all; removes the socket files that are ours. Those of UDP go with the engine: sessions under way need
-        them to the end, and it begins no new ones when it drains.
+        them to the end, and who comes meanwhile is served as long.
         """
         for opened in list(self.opened.values()):
             if opened.wanted.transport == "tcp":

@@ -37,6 +37,7 @@ cdef enum:  # session.flags
     SESSION_ASTRAY = 128  # its listener does not lead to its upstream any more
     SESSION_TRANSPARENT = 256  # its socket has its client's address
     SESSION_ASKED = 512  # its client has spoken last
+    SESSION_LATE = 1024  # it began while lb was stopping, which does not wait for it
 
 cdef struct datagram_socket:
     # A listener's socket of one reactor.

@@ -240,8 +240,6 @@ cdef session* session_begin(datagram_socket* l, received* b, int i, uint64_t has
 cdef int why_not(datagram_socket* l, const datagram_view* view, const unsigned char* peer) noexcept nogil:
     """Why a client may not begin a session; it has been counted if it may."""
     cdef reactor* r = l.udp.base.r
-    if r.s.draining:
-        return LB_R_DRAIN
     if view == NULL:
         return LB_R_NO_UPSTREAM
     if view.to.allowed_count and not in_networks(view.to.allowed, view.to.allowed_count, peer):
@@ -360,7 +358,11 @@ cdef void begin_counting(session* s, const datagram_view* view) noexcept nogil:
     s.stats.route = <traffic*>stats_block(&r.route_stats, view.to.route_id, sizeof(traffic))
     if s.stats.listener != NULL:
         bump(&s.stats.listener.accepted)
-    lb_put_int(&r.exchange_count, r.exchange_count + 1)
+    if r.s.draining:
+        # Served for as long as lb is there, because no datagram tells its sender to go elsewhere.
+        s.flags |= SESSION_LATE
+    else:
+        lb_put_int(&r.exchange_count, r.exchange_count + 1)
     bump(&r.counts.exchanges_started)
 
 
@@ -932,7 +934,8 @@ cdef void finish(session* s, int reason) noexcept nogil:
         forget_client(r, s.peer, s.slot + 1)
     session_forget(s)
     timer_cancel(&s.timer)
-    lb_put_int(&r.exchange_count, r.exchange_count - 1)
+    if not s.flags & SESSION_LATE:
+        lb_put_int(&r.exchange_count, r.exchange_count - 1)
     bump(&r.counts.exchanges_ended)
     io_bury(&s.base)
 
