@@ -792,7 +792,7 @@ cdef void run_pass_listener(reactor* r, command* c) noexcept nogil:
 
 cdef void stop_listening(reactor* r, listening* l) noexcept nogil:
     """Take what has connected already, then close: a client in the queue must not be reset."""
-    accept_some(l, 0x7fffffff)
+    accept_some(l, QUEUE_MOST)
     timer_cancel(&l.pause)
     # Others may hold the same socket (systemd, the control plane, siblings), and epoll forgets it only with the last
     # of them.

@@ -70,11 +70,18 @@ class Found(msgspec.Struct):
     files: dict[str, os.stat_result]
     """By the path to show."""
     problems: dict[str, Problem]
+    passing: set[str]
+    """Those of `problems` that will pass without anything changing there."""
     walked: set[str]
     ways: set[str]
 
     def places(self) -> Places:
         return make_places(self.walked, self.ways)
+
+    def add_problem(self, path: str, error: OSError) -> None:
+        self.problems[path] = os_problem(path, error)
+        if is_passing(error):
+            self.passing.add(path)
 
 
 def read_paths(paths: Sequence[str | Path]) -> Store:
@@ -118,6 +125,7 @@ class FileSource:
         for path, problem in found.problems.items():
             before = self._contents.get(path)
             content = _unreadable(problem, before, None)
+            content = msgspec.structs.replace(content, settled=path not in found.passing)
             if before is None or before.problems != content.problems or before.signature is not None:
                 changed[path] = content
         self._read_named_files(found, changed, force)
@@ -207,7 +215,7 @@ def _with_named_files(content: _Content, before: _Content | None, force: bool = 
 
 def find(paths: Iterable[str]) -> Found:
     """All files that the paths lead to, each once, whatever links lead to it."""
-    found = Found({}, {}, set(), set())
+    found = Found({}, {}, set(), set(), set())
     seen: set[tuple[int, int]] = set()
     for path in sorted(paths):
         _find(path, found, seen)
@@ -223,7 +231,7 @@ def _find(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     try:
         status = os.stat(path)
     except OSError as error:
-        found.problems[path] = os_problem(path, error)
+        found.add_problem(path, error)
         return
     if stat.S_ISDIR(status.st_mode):
         _walk(path, status, found, seen)
@@ -241,7 +249,7 @@ def _walk(directory: str, status: os.stat_result, found: Found, seen: set[tuple[
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        found.problems[directory] = os_problem(directory, error)
+        found.add_problem(directory, error)
         return
     for name in names:
         if not name.startswith("."):
@@ -256,7 +264,7 @@ def _visit(path: str, found: Found, seen: set[tuple[int, int]]) -> None:
     except FileNotFoundError:
         return  # a link that leads nowhere, or a file that has just gone
     except OSError as error:
-        found.problems[path] = os_problem(path, error)
+        found.add_problem(path, error)
         return
     if stat.S_ISDIR(status.st_mode):
         _walk(path, status, found, seen)

@@ -146,6 +146,20 @@ def test_a_file_that_no_descriptor_was_left_for_is_read_when_there_is_one(tmp_pa
     assert source.is_settled
 
 
+def test_a_directory_that_no_descriptor_was_left_for_is_looked_into_when_there_is_one(tmp_path: Path) -> None:
+    os.utime(write(tmp_path / "d/a.yaml", "a"), (0, 0))
+    store = Store()
+    source = FileSource([tmp_path / "d"], store)
+    with no_descriptors():
+        source.read()
+    assert [problem.fix for problem in store.problems()] == ["raise the limit of open files"]
+    assert not source.is_settled, "it is looked at again soon"
+    source.read()
+    assert not store.problems()
+    assert names(store) == ["a"]
+    assert source.is_settled
+
+
 def test_files_come_change_and_go(tmp_path: Path) -> None:
     store = Store()
     source = FileSource([tmp_path / "d"], store)
