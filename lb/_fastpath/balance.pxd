@@ -6,7 +6,7 @@ chooses, so least-connections and all limits are exact over all reactors. balanc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.endpoint cimport endpoint, upstream_live
-from lb._fastpath.reactor cimport reactor
+from lb._fastpath.reactor cimport reactor, shared
 from lb._fastpath.table cimport BALANCE_MAGLEV, HASH_FLOW, upstream_view
 
 cdef enum:
@@ -16,8 +16,10 @@ cdef enum:
 
 cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t client) noexcept nogil
 cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil
-cdef void endpoint_connect_failed(endpoint* ep, reactor* r) noexcept nogil
+cdef void endpoint_connecting(endpoint* ep, reactor* r, int timeout_ms) noexcept nogil
+cdef void endpoint_connect_failed(endpoint* ep, reactor* r, int why) noexcept nogil
 cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil
+cdef void endpoint_forgive(shared* s, endpoint* ep) noexcept nogil
 cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, uint16_t client_port,
         const unsigned char* destination, uint16_t destination_port, uint8_t protocol) noexcept nogil
 

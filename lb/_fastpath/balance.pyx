@@ -8,6 +8,7 @@ from lb._fastpath.c.sys cimport (
     lb_add_int,
     lb_add_ordered_int,
     lb_add_u64,
+    lb_cas_i64,
     lb_load_ptr,
     lb_peek_i64,
     lb_peek_int,
@@ -17,16 +18,19 @@ from lb._fastpath.c.sys cimport (
     lb_put_int,
     lb_random,
     lb_store_ptr,
+    lb_swap_int,
     log,
 )
 from lb._fastpath.endpoint cimport (
     ADMIN_READY,
     CURSOR_WORDS,
     EJECT_AFTER,
+    EJECT_MOST_MS,
     EJECT_MS,
     HEALTH_FAILED,
     HEALTH_OK,
     HEALTH_UNTESTED,
+    PROBE_GRACE_MS,
     endpoint,
     upstream_live,
 )
@@ -372,18 +376,64 @@ cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, ui
     return lb_hash(<const char*>key, 37)
 
 
-cdef void endpoint_connect_failed(endpoint* ep, reactor* r) noexcept nogil:
+cdef void endpoint_connecting(endpoint* ep, reactor* r, int timeout_ms) noexcept nogil:
+    """A new connection to it begins. The first one after an ejection is a probe: until it is known what becomes of it
+    all others go elsewhere. A node that is gone costs one client its connect_timeout, not all that come meanwhile.
+
+    Should the probe's client give up, its time passes, and the next connection is the probe.
+    """
+    cdef int64_t until = lb_peek_i64(&ep.ejected_until_ms)
+    if until == 0 or until > r.now_ms:
+        return
+    if timeout_ms <= 0:
+        timeout_ms = EJECT_MS
+    if lb_cas_i64(&ep.ejected_until_ms, until, r.now_ms + timeout_ms + PROBE_GRACE_MS):
+        lb_put_int(&ep.probing, 1)
+
+
+cdef void endpoint_connect_failed(endpoint* ep, reactor* r, int why) noexcept nogil:
     lb_add_u64(&ep.failures, 1)
+    lb_put_int(&ep.last_failure, why)
     if lb_add_int(&ep.failures_in_row, 1) >= EJECT_AFTER:
-        lb_put_i64(&ep.ejected_until_ms, r.now_ms + EJECT_MS)
-        lb_put_i64(&ep.joined_ms, r.now_ms + EJECT_MS)
+        eject(ep, r)
+
+
+cdef void eject(endpoint* ep, reactor* r) noexcept nogil:
+    """Who is ejected already stays so for no longer: what fails now began before that, or nobody else was left."""
+    cdef int64_t before = lb_peek_i64(&ep.ejected_until_ms), until
+    cdef bint probed = lb_swap_int(&ep.probing, 0)
+    if before > r.now_ms and not probed:
+        return
+    until = r.now_ms + ejection_ms(lb_peek_int(&ep.ejections_in_row))
+    if not lb_cas_i64(&ep.ejected_until_ms, before, until):
+        return  # another reactor was faster
+    lb_put_i64(&ep.joined_ms, until)
+    lb_add_int(&ep.ejections_in_row, 1)
+    lb_add_u64(&ep.upstream.ejections, 1)
+    if before == 0:
+        lb_add_int(&r.s.ejection_changes, 1)
+
+
+cdef int64_t ejection_ms(int before) noexcept nogil:
+    """How long an ejection lasts after so many others in a row (Envoy's grow with their number as well)."""
+    cdef int64_t doubled = <int64_t>EJECT_MS << (before if before < 8 else 8)
+    return doubled if doubled < EJECT_MOST_MS else EJECT_MOST_MS
 
 
 cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil:
     if lb_peek_int(&ep.failures_in_row):
-        lb_put_int(&ep.failures_in_row, 0)
         if lb_peek_i64(&ep.ejected_until_ms) > r.now_ms:
             lb_put_i64(&ep.joined_ms, r.now_ms)
-        lb_put_i64(&ep.ejected_until_ms, 0)
+        endpoint_forgive(r.s, ep)
     if lb_load_ptr(&ep.tls_error) != NULL:
         lb_store_ptr(&ep.tls_error, NULL)
+
+
+cdef void endpoint_forgive(shared* s, endpoint* ep) noexcept nogil:
+    """The failures before say nothing any more."""
+    lb_put_int(&ep.failures_in_row, 0)
+    lb_put_int(&ep.ejections_in_row, 0)
+    lb_put_int(&ep.probing, 0)
+    if lb_peek_i64(&ep.ejected_until_ms):
+        lb_put_i64(&ep.ejected_until_ms, 0)
+        lb_add_int(&s.ejection_changes, 1)

@@ -548,7 +548,7 @@ cdef int attach(session* s) noexcept nogil:
             return LB_R_NO_DESCRIPTORS
         if error == EINVAL and s.flags & SESSION_TRANSPARENT:
             return LB_R_NO_CLIENT_ADDRESS  # a loopback address leaves no host
-        endpoint_connect_failed(s.ep, r)
+        endpoint_connect_failed(s.ep, r, error)
         return LB_R_CONNECT_FAILED
     # Level-triggered: an answer that is left for the next turn needs no second look now.
     event.events = EPOLLIN
@@ -602,11 +602,11 @@ cdef void unlink_endpoint(session* s) noexcept nogil:
     s.flags &= ~<uint32_t>SESSION_LINKED
 
 
-cdef bint endpoint_refused(session* s) noexcept nogil:
+cdef bint endpoint_refused(session* s, int error) noexcept nogil:
     """The endpoint's host says that nobody is there (ICMP). Before an answer another one may have the session, with its
     first datagram; afterwards it is over, since nobody else knows what was said. False: it is over.
     """
-    endpoint_connect_failed(s.ep, s.base.r)
+    endpoint_connect_failed(s.ep, s.base.r, error)
     if s.datagrams_out:
         finish(s, LB_R_UPSTREAM_RESET)
         return False
@@ -645,7 +645,7 @@ cdef int send_held(session* s) noexcept nogil:
     if errno == EMSGSIZE:
         drop(&s.l.udp, LB_R_DATAGRAM_TOO_LONG, count)
         return LB_R_OK
-    endpoint_connect_failed(s.ep, s.base.r)
+    endpoint_connect_failed(s.ep, s.base.r, errno)
     return LB_R_CONNECT_FAILED
 
 
@@ -678,7 +678,7 @@ cdef void forward(session* s, received* b, int i, int j) noexcept nogil:
         if error == EMSGSIZE:
             drop_messages(&s.l.udp, b, i, i + 1, LB_R_DATAGRAM_TOO_LONG)
             i += 1
-        elif not endpoint_refused(s):
+        elif not endpoint_refused(s, error):
             drop_messages(&s.l.udp, b, i, j, LB_R_CONNECT_FAILED)
             return
 
@@ -719,7 +719,7 @@ cdef void session_ready(io* source) noexcept nogil:
         source.flags &= ~<uint32_t>IO_BROKEN
         error = take_error(source)
     if take_answers(s) and error and error != EMSGSIZE:
-        endpoint_refused(s)
+        endpoint_refused(s, error)
 
 
 cdef bint take_answers(session* s) noexcept nogil:
@@ -733,7 +733,7 @@ cdef bint take_answers(session* s) noexcept nogil:
     first = o.used
     n = read_answers(s, o)
     if n < 0:
-        return errno == EAGAIN or errno == EINTR or errno == EMSGSIZE or endpoint_refused(s)
+        return errno == EAGAIN or errno == EINTR or errno == EMSGSIZE or endpoint_refused(s, errno)
     o.used += n
     if n == 0:
         return True

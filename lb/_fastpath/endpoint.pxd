@@ -8,12 +8,19 @@ cdef enum:
     CURSOR_WORDS = 16  # one cache line
     # Connect failures in a row before an endpoint rests (HAProxy `observe layer4` fall 3, nginx max_fails).
     EJECT_AFTER = 3
-    EJECT_MS = 10000  # For how long (nginx fail_timeout).
+    EJECT_MS = 10000  # For how long (nginx fail_timeout) ...
+    EJECT_MOST_MS = 60000  # ... twice as long each time that it is tried again in vain, up to this
+    PROBE_GRACE_MS = 1000  # How much later than its time is up a connection may be found to have failed.
 
 cdef enum:  # admin_state
     ADMIN_READY = 0
     ADMIN_DRAIN
     ADMIN_DOWN
+
+cdef enum:  # endpoint.last_failure, besides values of errno
+    FAILED_TLS = -1  # tls_error tells more
+    FAILED_NOT_HTTP2 = -2
+    FAILED_NO_ANSWER = -3
 
 cdef enum:  # health: what the control plane's checks say
     HEALTH_OK = 0  # or not checked
@@ -50,7 +57,8 @@ cdef struct upstream_live:
     # every reactor, at the start and end of each exchange
     int active
     int queued
-    char padding[40]
+    uint64_t ejections
+    char padding[32]
     # each reactor its own
     # CURSOR_WORDS each: the round-robin position, and the last pass over the queue that found the upstream full.
     uint32_t* cursors
@@ -70,12 +78,14 @@ cdef struct endpoint:
     # every reactor, atomically
     int active  # Exchanges and tunnels under way, over all reactors: exact.
     int failures_in_row
-    int64_t ejected_until_ms
+    int64_t ejected_until_ms  # 0: the last connection has succeeded, or not enough have failed
     int connections  # Open, used or not.
+    int probing  # Ejected no longer, it is being tried by one connection; until that is made it counts as ejected.
     uint64_t requests
     uint64_t failures
     void* tls_error  # const char*: why its last handshake has failed, NULL since one has succeeded
     int64_t joined_ms  # when it came to others that serve, or back to them; 0: it was there from the start
-    char padding[8]
+    int ejections_in_row
+    int last_failure
     # each reactor its own
     idle_pool* pools  # One a reactor.

@@ -61,6 +61,8 @@ class UpstreamStats(Traffic):
     connect_failures: int
     reused: int
     idle: int
+    ejected: int
+    ejections: int
 
 class EndpointStats(TypedDict):
     key: str
@@ -78,6 +80,9 @@ class EndpointStats(TypedDict):
     """How much of its weight it has: 1, or less while it starts slowly."""
     tls_error: str
     """Why its last TLS handshake has failed, in OpenSSL's words; empty since one has succeeded."""
+    failures_in_row: int
+    last_failure: str
+    """Why the last connection failed; empty since one has succeeded."""
 
 class CarriedFlow(TypedDict):
     """A live TCP flow or UDP session, as it was when its reactor looked at it."""
@@ -337,6 +342,12 @@ class Engine:
         """Only routes that had traffic."""
     def grpc_stats(self) -> dict[str, list[int]]: ...
     def upstream_stats(self) -> dict[str, UpstreamStats]: ...
+    def ejection_changes(self) -> int:
+        """A number that is another one whenever an endpoint was ejected or has come back from that."""
+    def ejected(self) -> dict[tuple[str, str], tuple[int, int, str]]:
+        """{(upstream, endpoint): (for how many milliseconds more, connections in a row that failed, why the last
+        one did)} of those in the current table to which no connection has succeeded since they were ejected.
+        """
     def endpoint_stats(self, upstream: str) -> list[EndpointStats]:
         """Of the endpoints in the current table."""
     def look_at_flows(

@@ -98,6 +98,9 @@ from lb._fastpath.endpoint cimport (
     ADMIN_DRAIN,
     ADMIN_READY,
     CURSOR_WORDS,
+    FAILED_NO_ANSWER,
+    FAILED_NOT_HTTP2,
+    FAILED_TLS,
     HEALTH_FAILED,
     HEALTH_OK,
     HEALTH_UNTESTED,
@@ -132,6 +135,7 @@ from lb._fastpath.flows cimport (
     ranked,
     run_look,
 )
+from lb._fastpath.balance cimport endpoint_forgive
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
@@ -1970,18 +1974,45 @@ cdef class Engine:
         """Of the upstreams in the current table."""
         cdef UpstreamView view
         cdef Endpoint ep
-        cdef int i, idle
+        cdef int i, idle, ejected
         result = {}
         if self.current is None:
             return result
         for name, view in self.current.upstreams.items():
             stats = self.sum_traffic(2, view.live.p.id)
-            idle = 0
+            idle = ejected = 0
             for ep in view.endpoints:
+                ejected += lb_peek_i64(&ep.p.ejected_until_ms) != 0
                 for i in range(self.s.reactor_count):
                     idle += lb_peek_int(&ep.p.pools[i].count)
-            stats.update(active=lb_peek_int(&view.live.p.active), queued=lb_peek_int(&view.live.p.queued), idle=idle)
+            stats.update(active=lb_peek_int(&view.live.p.active), queued=lb_peek_int(&view.live.p.queued), idle=idle,
+                    ejected=ejected, ejections=lb_peek_u64(&view.live.p.ejections))
             result[name] = stats
+        return result
+
+    def ejection_changes(self):
+        """A number that is another one whenever an endpoint was ejected or has come back from that."""
+        return lb_peek_int(&self.s.ejection_changes)
+
+    def ejected(self):
+        """{(upstream, endpoint): (for how many milliseconds more, connections in a row that failed, why the last
+        one did)} of those in the current table to which no connection has succeeded since they were ejected.
+        """
+        cdef UpstreamView view
+        cdef endpoint* ep
+        cdef uint32_t i
+        cdef int64_t now = monotonic_ns() // 1000000, until
+        result = {}
+        if self.current is None:
+            return result
+        for name, view in self.current.upstreams.items():
+            for i in range(view.p.count):
+                ep = view.p.endpoints[i]
+                until = lb_peek_i64(&ep.ejected_until_ms)
+                if until != 0:
+                    result[name, ep.key[:ep.key_size].decode()] = (
+                        max(0, until - now), lb_peek_int(&ep.failures_in_row), failure_text(ep),
+                    )
         return result
 
     def endpoint_stats(self, str upstream):
@@ -2014,6 +2045,7 @@ cdef class Engine:
                 "requests": lb_peek_u64(&ep.p.requests), "failures": lb_peek_u64(&ep.p.failures),
                 "ejected_for_ms": ejected, "slow_share": slow_share(view.p, ep.p, now) / 1000.0,
                 "tls_error": tls_error.decode() if tls_error != NULL else "",
+                "failures_in_row": lb_peek_int(&ep.p.failures_in_row), "last_failure": failure_text(ep.p),
             })
         return result
 
@@ -2096,8 +2128,7 @@ cdef class Engine:
             self.post(run_close_pool, ep.p, 0)
         elif healthy and before == HEALTH_FAILED:
             # Checks have just connected, so connections that failed before say nothing any more (as in Envoy).
-            lb_put_int(&ep.p.failures_in_row, 0)
-            lb_put_i64(&ep.p.ejected_until_ms, 0)
+            endpoint_forgive(&self.s, ep.p)
 
     cdef joins(self, Endpoint ep):
         """It comes back to those that serve: from now on it may start slowly."""
@@ -2112,6 +2143,21 @@ cdef class Engine:
         upstreams[upstream] = self.with_overrides(t.upstreams[upstream], self.overrides.get(upstream, {}))
         self.publish(Table(t.generation, t.listeners, dict(self.listener_slots), upstreams,
                 <uint32_t>len(self.upstreams), t.places))
+
+
+cdef str failure_text(endpoint* ep):
+    """Why the last connection to it has failed; empty when it has not."""
+    cdef int why = lb_peek_int(&ep.last_failure)
+    cdef const char* tls_error = <const char*>lb_load_ptr(&ep.tls_error)
+    if lb_peek_int(&ep.failures_in_row) == 0:
+        return ""
+    if why == FAILED_NO_ANSWER:
+        return "no answer in time"
+    if why == FAILED_NOT_HTTP2:
+        return "it does not speak HTTP/2"
+    if why == FAILED_TLS:
+        return "TLS failed" + (f": {tls_error.decode()}" if tls_error != NULL else "")
+    return os.strerror(why).lower()
 
 
 cdef bint is_udp(int fd):

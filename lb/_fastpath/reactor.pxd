@@ -118,7 +118,8 @@ cdef struct shared:
     int64_t budget_left
     int connections
     int descriptors
-    char padding_b[48]
+    int ejection_changes  # how often an endpoint was ejected or came back from that
+    char padding_b[44]
     client_shard clients[64]
     void* client_rates  # rate_row* (limits.pxd)
     int64_t listener_full_ns[LISTENERS_MOST]  # by listener slot: the buckets of their rates

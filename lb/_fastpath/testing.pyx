@@ -12,13 +12,14 @@ from lb._fastpath.balance cimport (
     balance_release,
     endpoint_connect_failed,
     endpoint_connected,
+    endpoint_connecting,
     flow_hash,
     tried_bit,
 )
 from lb._fastpath.c.sys cimport lb_hash, lb_huge_alloc, lb_line_alloc, lb_reason_names, ssize_t
 from lb._fastpath.client_hello cimport HELLO_BAD, HELLO_MOST, HELLO_OK, client_hello, hello_read
 from lb._fastpath.clock cimport monotonic_ns
-from lb._fastpath.endpoint cimport CURSOR_WORDS, affinity_entry, endpoint, upstream_live
+from lb._fastpath.endpoint cimport CURSOR_WORDS, FAILED_NO_ANSWER, affinity_entry, endpoint, upstream_live
 from lb._fastpath.http1_parse cimport (
     CHUNK_BAD,
     CHUNK_DATA,
@@ -383,6 +384,7 @@ cdef class Balancer:
                     raise MemoryError
                 raw = key.encode()
                 ep.hash = lb_hash(raw, len(raw))
+                ep.upstream = &self.live
                 self.endpoints[key] = <size_t>ep
             self.view.endpoints[i] = self.at(key)
             self.view.weights[i] = weight
@@ -474,7 +476,14 @@ cdef class Balancer:
         if succeeds:
             endpoint_connected(self.at(key), &self.reactors[0])
         else:
-            endpoint_connect_failed(self.at(key), &self.reactors[0])
+            endpoint_connect_failed(self.at(key), &self.reactors[0], FAILED_NO_ANSWER)
+
+    def begin_to_connect(self, str key, int timeout_ms):
+        endpoint_connecting(self.at(key), &self.reactors[0], timeout_ms)
+
+    def ejections(self):
+        """(how often endpoints were ejected, how often one was newly ejected or came back from it)."""
+        return self.live.ejections, self.s.ejection_changes
 
     def active(self):
         return {key: self.at(key).active for key in self.keys}

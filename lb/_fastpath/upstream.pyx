@@ -6,6 +6,7 @@ from lb._fastpath.c.sys cimport (
     AF_UNIX,
     EADDRNOTAVAIL,
     EAGAIN,
+    ECONNRESET,
     EINPROGRESS,
     EINVAL,
     EMFILE,
@@ -50,9 +51,9 @@ from lb._fastpath.c.sys cimport (
     socket,
     socklen_t,
 )
-from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected
+from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected, endpoint_connecting
 from lb._fastpath.counters cimport bump
-from lb._fastpath.endpoint cimport ADMIN_DOWN, idle_pool
+from lb._fastpath.endpoint cimport ADMIN_DOWN, FAILED_NO_ANSWER, FAILED_NOT_HTTP2, FAILED_TLS, idle_pool
 from lb._fastpath.http1 cimport (
     CLIENT_UNUSED,
     client_resume,
@@ -283,7 +284,7 @@ cdef void shared_is_full(leg* l) noexcept nogil:
 
 
 cdef void shared_not_spoken(conn* c) noexcept nogil:
-    endpoint_connect_failed(c.ep, c.base.r)
+    endpoint_connect_failed(c.ep, c.base.r, FAILED_NOT_HTTP2)
 
 
 cdef void tell_failed(leg* l, int reason) noexcept nogil:
@@ -554,6 +555,7 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
     fd = new_socket(view, ep, client, True, reason)
     if fd < 0:
         return NULL
+    endpoint_connecting(ep, r, view.connect_timeout_ms)
     begun = begin_to_connect(fd, ep)
     if not begun and errno == EADDRNOTAVAIL and view.transparent:
         # From the client's port there is a connection to this endpoint already: another one of it, or one in TIME_WAIT.
@@ -570,7 +572,7 @@ cdef conn* upstream_connect(reactor* r, const upstream_view* view, endpoint* ep,
         elif errno == EADDRNOTAVAIL:
             reason[0] = LB_R_NO_PORT
         elif errno != ENOBUFS and errno != ENOMEM and errno != EAGAIN:
-            endpoint_connect_failed(ep, r)
+            endpoint_connect_failed(ep, r, errno)
         close(fd)
         return NULL
     c = conn_new(r, fd)
@@ -616,7 +618,7 @@ cdef void connect_ready(io* source) noexcept nogil:
         getsockopt(source.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         # Connected and closed again by the peer is no connect failure; the exchange will read what there is.
         if error != 0 or not source.flags & IO_HALF_CLOSED:
-            endpoint_connect_failed(c.ep, source.r)
+            endpoint_connect_failed(c.ep, source.r, error if error else ECONNRESET)
             not_connected(c, LB_R_CONNECT_FAILED)
             return
     source.flags &= ~<uint32_t>IO_CONNECTING
@@ -645,7 +647,7 @@ cdef void handshake_ready(io* source) noexcept nogil:
         established(c)
         return
     lb_store_ptr(&c.ep.tls_error, <void*>(c.tls.why if c.tls.why != NULL else <const char*>b"it closed the connection"))
-    endpoint_connect_failed(c.ep, source.r)
+    endpoint_connect_failed(c.ep, source.r, FAILED_TLS)
     not_connected(c, LB_R_UPSTREAM_TLS_FAILED)
 
 
@@ -654,7 +656,7 @@ cdef void connect_timed_out(conn* c) noexcept nogil:
     our own time, which says nothing about the endpoint.
     """
     if c.tls == NULL or not c.base.flags & IO_QUEUED:
-        endpoint_connect_failed(c.ep, c.base.r)
+        endpoint_connect_failed(c.ep, c.base.r, FAILED_NO_ANSWER)
 
 
 cdef void not_connected(conn* c, int reason) noexcept nogil:

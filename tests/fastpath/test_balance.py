@@ -401,6 +401,70 @@ def test_who_starts_slowly_in_an_engine() -> None:
     assert slow() == []
 
 
+# -- Ejection
+
+
+def fail(one: Balancer, key: str, times: int = EJECT_AFTER) -> None:
+    for _ in range(times):
+        one.connect(key, succeeds=False)
+
+
+def test_after_an_ejection_one_connection_is_the_probe() -> None:
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    assert KEYS[1] not in one.count(30)
+    one.pass_time(EJECT_MS)
+    assert one.count(30)[KEYS[1]] == 10
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+    assert KEYS[1] not in one.count(30)
+    one.connect(KEYS[1], succeeds=True)
+    assert one.count(30)[KEYS[1]] == 10
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)  # no probe any more
+    assert one.count(30)[KEYS[1]] == 10
+
+
+def test_a_probe_that_comes_to_nothing_gives_way_to_another() -> None:
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    one.pass_time(EJECT_MS)
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+    one.pass_time(5_000 + 1_000)  # its client has gone
+    assert one.count(30)[KEYS[1]] == 10
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+    assert KEYS[1] not in one.count(30)
+
+
+def test_ejections_grow_while_probes_fail() -> None:
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    for lasts in (10_000, 20_000, 40_000, 60_000, 60_000):
+        one.pass_time(lasts - 1)
+        assert KEYS[1] not in one.count(30)
+        one.pass_time(1)
+        assert one.count(30)[KEYS[1]] == 10
+        one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+        one.pass_time(5_000)
+        one.connect(KEYS[1], succeeds=False)  # once is enough
+    assert one.ejections() == (6, 1)
+    one.connect(KEYS[1], succeeds=True)
+    assert one.ejections() == (6, 2)
+    fail(one, KEYS[1], EJECT_AFTER - 1)
+    assert one.count(30)[KEYS[1]] == 10
+    fail(one, KEYS[1], 1)
+    one.pass_time(EJECT_MS)
+    assert one.count(30)[KEYS[1]] == 10
+
+
+def test_what_began_before_an_ejection_makes_it_no_longer() -> None:
+    one = balancer("round-robin")
+    fail(one, KEYS[1], 50)
+    one.pass_time(5_000)
+    fail(one, KEYS[1], 50)
+    assert one.ejections() == (1, 1)
+    one.pass_time(EJECT_MS - 5_000)
+    assert one.count(30)[KEYS[1]] == 10
+
+
 # -- Affinity
 
 
