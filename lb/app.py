@@ -36,6 +36,7 @@ from lb.health.runner import most_at_once
 from lb.inbox import Files, Inbox, Names
 from lb.objects.core import Secret
 from lb.observe.access import compile_format
+from lb.observe.ejections import Ejections
 from lb.observe.metrics import Metrics
 from lb.observe.shortage import Shortage
 from lb.pipeline import Build, Pipeline
@@ -132,6 +133,7 @@ class Application:
             tls_by_kernel=self.tls_kernel == "on",
         )
         self.health = Monitor(self.engine.set_health, checks)
+        self._ejections = Ejections(self.engine)
         for answer in settings.error_answers:
             self.engine.set_error_answer(answer.status, answer.content_type, answer.body.encode())
         self._tickets = TicketKeys(self.engine, settings.session_tickets.rotate_ms / 1000)
@@ -368,7 +370,8 @@ class Application:
                 await asyncio.sleep(TICK_SECONDS)
 
     async def _tick(self) -> None:
-        """Free old tables; see to certificates and ticket keys; tell systemd that every reactor turns."""
+        """Free old tables; see to certificates and ticket keys; tell of ejected endpoints, and systemd that all
+        reactors turn."""
         patience = self._notifier.watchdog_seconds / 2 or TICK_SECONDS
         stuck: set[int] = set()
         looked_at = time.monotonic()
@@ -384,6 +387,7 @@ class Application:
                 looked_at = time.monotonic()
                 self._look_at_certificates()
                 self._follow_ticket_keys()
+            self._ejections.look()
             ages = self.engine.heartbeat_ages_ms()
             late = {thread for thread, age_ms in enumerate(ages) if age_ms > STUCK_MS}
             for thread in late - stuck:

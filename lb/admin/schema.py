@@ -235,6 +235,8 @@ class UpstreamInfo(msgspec.Struct, frozen=True):
     endpoints: int
     endpoints_ready: int
     endpoints_unhealthy: int
+    endpoints_ejected: int
+    """Passed over for a while because connections to them failed."""
     health_check: str
     """`http GET /healthz every 5s`, or `off`."""
     all_fail: Literal["", "serve", "refuse"]
@@ -248,6 +250,8 @@ class UpstreamInfo(msgspec.Struct, frozen=True):
     retries: int
     connects: int
     connect_failures: int
+    ejections: int
+    """How often an endpoint was ejected."""
     connections_idle: int
 
 
@@ -266,6 +270,11 @@ class EndpointInfo(msgspec.Struct, frozen=True):
     failures: int
     connections_idle: int
     ejected_for_ms: int
+    """For how long more it is passed over because connections to it failed."""
+    failures_in_row: int
+    """How many connections have failed since the last one that succeeded."""
+    last_failure: str
+    """Why the last of them failed; empty since one has succeeded."""
     slow_share: float
     """How much of its weight it has: less than 1 while it starts slowly (`slow_start`)."""
     tls_error: str

@@ -343,6 +343,8 @@ def upstream(daemon: Daemon, name: str) -> schema.UpstreamDetail:
                 failures=one["failures"],
                 connections_idle=one["idle"],
                 ejected_for_ms=one["ejected_for_ms"],
+                failures_in_row=one["failures_in_row"],
+                last_failure=one["last_failure"],
                 slow_share=one["slow_share"],
                 tls_error=one["tls_error"],
                 health=health.get(one["key"]),
@@ -408,6 +410,7 @@ def _upstream_info(
         endpoints=len(endpoints),
         endpoints_ready=sum(1 for one in endpoints if one["state"] == "ready" and one["weight"]),
         endpoints_unhealthy=sum(1 for one in endpoints if one["state"] == "unhealthy"),
+        endpoints_ejected=sum(1 for one in endpoints if one["state"] == "ejected" and one["weight"]),
         health_check=describe_check(model.health_check),
         all_fail=model.health_check.when_all_fail if _all_fail(endpoints) else "",
         unavailable=model.unavailable,
@@ -418,6 +421,7 @@ def _upstream_info(
         retries=counts["retries"] if counts else 0,
         connects=counts["connects"] if counts else 0,
         connect_failures=counts["connect_failures"] if counts else 0,
+        ejections=counts["ejections"] if counts else 0,
         connections_idle=counts["idle"] if counts else 0,
     )
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lb.cli.terminal import Terminal, visible
+from lb.model.explanation import describe_failures
 from lb.settings import find_admin_socket
 
 Json = Any
@@ -435,12 +436,13 @@ def _why_nobody(one: Json) -> str:
     if one["all_fail"]:
         effect = "all get requests" if one["all_fail"] == "serve" else "requests are answered 503"
         return f"all fail their health checks: {effect} (when_all_fail: {one['all_fail']})"
-    nobody = one["endpoints"] and not one["endpoints_ready"]
+    nobody = one["endpoints"] and not one["endpoints_ready"] and not one["endpoints_ejected"]
     if nobody:
         return f"none takes requests: `lb ctl upstreams {one['name']}` shows their states"
-    aside = one["endpoints"] - one["endpoints_ready"] - one["endpoints_unhealthy"]
+    aside = one["endpoints"] - one["endpoints_ready"] - one["endpoints_unhealthy"] - one["endpoints_ejected"]
+    ejected = f"{one['endpoints_ejected']} ejected: connections fail" if one["endpoints_ejected"] else ""
     unhealthy = f"{one['endpoints_unhealthy']} unhealthy" if one["endpoints_unhealthy"] else ""
-    return ", ".join(filter(None, (unhealthy, f"{aside} drained, down, ejected or of weight 0" if aside else "")))
+    return ", ".join(filter(None, (unhealthy, ejected, f"{aside} drained, down or of weight 0" if aside else "")))
 
 
 def _show_upstream(console: Console, answer: Json) -> None:
@@ -455,7 +457,9 @@ def _show_upstream(console: Console, answer: Json) -> None:
     rows = [
         (
             endpoint["endpoint"],
-            endpoint["state"],
+            describe_failures(
+                endpoint["state"], endpoint["ejected_for_ms"], endpoint["failures_in_row"], endpoint["last_failure"]
+            ),
             endpoint["weight"],
             endpoint["requests_active"],
             endpoint["requests"],

@@ -43,6 +43,7 @@ from lb.model.explanation import (
     TlsStep,
     UpstreamStep,
     Verdict,
+    describe_failures,
 )
 from lb.objects.networking import Ingress
 from lb.problems import Origin, Problem
@@ -313,7 +314,10 @@ def _endpoint_row(endpoint: EndpointStep) -> Text:
     style = {"ready": "green", "unhealthy": "red"}.get(endpoint.state, "yellow")
     row = Text("    ")
     row.append(f"{endpoint.key} ")
-    row.append(endpoint.state, style)
+    row.append(
+        describe_failures(endpoint.state, endpoint.ejected_for_ms, endpoint.failures_in_row, endpoint.last_failure),
+        style,
+    )
     details = ["chosen"] if endpoint.chosen else []
     details += [f"weight {endpoint.weight}"] if endpoint.weight not in (0, 1) else []
     details += [f"{endpoint.active} active"] if endpoint.active is not None else []

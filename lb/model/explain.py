@@ -699,14 +699,16 @@ def _why_route(failed: Condition | None, verdict: Verdict) -> str:
 def _judge_endpoint(endpoint: Endpoint, live: Mapping[str, Any] | None, source: Source) -> EndpointStep:
     state = "zero-weight" if endpoint.weight == 0 else "draining" if endpoint.draining else "ready"
     weight, active, health, tls_error, slow_share = endpoint.weight, None, "", "", 1.0
+    failed: dict[str, Any] = {}
     if live is not None:
         weight, active, health = int(live.get("weight", weight)), live.get("active"), str(live.get("health", ""))
         state, tls_error = str(live.get("state", state)), str(live.get("tls_error", ""))
         slow_share = float(live.get("slow_share", 1))
+        failed = {name: live[name] for name in ("ejected_for_ms", "failures_in_row", "last_failure") if name in live}
         if state == "ready" and weight == 0:
             state = "zero-weight"
     return EndpointStep(
-        endpoint.key, state, weight, endpoint.target, active, health, source, tls_error, slow_share=slow_share
+        endpoint.key, state, weight, endpoint.target, active, health, source, tls_error, slow_share=slow_share, **failed
     )
 
 

@@ -139,6 +139,20 @@ class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """The address of the client who is asked about leads to it."""
     slow_share: float = 1.0
     """How much of its weight it has while it starts slowly; only with live states."""
+    ejected_for_ms: int = 0
+    failures_in_row: int = 0
+    """Connections that have failed since the last one that succeeded; only with live states, as is the next."""
+    last_failure: str = ""
+
+
+def describe_failures(state: str, ejected_for_ms: int, failures_in_row: int, last_failure: str) -> str:
+    """`ejected, 7 s left (3 connections failed: no answer in time)`; just the state when nothing has failed."""
+    if state == "ejected":
+        state += f", {-(-ejected_for_ms // 1000)} s left"
+    if not failures_in_row:
+        return state
+    connections = "connection" if failures_in_row == 1 else f"{failures_in_row} connections"
+    return f"{state} ({'the last ' if state == 'ready' else ''}{connections} failed: {last_failure})"
 
 
 class UpstreamStep(msgspec.Struct, frozen=True, omit_defaults=True):

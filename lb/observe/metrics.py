@@ -131,6 +131,13 @@ METRICS = _metrics(
     ),
     Metric("lb_upstream_connections_reused", "counter", ("upstream",), "Attempts on a connection that was kept."),
     Metric("lb_upstream_connections_idle", "gauge", ("upstream",), "Connections kept for the next request."),
+    Metric(
+        "lb_upstream_endpoints_ejected",
+        "gauge",
+        ("upstream",),
+        "Endpoints that were ejected because connections failed, until one succeeds.",
+    ),
+    Metric("lb_upstream_ejections", "counter", ("upstream",), "Ejections of endpoints, each vain probe counted again."),
     # Endpoints
     Metric("lb_endpoint_up", "gauge", ("upstream", "endpoint"), "1 when the endpoint takes new requests."),
     Metric("lb_endpoint_weight", "gauge", ("upstream", "endpoint"), "Weight in force."),
@@ -349,6 +356,8 @@ class Exposition(Collector):
             self._add("lb_upstream_connect_failures", stats["connect_failures"], name)
             self._add("lb_upstream_connections_reused", stats["reused"], name)
             self._add("lb_upstream_connections_idle", stats["idle"], name)
+            self._add("lb_upstream_endpoints_ejected", stats["ejected"], name)
+            self._add("lb_upstream_ejections", stats["ejections"], name)
             self._add_traffic("lb_upstream", "first_byte_seconds", (name,), stats)
 
     def _add_endpoints(self) -> None:

@@ -112,7 +112,10 @@ class FakeEngine:
 
     def upstream_stats(self) -> dict[str, dict[str, Any]]:
         counts = {"active": 1, "queued": 0, "attempts": 41, "retries": 1, "connects": 6, "connect_failures": 1}
-        return {name: {**traffic(40), **counts, "reused": 35, "idle": 4} for name in self.endpoints}
+        return {
+            name: {**traffic(40), **counts, "reused": 35, "idle": 4, "ejected": 0, "ejections": 2}
+            for name in self.endpoints
+        }
 
     def endpoint_stats(self, upstream: str) -> list[dict[str, Any]]:
         return self.endpoints[upstream]
@@ -195,7 +198,7 @@ def endpoint_state(key: str) -> dict[str, Any]:
         "ejected_for_ms": 0,
         "slow_share": 1.0,
     }
-    return {"key": key, "state": "ready", **numbers, "tls_error": ""}
+    return {"key": key, "state": "ready", **numbers, "tls_error": "", "failures_in_row": 0, "last_failure": ""}
 
 
 def make_config(routes: int = 2, port: int = 80, address: str = "127.0.0.1") -> Config:

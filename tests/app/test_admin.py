@@ -503,9 +503,23 @@ async def test_explain_tells_what_affinity_remembers(api: Api, daemon: FakeDaemo
     assert any("192.0.2.9 was sent to 127.0.0.12:9001 last, 65s ago, and stays there" in one for one in told["notes"])
 
 
+async def test_ctl_tells_of_an_endpoint_that_is_ejected(server: AdminServer, daemon: FakeDaemon) -> None:
+    failed = {"failures_in_row": 3, "last_failure": "no answer in time"}
+    daemon.engine.endpoints[UPSTREAM][0].update(state="ejected", ejected_for_ms=6_001, **failed)
+    assert "1 ejected: connections fail" in (await ctl(server, "upstreams")).output
+    text = "ejected, 7 s left (3 connections failed: no answer in time)"
+    assert text in (await ctl(server, "upstreams", UPSTREAM)).output
+    daemon.engine.endpoints[UPSTREAM][0].update(state="ready", ejected_for_ms=0)
+    assert "ready (the last 3 connections failed: no" in (await ctl(server, "upstreams", UPSTREAM)).output
+    daemon.engine.endpoints[UPSTREAM][0].update(failures_in_row=0, last_failure="")
+    daemon.engine.endpoints[UPSTREAM][1].update(state="ejected", ejected_for_ms=1, **failed)
+    daemon.engine.endpoints[UPSTREAM][0]["state"] = "ejected"
+    assert "2 ejected: connections fail" in (await ctl(server, "upstreams")).output, "they serve as a last resort"
+
+
 async def test_ctl_tells_of_an_endpoint_that_somebody_has_drained(server: AdminServer, daemon: FakeDaemon) -> None:
     daemon.engine.endpoints[UPSTREAM][0]["state"] = "drain"
-    assert "1 drained, down, ejected or of weight 0" in (await ctl(server, "upstreams")).output
+    assert "1 drained, down or of weight 0" in (await ctl(server, "upstreams")).output
 
 
 async def test_ctl_and_api_tell_of_health(api: Api, server: AdminServer, daemon: FakeDaemon) -> None:

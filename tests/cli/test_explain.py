@@ -169,6 +169,9 @@ def test_wrong_usage_exits_with_2(lb: Lb, arguments: list[str]) -> None:
     assert lb("explain", *arguments).exit_code == 2
 
 
+FAILED = {"ejected_for_ms": 6_500, "failures_in_row": 3, "last_failure": "no answer in time"}
+
+
 class _Admin(http.server.BaseHTTPRequestHandler):
     """Answers /v1/explain as the daemon does."""
 
@@ -178,7 +181,7 @@ class _Admin(http.server.BaseHTTPRequestHandler):
         content = yaml.safe_load((Path(__file__).parent / "inputs/lb.yaml").read_text())
         config, _ = from_content(content, Origin(file="lb.yaml"))
         ask = make_ask(query["url"][0], query["method"][0], query.get("header", []), query.get("client", [""])[0])
-        states = {"old": [{"key": "[fd00::3]:80", "state": "ejected", "weight": 1, "active": 2}]}
+        states = {"old": [{"key": "[fd00::3]:80", "state": "ejected", "weight": 1, "active": 2, **FAILED}]}
         body = msgspec.json.encode(explain(config, ask, states)) if parts.path == "/v1/explain" else b"{}"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -210,7 +213,7 @@ def admin_socket(tmp_path: Path) -> Iterator[str]:
 def test_daemon_is_asked_without_paths(lb: Lb, admin_socket: str) -> None:
     result = lb("explain", "http://old.example.com:8080/v1", "--live", admin_socket, "-H", "X-A: 1")
     assert result.exit_code == 0
-    assert "[fd00::3]:80 ejected, 2 active" in result.stdout
+    assert "[fd00::3]:80 ejected, 7 s left (3 connections failed: no answer in time), 2 active" in result.stdout
     assert "forwarded: an endpoint answers: none is ready" in result.stdout
 
 

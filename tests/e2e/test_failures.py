@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +24,7 @@ from tests.harness.native import Native, respond
 from tests.harness.netns import Host, require_hosts
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
-from tests.harness.tcp import TcpServer, echo
+from tests.harness.tcp import TcpServer, black_hole, echo
 from tests.harness.waiting import DEADLINE, wait_until
 
 
@@ -116,6 +120,58 @@ def test_all_endpoints_down_and_back_again(site: Serving, servers: list[EchoServ
         for server in servers:
             server.start()
         wait_until(lambda: client.ask(get("shop.test")).status == 200, "it is served again", interval=0.05)
+
+
+def test_a_black_hole_is_told_of_everywhere(tmp_path: Path, servers: list[EchoServer]) -> None:
+    native = Native()
+    with black_hole() as hole:
+        native.serve("shop.test", servers[0].key, hole, connect_timeout="100ms")
+        with serving(tmp_path, native) as site:
+            with Load(site.address(), get("shop.test"), connections=4) as load:
+                wait_until(lambda: bool(told(site, "endpoint is ejected")), "the log tells of it")
+                (line,) = told(site, "endpoint is ejected")
+                assert (line["upstream"], line["endpoint"]) == ("shop.test", hole)
+                assert line["why"] == "no answer in time"
+                assert line["failed_in_row"] >= 3
+                assert 0 < line["seconds_left"] <= 10
+                assert site.lb.metric("lb_upstream_endpoints_ejected", upstream="shop.test") == 1
+                assert site.lb.metric("lb_upstream_ejections_total", upstream="shop.test") >= 1
+                assert "connections failed: no answer in time)" in site.lb.ctl("upstreams", "shop.test")
+                (row,) = (row for row in explain(site) if hole in row)
+                assert "connections failed: no answer in time)" in row
+            load.assert_perfect()
+            assert len(told(site, "endpoint is ejected")) == 1
+
+
+def test_an_endpoint_that_takes_connections_again_is_told_of(tmp_path: Path, servers: list[EchoServer]) -> None:
+    server = servers[0]
+    native = Native()
+    native.serve("shop.test", server.key)
+    server.kill()
+    with serving(tmp_path, native) as site:
+        with site.connect() as client:
+            for _ in range(3):
+                assert client.ask(get("shop.test")).status == 502
+        wait_until(lambda: bool(told(site, "endpoint is ejected")), "the log tells of it")
+        (line,) = told(site, "endpoint is ejected")
+        assert line["why"] == "connection refused"
+        server.start()
+        with site.connect() as client:  # nobody else is there: it is asked as a last resort
+            assert client.ask(get("shop.test")).status == 200
+        wait_until(lambda: bool(told(site, "endpoint is no longer ejected")), "the log tells of it")
+        assert site.lb.metric("lb_upstream_endpoints_ejected", upstream="shop.test") == 0
+
+
+def told(site: Serving, event: str) -> list[dict[str, Any]]:
+    """The lines of the log that begin so."""
+    lines = (json.loads(line) for line in site.lb.stderr.splitlines() if line.startswith("{"))
+    return [line for line in lines if str(line["event"]).startswith(event)]
+
+
+def explain(site: Serving) -> list[str]:
+    arguments = ("explain", "http://shop.test/", "--live", str(site.lb.admin_socket))
+    done = subprocess.run([sys.executable, "-m", "lb", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_descriptors_that_run_out_stop_nothing_for_long(tmp_path: Path) -> None:
