@@ -409,7 +409,7 @@ def _keep_all(file: str, read: _Read, good: _Content, why: str) -> _Content:
         "LB1006",
         origin,
         why,
-        why=f"the {len(good.stored)} objects of its last good version stay in use",
+        why=_in_use("of its last good version ", len(good.stored)),
         fix="write the file whole, best under another name and then renamed over it",
     )
     return msgspec.structs.replace(good, signature=read.signature, problems=[problem], settled=read.settled)
@@ -445,6 +445,10 @@ def _stay(count: int) -> str:
     return "1 object stays as it was" if count == 1 else f"{count} objects stay as they were"
 
 
+def _in_use(which: str, count: int) -> str:
+    return f"the one object {which}stays in use" if count == 1 else f"the {count} objects {which}stay in use"
+
+
 def _say(problem: Problem, why: str) -> Problem:
     return msgspec.structs.replace(problem, why=why)
 
@@ -456,5 +460,5 @@ def _unreadable(problem: Problem, before: _Content | None, signature: Signature 
     """
     if before is None:
         return _Content(signature, Decoded([]), (), (problem,), {}, ends_with_newline=False)
-    kept = msgspec.structs.replace(problem, why=f"its {len(before.stored)} objects stay in use")
+    kept = msgspec.structs.replace(problem, why=_in_use("that it had ", len(before.stored)))
     return msgspec.structs.replace(before, signature=signature, problems=[kept])

@@ -139,3 +139,44 @@ def test_objects_do_not_steer_the_terminal(lb: Lb) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.stdout), repr(told.stdout)
     assert r"\x1b]0;owned" in told.stdout
     assert r"\x9b31mweb" in told.stdout
+
+
+LOAD_BALANCERS = """\
+apiVersion: v1
+kind: Service
+metadata: {name: first, namespace: shop, creationTimestamp: "2025-01-01T00:00:00Z"}
+spec: {type: LoadBalancer, ports: [{port: 5432, nodePort: 31000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: second, namespace: shop, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {type: LoadBalancer, ports: [{port: PORT, nodePort: 31001}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: inside, namespace: shop}
+spec: {ports: [{port: 6000}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: ports, namespace: shop}
+data: {"6001": "shop/SERVICE:6000"}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: a}
+status: {addresses: [{type: InternalIP, address: 10.1.0.1}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "entry", "code"),
+    [("5433", "first:5432", ""), ("5432", "first:5432", "LB4011"), ("5433", "inside:6000", "LB4006")],
+)
+def test_what_is_not_served_as_written_exits_with_1(lb: Lb, port: str, entry: str, code: str) -> None:
+    """A port that another object has, and one whose every connection is reset: a step of CI must not let them pass."""
+    objects = LOAD_BALANCERS.replace("PORT", port).replace("SERVICE:6000", entry)
+    flags = ("--load-balancers", "--targets", "nodeports", "--tcp-services", "shop/ports", "-o", "json")
+    result = lb("check", "-", *flags, input=objects)
+    told = [one["code"] for one in json.loads(result.stdout)["problems"] if one["severity"] == "error"]
+    assert (told, result.exit_code) == ([code] if code else [], 1 if code else 0)

@@ -105,7 +105,7 @@ def test_a_file_that_becomes_unreadable_keeps_its_objects(tmp_path: Path, monkey
     (problem,) = store.problems()
     assert (problem.code, problem.origin.file) == ("LB1001", str(path))
     assert "Permission denied" in problem.what
-    assert "1 objects stay in use" in problem.why
+    assert "the one object that it had stays in use" in problem.why
     source.read()
     assert not store.problems()
     with monkeypatch.context() as patch:
