@@ -122,6 +122,10 @@ CODES: dict[str, Code] = {
     "LB4014": Code("error", "timeout of session affinity is out of range"),
     "LB4015": Code("error", "more ports are asked for than lb listens on"),
     "LB4016": Code("error", "Service has a value that Kubernetes refuses"),
+    "LB4017": Code("warning", "Service takes an address of a port that another object has on all"),
+    "LB4018": Code("note", "Service takes an address of a port that another object has on all, as lb/addresses says"),
+    "LB4019": Code("warning", "externalIPs are not listened on"),
+    "LB4020": Code("note", "Services listen on all addresses, and clients know them at some"),
     # Annotations and the native file
     "LB5001": Code("error", "annotation has a value lb does not know"),
     "LB5002": Code("warning", "annotation is not known"),

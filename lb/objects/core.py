@@ -40,6 +40,7 @@ class ServiceSpec(
     rename={
         "cluster_ip": "clusterIP",
         "ip_families": "ipFamilies",
+        "external_ips": "externalIPs",
         "external_name": "externalName",
         "external_traffic_policy": "externalTrafficPolicy",
         "publish_not_ready_addresses": "publishNotReadyAddresses",
@@ -58,6 +59,7 @@ class ServiceSpec(
     cluster_ip: str = ""
     ip_families: tuple[str, ...] | None = None
     """The primary one first."""
+    external_ips: tuple[str, ...] | None = None
     external_name: str = ""
     external_traffic_policy: str = "Cluster"
     publish_not_ready_addresses: bool = False

@@ -10,6 +10,7 @@ ranges; ingress-nginx docs/user-guide/exposing-tcp-udp-services.md and `controll
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
@@ -27,6 +28,7 @@ from lb.objects.view import Stored
 from lb.problems import Origin, Problem, Problems
 from lb.translate.annotations import Values, field_of
 from lb.translate.ingress import Directory
+from lb.translate.known import Place, external_addresses, known_elsewhere, taken_from_all
 from lb.translate.options import Options
 from lb.translate.places import Places, place_taken
 from lb.translate.precedence import Age, age_of
@@ -42,6 +44,9 @@ that are over and still have connections."""
 
 EVERYBODY = ("0.0.0.0/0", "::/0")
 
+_OWN_ADDRESSES = field_of("addresses", "").partition("[")[2].removesuffix("]")
+"""lb's own annotation that says where to listen."""
+
 _NUMBER = re.compile(r"[0-9]{1,5}")
 """That may be a port. (`isdigit` is true of digits that `int` cannot read.)"""
 _ENTRY = re.compile(r"(?P<namespace>[^/:]+)/(?P<service>[^/:]+):(?P<port>[^:]+)(?P<proxy>(?::[^:]*){0,2})")
@@ -56,7 +61,14 @@ class StreamClaim(msgspec.Struct, frozen=True):
     """Service ports that they lead to."""
     problems: tuple[Problem, ...] = ()
     advertised: tuple[str, ...] = ()
-    """Addresses that clients were told by the load balancer before lb."""
+    """Addresses at which clients know it: from the load balancer before lb, and as `externalIPs`."""
+    is_decided: bool = False
+    """Whether lb's own annotation says where to listen."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it wants to listen; the empty one stands for all."""
+        return tuple(dict.fromkeys(one.address for one in self.listeners))
 
 
 _WORDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -118,9 +130,11 @@ class _ServiceClaim:
             msgspec.structs.replace(options.datagram, **values.datagram),
         )
         self._addresses: Sequence[str] | None = values.addresses
+        self._is_decided = bool((service.metadata.annotations or {}).get(_OWN_ADDRESSES, "").strip())
 
     def make(self) -> StreamClaim:
         addresses = self._listen_on()
+        self._check_external(addresses)
         allow = self._source_ranges()
         self._check_for_ports()
         references = {f"spec.ports[{index}]": self._refer(index) for index in range(len(self._service.spec.ports))}
@@ -141,6 +155,7 @@ class _ServiceClaim:
             tuple(one for one in references.values() if one is not None),
             tuple(self._problems),
             self._advertised(),
+            self._is_decided,
         )
 
     def _check_for_ports(self) -> None:
@@ -157,7 +172,17 @@ class _ServiceClaim:
     def _advertised(self) -> tuple[str, ...]:
         status = self._service.status
         told = status.load_balancer.ingress if status is not None and status.load_balancer is not None else None
-        return tuple(one.ip for one in told or () if one.ip and is_ip_address(one.ip))
+        return _addresses((*(one.ip or "" for one in told or ()), *(self._service.spec.external_ips or ())))
+
+    def _check_external(self, addresses: Sequence[str]) -> None:
+        """kube-proxy sends on what comes to a node for one of `externalIPs` (kubernetes/api, ServiceSpec); a load
+        balancer before the nodes is not asked for it, and this host may not have the address."""
+        if self._is_decided or "" in addresses:
+            return
+        heard = _addresses(addresses)
+        unheard = [one for one in _addresses(self._service.spec.external_ips or ()) if one not in heard]
+        if unheard and heard:
+            self._problems.extend((external_addresses(self._stored.origin, unheard, heard),))
 
     def _refer(self, index: int) -> Reference | None:
         """To a port of the Service itself, if lb can carry what comes there."""
@@ -217,6 +242,11 @@ class _ServiceClaim:
                 field=field,
             )
         return None if ranges and not good else tuple(good)
+
+
+def _addresses(texts: Iterable[str]) -> tuple[str, ...]:
+    """Those that are addresses, in one form, each once."""
+    return tuple(dict.fromkeys(str(ipaddress.ip_address(one)) for one in texts if is_ip_address(one)))
 
 
 class Carrying(NamedTuple):
@@ -350,31 +380,54 @@ def settle(
     claims: Iterable[StreamClaim], taken: Mapping[str, Listener]
 ) -> tuple[dict[str, Listener], tuple[Problem, ...]]:
     """The listeners of all claims that are to be had beside those that are `taken`, and what is said of the others."""
-    won: dict[str, Listener] = {}
+    won: dict[str, tuple[Listener, StreamClaim]] = {}
     places = Places()
     for one in taken.values():
         places.take(one)
     names = dict(taken)
     over: dict[Origin, Listener] = {}
+    shared: dict[tuple[Origin, str, str], tuple[Place, list[str]]] = {}
     problems = Problems()
-    for listener, advertised in _oldest_first(claims):
+    for listener, claim in _oldest_first(claims):
         rival = names.get(listener.name) or places.holder(listener)
         if rival is not None:
-            problems.extend((place_taken(listener, rival, _fix_of_place(listener, rival, advertised)),))
+            problems.extend((place_taken(listener, rival, _fix_of_place(listener, rival, claim.advertised)),))
         elif len(won) >= MOST_LISTENERS:
             over.setdefault(listener.origin, listener)
         else:
-            won[listener.name] = names[listener.name] = listener
+            holder = places.holder_of_rest(listener)
+            if holder is not None and _is_known_at(holder, listener, won):
+                place = Place(listener, holder, claim.is_decided, claim.addresses)
+                field = next((route.field for route in listener.carried_routes), "")
+                shared.setdefault((listener.origin, field, holder.name), (place, []))[1].append(listener.address)
+            names[listener.name] = listener
+            won[listener.name] = listener, claim
             places.take(listener)
     problems.extend(map(_too_many, over.values()))
-    return won, tuple(problems)
+    problems.extend(taken_from_all(place, addresses) for place, addresses in shared.values())
+    everywhere = {
+        listener.origin: claim.advertised
+        for listener, claim in won.values()
+        if claim.advertised and not listener.address
+    }
+    note = known_elsewhere(list(everywhere.items()))
+    problems.extend(() if note is None else (note,))
+    return {name: listener for name, (listener, _) in won.items()}, tuple(problems)
 
 
-def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[tuple[Listener, tuple[str, ...]]]:
-    """With the addresses that clients know of its object."""
+def _is_known_at(holder: Listener, taker: Listener, won: Mapping[str, tuple[Listener, StreamClaim]]) -> bool:
+    """Whether clients may look for the holder at the address that another object takes."""
+    if holder.origin == taker.origin:
+        return False
+    _, claim = won.get(holder.name, (None, None))
+    known = claim.advertised if claim is not None else ()
+    return not known or str(ipaddress.ip_address(taker.address)) in known
+
+
+def _oldest_first(claims: Iterable[StreamClaim]) -> Iterator[tuple[Listener, StreamClaim]]:
     # A Service and a ConfigMap may be of one age and name.
     for claim in sorted((one for one in claims if one.listeners), key=lambda one: (one.age, one.listeners[0].name)):
-        yield from ((listener, claim.advertised) for listener in claim.listeners)
+        yield from ((listener, claim) for listener in claim.listeners)
 
 
 def _fix_of_place(loser: Listener, winner: Listener, advertised: Sequence[str]) -> str:
@@ -389,7 +442,7 @@ def _fix_of_place(loser: Listener, winner: Listener, advertised: Sequence[str]) 
     if advertised and not loser.address:
         addresses = ", ".join(advertised)
         fix = (
-            f'lb/addresses: "{addresses}" has it listen where its status says that clients find it, once this host '
+            f'lb/addresses: "{addresses}" has it listen where its clients know it, once this host '
             "has these addresses; or give one of them another port"
         )
     if service is loser.origin and not winner.origin.object:

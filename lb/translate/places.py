@@ -9,6 +9,7 @@ from lb.model.listener import Listener
 from lb.problems import Problem
 
 _ALL = ("0.0.0.0", "::")  # noqa: S104  # compares, does not bind
+"""Of IPv4, and of IPv6."""
 
 
 class Places:
@@ -20,6 +21,13 @@ class Places:
     def holder(self, listener: Listener) -> Listener | None:
         """Who has one of the places that the listener wants."""
         return next((self._held[place] for place in _places(listener) if place in self._held), None)
+
+    def holder_of_rest(self, listener: Listener) -> Listener | None:
+        """Who listens on all addresses, and so gets nothing at the one that the listener names."""
+        address = ipaddress.ip_address(listener.address) if is_ip_address(listener.address) else None
+        if address is None or address.is_unspecified:
+            return None
+        return self._held.get((_ALL[address.version == 6], listener.port, listener.transport))
 
     def take(self, listener: Listener) -> None:
         self._held |= dict.fromkeys(_places(listener), listener)

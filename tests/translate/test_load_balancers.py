@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lb.model.stream import StreamOptions
-from lb.objects.core import Service, ServicePort, ServiceSpec
+from lb.objects.core import (
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    ServiceStatus,
+)
 from lb.objects.discovery import SERVICE_NAME_LABEL, EndpointSlice, SliceEndpoint, SlicePort
 from lb.objects.meta import ObjectMeta
 from lb.objects.view import Changes
@@ -103,3 +111,34 @@ def endpoint_slice(service: str, protocol: str) -> EndpointSlice:
 
 def told(translation: Translation) -> list[tuple[str, str]]:
     return [(one.code, one.why) for one in translation.problems if one.severity == "error"]
+
+
+def test_one_note_tells_of_all_who_listen_where_their_clients_do_not_look() -> None:
+    store = Store()
+    for number in range(1, 13):
+        one = service(f"s{number:02}", 2020, 7_000 + number, 1)
+        status = ServiceStatus(LoadBalancerStatus((LoadBalancerIngress(f"192.0.2.{number}"),)))
+        store.put(stored(msgspec.structs.replace(one, status=status)))
+    translation = translate(store, Options(load_balancers=True), Changes(everything=True), None)
+    (note,) = [one for one in translation.problems if one.code == "LB4020"]
+    assert note.what.startswith("12 Services listen on all addresses; their clients know a/s01 at 192.0.2.1; a/s02 at ")
+    assert note.what.endswith("a/s10 at 192.0.2.10; and 2 more")
+    assert note.fix.endswith("kubectl annotate service -n a s01 lb/addresses=192.0.2.1")
+    assert note.severity == "note"
+
+
+def test_all_addresses_can_be_meant() -> None:
+    store = Store()
+    one = service("x", 2020, 7_000, 1)
+    store.put(
+        stored(
+            msgspec.structs.replace(
+                one,
+                metadata=msgspec.structs.replace(one.metadata, annotations={"lb/addresses": "0.0.0.0, ::"}),
+                status=ServiceStatus(LoadBalancerStatus((LoadBalancerIngress("192.0.2.1"),))),
+            )
+        )
+    )
+    translation = translate(store, Options(load_balancers=True), Changes(everything=True), None)
+    assert [one.code for one in translation.problems] == ["LB4003"]
+    assert [one.address for one in translation.config.listeners.values()] == ["0.0.0.0", "::"]
