@@ -20,8 +20,9 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from lb.model.address import is_network
 from lb.model.datagram import DatagramOptions
-from lb.model.form import option_fields
+from lb.model.form import NETWORKS, option_fields
 from lb.model.health import HealthCheck, mistakes, read_off
 from lb.model.listener import HttpOptions, Transport, write_bind
 from lb.model.route import RouteOptions
@@ -339,11 +340,8 @@ def _check(settings: Settings) -> None:
             raise SettingsError("this is for TCP; a Unix socket is `socket`")
     except SettingsError as error:
         raise _FieldError(("admin", "address"), str(error)) from None
-    for index, network in enumerate(settings.defaults.http.trusted_proxies):
-        try:
-            ipaddress.ip_network(network, strict=False)
-        except ValueError as error:
-            raise _FieldError(("defaults", "http", "trusted_proxies", index), str(error)) from None
+    for section in ("http", "stream", "datagram", "route", "upstream"):
+        _check_options(("defaults", section), getattr(settings.defaults, section))
     named = (("kubernetes", "tcp_services"), ("kubernetes", "udp_services"), ("session_tickets", "secret"))
     for section, field in named:
         try:
@@ -354,6 +352,16 @@ def _check(settings: Settings) -> None:
     keys = {field.attribute: field.key for field in option_fields(HealthCheck)}
     for attribute, what in mistakes(settings.defaults.health_check, has_tls=True):
         raise _FieldError(("defaults", "health_check", keys[attribute]), what)
+
+
+def _check_options(path: Steps, options: msgspec.Struct) -> None:
+    for field in option_fields(type(options)):
+        value = getattr(options, field.attribute)
+        if isinstance(value, int) and value < 0:
+            raise _FieldError((*path, field.key), f"{value} is less than 0")
+        for index, network in enumerate(value if field.attribute in NETWORKS else ()):
+            if not is_network(network):
+                raise _FieldError((*path, field.key, index), f"{network!r} is no network such as 10.0.0.0/8")
 
 
 def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], path: Steps) -> dict[str, object]:

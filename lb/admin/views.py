@@ -371,6 +371,7 @@ def explain(
         place=pipeline.place,
         refused=pipeline.compiler.refused,
         memory=lambda name, address: daemon.engine.remembered_endpoint(name, pack_client(address)),
+        defaults=pipeline.options.defaults,
     )
     if not finds_nobody(told, ask.port):
         return told

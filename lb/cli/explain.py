@@ -21,6 +21,7 @@ from lb.cli.inputs import (
     Flags,
     Input,
     config_option,
+    make_options,
     path_arguments,
     publish_option,
     read_input,
@@ -132,7 +133,14 @@ def _explain_files(
         one.name: str(binds[one.port, one.transport]) for one in listeners if (one.port, one.transport) in binds
     }
     _tell_unread(read.problems)
-    told = _with_lines(explain(read.config, ask, published=published, refused=check_tls(read.config)))
+    told = explain(
+        read.config,
+        ask,
+        published=published,
+        refused=check_tls(read.config),
+        defaults=make_options(read.settings, flags).defaults,
+    )
+    told = _with_lines(told)
     return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told, ask)))
 
 

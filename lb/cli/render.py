@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.inputs import Flags, config_option, path_arguments, read_input, translation_options
+from lb.cli.inputs import Flags, config_option, make_options, path_arguments, read_input, translation_options
 from lb.model.text import to_text
 
 
@@ -20,7 +20,8 @@ def command(paths: tuple[str, ...], config_file: str | None, flags: Flags, show_
     1 when there were errors; what they cost is not in the file, and `lb check` tells of them.
     """
     read = read_input(paths, config_file, flags)
-    click.echo(to_text(read.config, show_secrets=show_secrets), nl=False)
+    defaults = make_options(read.settings, flags).defaults
+    click.echo(to_text(read.config, show_secrets=show_secrets, defaults=defaults), nl=False)
     errors = sum(1 for problem in read.problems if problem.severity == "error")
     if errors:
         click.echo(f"lb render: {errors} errors in the input; `lb check` tells which", err=True)

@@ -17,6 +17,7 @@ from lb.model.ask import Ask
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.datagram import DatagramOptions
+from lb.model.defaults import BUILT_IN_DEFAULTS, Defaults
 from lb.model.description import describe_forward, describe_match
 from lb.model.explain_tls import (
     Chosen,
@@ -41,7 +42,7 @@ from lb.model.explanation import (
     UpstreamStep,
     Verdict,
 )
-from lb.model.form import option_fields
+from lb.model.form import OptionField, option_fields
 from lb.model.health import describe_check
 from lb.model.listener import HttpOptions, Listener, write_bind
 from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
@@ -91,6 +92,7 @@ def explain(
     closed: Mapping[str, str] | None = None,
     renewals: Mapping[str, str] | None = None,
     memory: Memory | None = None,
+    defaults: Defaults = BUILT_IN_DEFAULTS,
 ) -> Explanation:
     """How `config` serves the request.
 
@@ -100,9 +102,10 @@ def explain(
     without them the model's are told. `place` knows where the object of an origin stands now. `refused` is what OpenSSL
     would not take of the certificates and policies (TlsParts.refused), `renewals` what is to be said of certificates
     that serve because a newer one was refused. `memory` is what client affinity remembers; without it nobody knows.
+    `defaults` are what the settings say for all, which is told of the options that have it from there.
     """
     known = (states or {}, published or {}, closed or {}, place or _as_it_says, refused or {}, renewals or {}, memory)
-    return _Explainer(config, ask, *known).explain(listener)
+    return _Explainer(config, ask, defaults, *known).explain(listener)
 
 
 class _End(Exception):
@@ -121,6 +124,7 @@ class _Explainer:
         self,
         config: Config,
         ask: Ask,
+        defaults: Defaults,
         states: States,
         published: Mapping[str, str],
         closed: Mapping[str, str],
@@ -130,6 +134,7 @@ class _Explainer:
         memory: Memory | None,
     ) -> None:
         self._config = config
+        self._defaults = defaults
         self._published = published
         self._closed = closed
         self._place = place
@@ -174,7 +179,7 @@ class _Explainer:
         self._check_direction(listener, shaken, request)
         route = self._choose_route(host, request)
         self._note_client(listener)
-        self._found["options"] = tuple(_listener_and_route_options(listener, route))
+        self._found["options"] = tuple(_listener_and_route_options(listener, route, self._defaults))
         if route.options.https_redirect and not self._is_secure(listener):
             self._found["action"] = f"redirect to https ({route.options.https_redirect})"
             why = f"plain HTTP of {host.hostname} is sent to https"
@@ -202,7 +207,7 @@ class _Explainer:
         """Whether the client may come at all, and what holds for what it sends."""
         self._carried = True
         self._lost = "datagrams are dropped" if listener.transport == "udp" else "connections are reset"
-        self._found["options"] = tuple(_carried_options(listener, options))
+        self._found["options"] = tuple(_carried_options(listener, options, self._defaults))
         networks, client = ", ".join(options.allow), self._client_of(listener)
         if networks and not client:
             self._notes.append(f"only clients in {networks} are let in: say whose {what} it is with --from")
@@ -494,7 +499,7 @@ class _Explainer:
         self._found["upstreams"] = steps
         upstreams = [self._config.upstreams[step.name] for step in steps if step.name in self._config.upstreams]
         for upstream in upstreams:
-            self._found["options"] += tuple(_upstream_options(upstream))
+            self._found["options"] += tuple(_upstream_options(upstream, self._defaults))
         refusing = [step for step in steps if step.share and not step.serves]
         if sum(step.share for step in refusing) >= 1 or len(refusing) == sum(1 for step in steps if step.share):
             reasons = {step.reason for step in refusing}
@@ -762,9 +767,10 @@ def _all_fail(endpoints: Sequence[EndpointStep]) -> bool:
 _SHOWN_WHEN_SET = ("https_redirect", "grpc_web")
 
 
-def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[OptionStep]:
+def _listener_and_route_options(listener: Listener, route: Route, defaults: Defaults) -> Iterator[OptionStep]:
     for field in option_fields(RouteOptions):
-        value, set_by = getattr(route.options, field.attribute), f"route {route.name}"
+        value = getattr(route.options, field.attribute)
+        set_by = _set_by(field, value, defaults.route, "route", f"route {route.name}")
         if value is None and field.attribute == "max_body_bytes":
             continue
         if value is None:
@@ -775,26 +781,31 @@ def _listener_and_route_options(listener: Listener, route: Route) -> Iterator[Op
         if field.attribute == "max_body_bytes" and route.options.max_body_bytes is not None:
             continue
         value = getattr(listener.http, field.attribute)
-        set_by = "built in" if value == field.default else f"listener {listener.name}"
+        set_by = _set_by(field, value, defaults.http, "http", f"listener {listener.name}")
         name = "client_idle_timeout" if field.key == "idle_timeout" else field.key
         yield OptionStep(name, field.format(value), set_by)
 
 
-def _carried_options(listener: Listener, options: StreamOptions | DatagramOptions) -> Iterator[OptionStep]:
+def _carried_options(
+    listener: Listener, options: StreamOptions | DatagramOptions, defaults: Defaults
+) -> Iterator[OptionStep]:
+    is_datagram = isinstance(options, DatagramOptions)
+    common = defaults.datagram if is_datagram else defaults.stream_of(has_hosts=listener.has_hosts)
+    section = "datagram" if is_datagram else "stream"
     for field in option_fields(type(options)):
         value = getattr(options, field.attribute)
-        set_by = "built in" if value == field.default else f"listener {listener.name}"
+        set_by = _set_by(field, value, common, section, f"listener {listener.name}")
         yield OptionStep(field.key, field.format(value), set_by)
 
 
-def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
+def _upstream_options(upstream: Upstream, defaults: Defaults) -> Iterator[OptionStep]:
     for field in option_fields(UpstreamOptions):
         if field.attribute == "max_streams_per_connection" and upstream.protocol == "http1":
             continue
         value = getattr(upstream.options, field.attribute)
         if not _is_looked_at(upstream, field.attribute, value):
             continue
-        set_by = "built in" if value == field.default else f"upstream {upstream.name}"
+        set_by = _set_by(field, value, defaults.upstream, "upstream", f"upstream {upstream.name}")
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
     if upstream.proxy_protocol != "none":
         header = ", ".join((upstream.proxy_protocol, *upstream.proxy_values))
@@ -803,6 +814,13 @@ def _upstream_options(upstream: Upstream) -> Iterator[OptionStep]:
         yield OptionStep("upstream.transparent", "true", f"upstream {upstream.name}")
     if upstream.health_check.type != "off":
         yield OptionStep("upstream.health_check", describe_check(upstream.health_check), f"upstream {upstream.name}")
+
+
+def _set_by(field: OptionField, value: object, defaults: msgspec.Struct, section: str, own: str) -> str:
+    """Who says it: a part of the model, the settings for all of its kind, or nobody. `own` names the part."""
+    if value != getattr(defaults, field.attribute):
+        return own
+    return "built in" if value == field.default else f"settings defaults.{section}"
 
 
 def _is_looked_at(upstream: Upstream, attribute: str, value: object) -> bool:

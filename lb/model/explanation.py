@@ -117,7 +117,7 @@ class OptionStep(msgspec.Struct, frozen=True):
     name: str
     value: str
     set_by: str
-    """`route …`, `listener …`, `upstream …` or `built in`."""
+    """`route …`, `listener …`, `upstream …`, `settings defaults.…` or `built in`."""
 
 
 class EndpointStep(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -41,6 +41,9 @@ TLS_KEYS = ("certificates", "hosts", "policy", "hsts")
 BUNDLES = ("ca", "crl")
 """Keys whose text may stand in a file: `ca_file`, `crl_file`. Whoever reads the native file puts it in their place."""
 
+NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
+"""Options that list networks."""
+
 HIDDEN = "hidden"
 """What stands for a private key where it is not shown."""
 

@@ -1,11 +1,11 @@
 """Native file -> model. Every mistake is a Problem that costs only the thing it stands in; all else is loaded.
 
-What a mistake costs: a wrong option costs the option (its default stands in), a wrong condition or action costs the
-route (a route that lost a condition would serve too much), a wrong address costs the endpoint or the listener (without
-its address it would listen everywhere), a wrong word in a health check the whole check (half understood, it might find
-good endpoints bad), an entry of a list of networks itself. An unknown key costs nothing, unless one that holds
-something back (NARROWING_KEYS) is probably meant: then it costs the listener, route or upstream. That is so when there
-is nothing to go back to: a part that has served keeps what it was (parts.py).
+What a mistake costs: a wrong option costs the option (its default, of the settings or built in, stands in), a wrong
+condition or action costs the route (a route that lost a condition would serve too much), a wrong address costs the
+endpoint or the listener (without its address it would listen everywhere), a wrong word in a health check the whole
+check (half understood, it might find good endpoints bad), an entry of a list of networks itself. An unknown key costs
+nothing, unless one that holds something back (NARROWING_KEYS) is probably meant: then it costs the listener, route or
+upstream. That is so when there is nothing to go back to: a part that has served keeps what it was (parts.py).
 The `settings:` section belongs to lb/settings.py and is passed over.
 
 An element without `origin:` comes from its place in the file; an endpoint without one from where its upstream says.
@@ -32,6 +32,7 @@ from lb.certs.pem import (
 from lb.model.address import UNIX_PREFIX, address_mistake, is_ip_address, is_network
 from lb.model.config import Config
 from lb.model.datagram import Datagram, DatagramOptions
+from lb.model.defaults import BUILT_IN_DEFAULTS, Defaults
 from lb.model.form import (
     BUNDLES,
     CERTIFICATE_KEYS,
@@ -51,7 +52,7 @@ from lb.model.form import (
     default_route_name,
 )
 from lb.model.health import HealthCheck, is_used, mistakes, read_off
-from lb.model.listener import HttpOptions, Listener, ListenerProtocol
+from lb.model.listener import Listener, ListenerProtocol
 from lb.model.normalize import Rejected, normalize_host, normalize_rule_path
 from lb.model.parts import Before, PartReader, Reading, tell_sections
 from lb.model.route import (
@@ -91,9 +92,10 @@ def from_content(
     origin: Origin,
     lines: Mapping[str, int] | None = None,
     is_elsewhere: Callable[[str], bool] | None = None,
+    defaults: Defaults = BUILT_IN_DEFAULTS,
 ) -> tuple[Config, list[Problem]]:
     """The Config of a decoded native file that nothing came before, and what is wrong with it (LB5003, LB5004)."""
-    reading = read_content(content, origin, lines or {}, is_elsewhere or _is_nowhere, Before())
+    reading = read_content(content, origin, lines or {}, is_elsewhere or _is_nowhere, Before(), defaults)
     return reading.config, list(reading.problems)
 
 
@@ -103,13 +105,15 @@ def read_content(
     lines: Mapping[str, int],
     is_elsewhere: Callable[[str], bool],
     before: Before,
+    defaults: Defaults = BUILT_IN_DEFAULTS,
 ) -> Reading:
     """What a decoded native file says. Its parts that have mistakes stay as they were `before`.
 
     `origin` is the file's own; `lines` maps paths inside the document (`upstreams.web.endpoints[0]`) to lines.
-    `is_elsewhere` tells whether something else than this file defines an upstream of a name.
+    `is_elsewhere` tells whether something else than this file defines an upstream of a name. What a part does not say
+    is as in `defaults`.
     """
-    reader = _Reader(origin, lines, is_elsewhere, before)
+    reader = _Reader(origin, lines, is_elsewhere, before, defaults)
     config, problems = reader.read_config(content)
     return Reading(config, problems, frozenset(reader.flawed))
 
@@ -148,8 +152,10 @@ class _Reader(PartReader):
         lines: Mapping[str, int],
         is_elsewhere: Callable[[str], bool],
         before: Before,
+        defaults: Defaults,
     ) -> None:
         super().__init__(origin, lines, before)
+        self._defaults = defaults
         self._upstream_names: Collection[str] = ()
         self._certificates: Mapping[str, Certificate] = {}
         self._named_certificates: Collection[str] = ()
@@ -358,7 +364,6 @@ class _Reader(PartReader):
         port = self._number(f"{path}.port", content.get("port", 0), 0, 65_535)
         if not port and not address.startswith("unix:"):
             raise MistakeError(path, "the listener has no port", "add `port: 80`")
-        http = content.get("http", {})
         protocols: tuple[ListenerProtocol, ...] = get_args(ListenerProtocol)
         protocol = self._choice(f"{path}.protocol", content.get("protocol", "http"), protocols)
         if protocol == "udp" and address.startswith("unix:"):
@@ -367,13 +372,15 @@ class _Reader(PartReader):
         origin = self._read_origin(path, content)
         has_stream = protocol in ("tcp", "tls") or "stream" in content
         stream = self._read_stream(f"{path}.stream", name, origin, content, protocol) if has_stream else None
+        http = self._mapping(f"{path}.http", content.get("http", {}))
+        of_http = self._defaults.http_of(has_hosts=protocol in ("http", "https"))
         listener = Listener(
             name,
             port,
             address,
             protocol,
             self._text(f"{path}.host_set", content.get("host_set", "default")),
-            self._read_options(f"{path}.http", self._mapping(f"{path}.http", http), HttpOptions(), only_options=True),
+            self._read_options(f"{path}.http", http, of_http, only_options=True),
             origin,
             stream=stream,
             datagram=self._read_datagram(f"{path}.datagram", name, origin, content.get("datagram", {}))
@@ -406,7 +413,7 @@ class _Reader(PartReader):
     def _read_datagram(self, path: str, listener: str, origin: Origin, value: object) -> Datagram:
         content = self._mapping(path, value)
         self._report_unknown_keys(path, content, (*STREAM_KEYS, *option_keys(DatagramOptions)), NARROWING_KEYS)
-        options = self._read_carried_options(path, content, DatagramOptions())
+        options = self._read_carried_options(path, content, self._defaults.datagram)
         if "forward" not in content:
             raise MistakeError(path, "datagrams have nowhere to go", "add `forward: NAME` of an upstream")
         return Datagram(self._read_stream_route(path, listener, origin, content, "datagrams are dropped"), options)
@@ -414,7 +421,9 @@ class _Reader(PartReader):
     def _read_carried_options(
         self, path: str, content: Mapping[str, Any], defaults: CarriedOptionsT
     ) -> CarriedOptionsT:
-        options = self._read_options(path, content, defaults)
+        # Where the file says who is let in, a default that it cannot be read for must not say it instead.
+        said = {key: () for key in ("allow", "proxy_protocol") if key in content and hasattr(defaults, key)}
+        options = self._read_options(path, content, msgspec.structs.replace(defaults, **said))
         # An empty list lets in everybody, or takes a proxy for the client: the listener is not opened.
         for key, what in (("allow", "who may connect"), ("proxy_protocol", "who sends PROXY headers")):
             if content.get(key) and not getattr(options, key, ()):
@@ -426,7 +435,7 @@ class _Reader(PartReader):
     ) -> Stream:
         content = self._mapping(path, section.get("stream", {}))
         self._report_unknown_keys(path, content, (*STREAM_KEYS, "names", *option_keys(StreamOptions)), NARROWING_KEYS)
-        options = self._read_carried_options(path, content, StreamOptions())
+        options = self._read_carried_options(path, content, self._defaults.stream)
         if protocol == "https":
             options = self._only_of_names(path, content, options)
         route = self._read_stream_route(path, listener, origin, content) if "forward" in content else None
@@ -558,7 +567,7 @@ class _Reader(PartReader):
             name,
             self._read_match(path, content),
             self._read_action(path, content),
-            self._read_options(path, content, RouteOptions()),
+            self._read_options(path, content, self._defaults.route),
             self._read_origin(path, content),
             self._text(f"{path}.field", content.get("field", "")),
         )
@@ -591,10 +600,10 @@ class _Reader(PartReader):
             )
         return Upstream(
             name,
-            self._choice(f"{path}.balance", content.get("balance", "round-robin"), get_args(Balance)),
+            self._choice(f"{path}.balance", content.get("balance", self._defaults.balance), get_args(Balance)),
             tuple(endpoint for endpoint in endpoints if endpoint is not None),
             self._choice(f"{path}.affinity", content.get("affinity", "none"), ("none", "client-ip")),
-            self._read_options(path, content, UpstreamOptions()),
+            self._read_options(path, content, self._defaults.upstream),
             self._text(f"{path}.unavailable", content.get("unavailable", "")),
             self._text(f"{path}.resolve", content.get("resolve", "")),
             self._place(path) if inherited is None else inherited,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lb.model.address import is_network
-from lb.model.form import OptionField, option_fields
+from lb.model.form import NETWORKS, OptionField, option_fields
 from lb.model.origins import read_origin
 from lb.model.units import parse_duration, parse_size
 from lb.problems import Origin, Problems
@@ -23,9 +23,6 @@ OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
 _MAX_SUGGESTIONS = 1_000
 """Comparing a word with more names than this takes too long for what it helps."""
-
-_NETWORKS = ("trusted_proxies", "allow", "proxy_protocol")
-"""Options that list networks."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 5.6.2."""
@@ -132,7 +129,7 @@ class ValueReader:
         return msgspec.structs.replace(defaults, **{name: value for name, value in values.items() if value is not None})
 
     def _read_option(self, path: str, field: OptionField, value: object) -> object:
-        if field.attribute in _NETWORKS:
+        if field.attribute in NETWORKS:
             return self._read_networks(path, value)
         try:
             if field.unit == "duration":

@@ -1,4 +1,8 @@
-"""Model -> native file. Writes what differs from the defaults, in the short forms that people write by hand."""
+"""Model -> native file. Writes what differs from the defaults, in the short forms that people write by hand.
+
+Settings may say other defaults than the built-in ones. What differs from either is written, so that the file means the
+same with these settings and without them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import yaml
 
 from lb.model.config import Config
 from lb.model.datagram import Datagram, DatagramOptions
+from lb.model.defaults import BUILT_IN_DEFAULTS, Defaults
 from lb.model.form import (
     API_VERSION,
     BUNDLES,
@@ -24,7 +29,17 @@ from lb.model.form import (
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.origins import write_origin
-from lb.model.route import Forward, HeaderMatch, Match, PathMatch, QueryMatch, Respond, Route, VirtualHost
+from lb.model.route import (
+    Forward,
+    HeaderMatch,
+    Match,
+    PathMatch,
+    QueryMatch,
+    Respond,
+    Route,
+    RouteOptions,
+    VirtualHost,
+)
 from lb.model.stream import NameRoute, Stream, StreamOptions, StreamRoute
 from lb.model.tls import ClientCertificates, ListenerTls, TlsHost, UpstreamTls
 from lb.model.units import format_duration, format_size
@@ -55,10 +70,12 @@ _Dumper.add_representer(
 _Dumper.add_representer(_Block, lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:str", str(data), "|"))
 
 
-def to_text(config: Config, *, show_secrets: bool = False) -> str:
-    """The native file of `config`, as YAML. Reading it back gives an equal Config, if private keys are shown."""
+def to_text(config: Config, *, show_secrets: bool = False, defaults: Defaults = BUILT_IN_DEFAULTS) -> str:
+    """The native file of `config`, as YAML. Reading it back gives an equal Config, if private keys are shown: with
+    `defaults` as well as with those that are built in.
+    """
     text: str = yaml.dump(
-        to_content(config, show_secrets=show_secrets),
+        to_content(config, show_secrets=show_secrets, defaults=defaults),
         Dumper=_Dumper,
         sort_keys=False,
         width=120,
@@ -68,17 +85,17 @@ def to_text(config: Config, *, show_secrets: bool = False) -> str:
     return text
 
 
-def to_content(config: Config, *, show_secrets: bool = False) -> Content:
+def to_content(config: Config, *, show_secrets: bool = False, defaults: Defaults = BUILT_IN_DEFAULTS) -> Content:
     """The native file of `config`, as plain data."""
     content: Content = {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "listeners": {name: _write_listener(listener) for name, listener in config.listeners.items()},
+        "listeners": {name: _write_listener(listener, defaults) for name, listener in config.listeners.items()},
         "hosts": {
-            host_set: {hostname: _write_host(host_set, host) for hostname, host in hosts.items()}
+            host_set: {hostname: _write_host(host_set, host, defaults) for hostname, host in hosts.items()}
             for host_set, hosts in config.hosts.items()
         },
-        "upstreams": {name: _write_upstream(upstream) for name, upstream in config.upstreams.items()},
+        "upstreams": {name: _write_upstream(upstream, defaults) for name, upstream in config.upstreams.items()},
     }
     if config.certificates:
         content["certificates"] = {
@@ -93,32 +110,32 @@ def to_content(config: Config, *, show_secrets: bool = False) -> Content:
     return content
 
 
-def _write_listener(listener: Listener) -> Content:
+def _write_listener(listener: Listener, defaults: Defaults) -> Content:
     content: Content = _differing(listener, "port", "address", "protocol", "host_set")
-    if http := _write_options(listener.http, HttpOptions()):
+    if http := _write_options(listener.http, HttpOptions(), defaults.http_of(has_hosts=listener.has_hosts)):
         content["http"] = http
     if listener.tls is not None:
         content["tls"] = _write_tls(listener.tls)
     if listener.stream is not None:
-        content["stream"] = _write_stream(listener, listener.stream)
+        content["stream"] = _write_stream(listener, listener.stream, defaults)
     if listener.datagram is not None:
-        content["datagram"] = _write_datagram(listener, listener.datagram)
+        content["datagram"] = _write_datagram(listener, listener.datagram, defaults)
     content["origin"] = write_origin(listener.origin)
     return content
 
 
-def _write_datagram(listener: Listener, datagram: Datagram) -> Content:
+def _write_datagram(listener: Listener, datagram: Datagram, defaults: Defaults) -> Content:
     content: Content = {"forward": _write_forward(datagram.route.forward)}
-    content |= _write_options(datagram.options, DatagramOptions())
+    content |= _write_options(datagram.options, DatagramOptions(), defaults.datagram)
     return content | _write_identity(datagram.route, listener.name, listener)
 
 
-def _write_stream(listener: Listener, stream: Stream) -> Content:
+def _write_stream(listener: Listener, stream: Stream, defaults: Defaults) -> Content:
     content: Content = {}
     route = stream.route
     if route is not None:
         content["forward"] = _write_forward(route.forward)
-    content |= _write_options(stream.options, StreamOptions())
+    content |= _write_options(stream.options, StreamOptions(), defaults.stream_of(has_hosts=listener.has_hosts))
     if route is not None:
         content |= _write_identity(route, listener.name, listener)
     if stream.names:
@@ -172,21 +189,21 @@ def _write_tls_host(host: TlsHost) -> object:
     }
 
 
-def _write_host(host_set: str, host: VirtualHost) -> object:
+def _write_host(host_set: str, host: VirtualHost, defaults: Defaults) -> object:
     routes = [
-        _write_route(route, default_route_name(host_set, host.hostname, index))
+        _write_route(route, default_route_name(host_set, host.hostname, index), defaults)
         for index, route in enumerate(host.routes)
     ]
     return routes if host.one_label else {"one_label": False, "routes": routes}
 
 
-def _write_route(route: Route, default_name: str) -> Content:
+def _write_route(route: Route, default_name: str, defaults: Defaults) -> Content:
     content = _write_match(route.match)
     if isinstance(route.action, Forward):
         content["forward"] = _write_forward(route.action)
     else:
         content["respond"] = _write_respond(route.action)
-    content |= _write_options(route.options, type(route.options)())
+    content |= _write_options(route.options, RouteOptions(), defaults.route)
     if route.name != default_name:
         content["name"] = route.name
     content["origin"] = write_origin(route.origin)
@@ -231,13 +248,14 @@ def _write_respond(respond: Respond) -> object:
     return _Line(status=respond.status, **rest) if rest else respond.status
 
 
-def _write_upstream(upstream: Upstream) -> Content:
-    content = _differing(
+def _write_upstream(upstream: Upstream, defaults: Defaults) -> Content:
+    content: Content = {"balance": upstream.balance} if defaults.balance != BUILT_IN_DEFAULTS.balance else {}
+    content |= _differing(
         upstream, "balance", "affinity", "protocol", "proxy_protocol", "transparent", "resolve", "unavailable"
     )
     if upstream.proxy_values:
         content["proxy_values"] = list(upstream.proxy_values)
-    content |= _write_options(upstream.options, UpstreamOptions())
+    content |= _write_options(upstream.options, UpstreamOptions(), defaults.upstream)
     if upstream.tls is not None:
         content["tls"] = _write_options(upstream.tls, UpstreamTls())
     if upstream.health_check.type != "off":
@@ -269,11 +287,13 @@ def _write_address(endpoint: Endpoint) -> Content:
     return {"address": endpoint.key} if exact else {"address": endpoint.address, "port": endpoint.port}
 
 
-def _write_options(options: msgspec.Struct, defaults: msgspec.Struct) -> Content:
+def _write_options(options: msgspec.Struct, *defaults: msgspec.Struct) -> Content:
+    """Those that differ from one of `defaults`."""
     content: Content = {}
     for field in option_fields(type(options)):
         value = getattr(options, field.attribute)
-        if value == getattr(defaults, field.attribute):
+        # None stands for what is built in, and cannot be written.
+        if value is None or all(value == getattr(one, field.attribute) for one in defaults):
             continue
         if field.unit == "duration":
             value = format_duration(value)

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from lb.model.config import Config
+from lb.model.defaults import Defaults
 from lb.model.listener import Listener
 from lb.model.route import Forward, Route, VirtualHost
 from lb.model.stream import StreamRoute
@@ -54,13 +55,15 @@ class NativePart(msgspec.Struct, frozen=True):
     """By file: what its parts go back to when there are mistakes in them."""
 
 
-def translate_native(view: View, directory: Directory, before: NativePart) -> NativePart:
-    """All native files, in the order of their names. Parts with mistakes stay as they were `before`."""
+def translate_native(view: View, directory: Directory, before: NativePart, defaults: Defaults) -> NativePart:
+    """All native files, in the order of their names. Parts with mistakes stay as they were `before`; what they do not
+    say is as in `defaults`.
+    """
     stored = view.all("NativeConfig")
     if not stored:
         return NativePart()
     merge = _Merge()
-    readings = _read_all(stored, before)
+    readings = _read_all(stored, before, defaults)
     for reading in readings.values():
         merge.problems.extend(reading.problems)
         merge.add(reading.config)
@@ -80,7 +83,7 @@ def translate_native(view: View, directory: Directory, before: NativePart) -> Na
     )
 
 
-def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart) -> dict[str, Reading]:
+def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart, defaults: Defaults) -> dict[str, Reading]:
     """By file."""
     nothing = Reading()
     last = {name: before.readings.get(name, nothing) for _, name in sorted(stored)}
@@ -104,7 +107,7 @@ def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart) -> d
         own = last[name]
         known = Before(own, before.config, flawed, is_shared)
         reading = guarded(
-            partial(read_content, native.content, origin, native.lines, is_elsewhere, known),
+            partial(read_content, native.content, origin, native.lines, is_elsewhere, known, defaults),
             partial(_unread, own),
             origin,
             stays_or_nothing(own.config != nothing.config),
@@ -133,9 +136,15 @@ def keep(new: _ValueT, old: _ValueT | None) -> _ValueT:
     return old if old is not None and old == new else new
 
 
-def missing_upstream(name: str, route: Route | StreamRoute) -> Upstream:
+def missing_upstream(name: str, route: Route | StreamRoute, defaults: Defaults) -> Upstream:
     """What stands for an upstream that nothing defines, so that its requests are answered 503 with a reason."""
-    return Upstream(name, unavailable=f"there is no upstream {name}", origin=route.origin)
+    return Upstream(
+        name,
+        defaults.balance,
+        options=defaults.upstream,
+        unavailable=f"there is no upstream {name}",
+        origin=route.origin,
+    )
 
 
 def clash(what: str, loser: Origin, winner: Origin, winner_text: str = "") -> Problem:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from lb.model.datagram import DatagramOptions
+from lb.model.defaults import Defaults
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions
 from lb.model.route import RouteOptions
@@ -55,3 +56,9 @@ class Options(msgspec.Struct, frozen=True):
     route: RouteOptions = RouteOptions()
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()
+    """Of Services. Native upstreams say themselves how they are checked."""
+
+    @property
+    def defaults(self) -> Defaults:
+        """What native parts and those of objects share."""
+        return Defaults(self.balance, self.http, self.stream, self.datagram, self.route, self.upstream)

@@ -224,7 +224,7 @@ class _Build:
             or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
         ):
             return old
-        native = translate_native(self._view, self._directory, old)
+        native = translate_native(self._view, self._directory, old, self._options.defaults)
         if native == old:
             return old
         self._rewanted.update(_services(native.references))
@@ -735,7 +735,7 @@ class _Build:
             problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
         for name, route in native.dangling.items():
             if name not in upstreams:
-                own[name] = keep(missing_upstream(name, route), before.get(name))
+                own[name] = keep(missing_upstream(name, route, self._options.defaults), before.get(name))
         return {**upstreams, **own} if own else upstreams
 
     # -- Problems

@@ -38,6 +38,7 @@ from lb.settings import Admin, Bind
 from lb.settings import Metrics as MetricsSettings
 from lb.sockets import Opened
 from lb.sources.store import Store
+from lb.translate.options import Options
 from tests.app.fakes import BOUNDS, FakeEngine, FakeHealth, FakeLook, endpoint_state, make_config, traffic
 from tests.harness.certificates import Authority
 from tests.harness.waiting import DEADLINE
@@ -48,6 +49,7 @@ UPSTREAM = "shop/web:http"
 class FakePipeline:
     def __init__(self) -> None:
         self.config = make_config(routes=3)
+        self.options = Options()
         self.generation = 7
         stages = {"read": 0.5, "translate": 0.25, "compile": 0.125, "publish": 0.0}
         problems = {"error": 1, "warning": 1, "note": 0}

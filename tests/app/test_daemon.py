@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,7 @@ from tests.harness.client import RawClient, get
 from tests.harness.native import Native, forward, respond
 from tests.harness.ports import free_port
 from tests.harness.process import ROOT, LbProcess
+from tests.harness.tcp import TcpServer, echo, read_exactly
 from tests.harness.waiting import DEADLINE, wait_until
 from tests.translate.cluster import backend, ingress
 
@@ -167,6 +169,33 @@ def test_hup_reads_again_and_opens_what_could_not_be_opened(site: Site) -> None:
             wait_until(lambda: lb.metric("lb_listener_up", listener="taken") == 1, "the listener is open")
             assert site.ask(port=taken) == (200, b"first")
             assert lb.ctl("reload").startswith("unchanged")
+
+
+def test_defaults_of_the_settings_hold_for_native_listeners(tmp_path: Path) -> None:
+    native, path = Native(), tmp_path / "lb.yaml"
+    with TcpServer(echo) as server:
+        native.upstream("echo", [server.key])
+        native.carry("one", free_port(), "echo")
+        native.carry("many", free_port(), "echo", max_connections_per_client=0)
+        native.write(path)
+        settings = tmp_path / "settings.yaml"
+        settings.write_text(
+            "apiVersion: lb/v1\nkind: Config\nsettings: {defaults: {stream: {max_connections_per_client: 1}}}\n"
+        )
+        with LbProcess([path], tmp_path / "lb", "-c", str(settings)) as lb:
+            one, many = (("127.0.0.1", native.listeners[name]["port"]) for name in ("one", "many"))
+            with socket.create_connection(many, DEADLINE) as first, socket.create_connection(many, DEADLINE) as second:
+                for connected in (first, second):
+                    connected.sendall(b"x")
+                    assert read_exactly(connected, 1) == b"x"
+            with socket.create_connection(one, DEADLINE) as first:
+                first.sendall(b"x")
+                assert read_exactly(first, 1) == b"x"
+                with pytest.raises(ConnectionResetError), socket.create_connection(one, DEADLINE) as second:
+                    second.recv(1)
+            assert lb.ctl("reload").startswith("unchanged")
+            told = explained(lb, f"tcp://127.0.0.1:{one[1]}")
+            assert "max_connections_per_client 1  [settings defaults.stream]" in told
 
 
 def test_a_published_port_and_the_admin_address(site: Site) -> None:

@@ -104,7 +104,15 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
         ),
         (
             "settings:\n  defaults:\n    http: {trusted_proxies: [10.0.0.0/8, proxies]}\n",
-            ":5: settings.defaults.http.trusted_proxies[1]: 'proxies' does not appear to be an IPv4 or IPv6 network",
+            ":5: settings.defaults.http.trusted_proxies[1]: 'proxies' is no network such as 10.0.0.0/8",
+        ),
+        (
+            "settings:\n  defaults:\n    stream: {allow: [10.0.0.0/40]}\n",
+            ":5: settings.defaults.stream.allow[0]: '10.0.0.0/40' is no network such as 10.0.0.0/8",
+        ),
+        (
+            "settings:\n  defaults:\n    upstream: {max_connections: -1}\n",
+            ":5: settings.defaults.upstream.max_connections: -1 is less than 0",
         ),
         (
             "settings:\n  admin: {address: 'unix:/x'}\n",

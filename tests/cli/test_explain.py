@@ -74,6 +74,58 @@ spec:
 """
 
 
+DEFAULTED = """
+apiVersion: lb/v1
+kind: Config
+settings:
+  defaults:
+    http: {max_headers: 7}
+    route: {response_timeout: 3s}
+    stream: {max_connections_per_client: 9, idle_timeout: 20s}
+    datagram: {responses: 1}
+    upstream: {connect_timeout: 700ms, slow_start: 1m}
+listeners:
+  http: {port: 80}
+  db: {port: 5432, protocol: tcp, stream: {forward: db, idle_timeout: 10m, retries: 1}}
+  dns: {port: 53, protocol: udp, datagram: {forward: db}}
+hosts: {default: {a.test: [{forward: db, retries: 0}]}}
+upstreams: {db: {slow_start: 0, endpoints: ["10.0.0.1:80"]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "tcp://192.0.2.1:5432",
+            {
+                "max_connections_per_client": ("9", "settings defaults.stream"),
+                "idle_timeout": ("10m", "listener db"),
+                "retries": ("1", "listener db"),
+                "half_closed_timeout": ("2m", "built in"),
+                "upstream.connect_timeout": ("700ms", "settings defaults.upstream"),
+            },
+        ),
+        ("udp://192.0.2.1:53", {"responses": ("1", "settings defaults.datagram"), "idle_timeout": ("2m", "built in")}),
+        (
+            "http://a.test/",
+            {
+                "response_timeout": ("3s", "settings defaults.route"),
+                "retries": ("0", "route a.test:0"),
+                "max_headers": ("7", "settings defaults.http"),
+                "head_timeout": ("10s", "built in"),
+            },
+        ),
+    ],
+)
+def test_each_option_names_its_source(lb: Lb, tmp_path: Path, url: str, expected: dict[str, tuple[str, str]]) -> None:
+    path = tmp_path / "lb.yaml"
+    path.write_text(DEFAULTED)
+    told = json.loads(lb("explain", url, "-c", str(path), "--json").stdout)["options"]
+    found = {one["name"]: (one["value"], one["set_by"]) for one in told}
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_rules_that_were_left_out_are_told(lb: Lb, tmp_path: Path) -> None:
     contenders = [
         ("first", "2024-01-01T00:00:00Z", "lb"),

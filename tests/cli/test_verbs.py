@@ -120,6 +120,19 @@ def test_diff_takes_only_the_settings_of_its_config(lb: Lb, tmp_path: Path) -> N
     assert "8081" in lb("diff", str(old), "shop.yaml", "-c", "lb.yaml").stdout
 
 
+def test_diff_tells_what_other_defaults_change(lb: Lb, tmp_path: Path) -> None:
+    old, new, settings = (tmp_path / f"{name}.yaml" for name in ("old", "new", "settings"))
+    head = "apiVersion: lb/v1\nkind: Config\n"
+    settings.write_text(f"{head}settings: {{defaults: {{upstream: {{connect_timeout: 700ms}}}}}}\n")
+    old.write_text(f"{head}upstreams: {{web: {{endpoints: ['10.0.0.1:80']}}}}\n")
+    new.write_text(f"{head}upstreams: {{web: {{endpoints: ['10.0.0.1:80'], connect_timeout: 700ms}}}}\n")
+    assert lb("diff", str(old), str(new), "-c", str(settings)).stdout == "nothing changes\n"
+    assert "connect_timeout 5s -> 700ms" in lb("diff", str(old), str(new)).stdout
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(lb("render", str(old), "-c", str(settings)).stdout)
+    assert "connect_timeout: 700ms" in rendered.read_text()
+
+
 def test_diff_needs_two(lb: Lb) -> None:
     assert lb("diff", "shop.yaml").exit_code == 2
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
 
 from lb.model.config import Config
 from lb.model.datagram import Datagram, DatagramOptions
+from lb.model.defaults import Defaults
 from lb.model.health import HealthCheck
 from lb.model.listener import HttpOptions, Listener
 from lb.model.route import Forward, HeaderMatch, Match, PathMatch, Respond, Route, RouteOptions, WeightedUpstream
@@ -18,6 +20,10 @@ from lb.problems import Origin, Problem
 from tests.model.strategies import configs
 
 FILE = Origin(kind="Config", name="lb", file="lb.yaml", line=1)
+
+
+HEAD = "apiVersion: lb/v1\nkind: Config\n"
+UPSTREAM = '\nupstreams: {web: ["10.0.0.1:80"]}'
 
 
 def load(text: str, lines: dict[str, int] | None = None) -> tuple[Config, list[Problem]]:
@@ -32,6 +38,78 @@ def test_what_is_written_reads_back_equal(config: Config) -> None:
     assert [problem for problem in problems if problem.code != "LB5014"] == []
     assert read == config
     assert to_text(read) == text
+
+
+OTHER_DEFAULTS = Defaults(
+    "least-connections",
+    HttpOptions(head_timeout_ms=5_000, trusted_proxies=("10.0.0.0/8",), merge_slashes=False),
+    StreamOptions(handshake_timeout_ms=3_000, idle_timeout_ms=20_000, max_connections=7, allow=("192.0.2.0/24",)),
+    DatagramOptions(responses=1, allow=("192.0.2.0/24",)),
+    upstream=UpstreamOptions(connect_timeout_ms=700, max_connections=1, hash_key="flow"),
+)
+
+
+@given(config=configs())
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_reads_back_equal_with_other_defaults_and_without(config: Config) -> None:
+    content = yaml.load(to_text(config, defaults=OTHER_DEFAULTS), yaml.CSafeLoader)
+    assert from_content(content, FILE, {"upstreams": 3, "hosts": 7}, None, OTHER_DEFAULTS)[0] == config
+    assert from_content(content, FILE, {"upstreams": 3, "hosts": 7})[0] == config
+
+
+DEFAULTED = """\
+apiVersion: lb/v1
+kind: Config
+listeners:
+  web: {port: 80, http: {head_timeout: 10s}}
+  tls: {port: 443, protocol: https, stream: {names: {db.test: web}}}
+  db: {port: 5432, protocol: tcp, stream: {forward: web, idle_timeout: 10m, allow: []}}
+  dns: {port: 53, protocol: udp, datagram: {forward: own}}
+hosts: {default: {a.test: [{path: /a, forward: web}, {path: /b, forward: own, response_timeout: 60s}]}}
+upstreams:
+  web: ["10.0.0.1:80"]
+  own: {balance: round-robin, connect_timeout: 5s, endpoints: ["10.0.0.1:80"]}
+"""
+
+
+def test_defaults_are_for_what_says_nothing_and_only_for_that() -> None:
+    route = RouteOptions(response_timeout_ms=3_000)
+    defaults = msgspec.structs.replace(OTHER_DEFAULTS, route=route)
+    config, problems = from_content(yaml.safe_load(DEFAULTED), FILE, defaults=defaults)
+    assert not problems
+    web, tls, db, dns = (config.listeners[name] for name in ("web", "tls", "db", "dns"))
+    assert web.http == msgspec.structs.replace(defaults.http, head_timeout_ms=10_000)
+    assert tls.http == defaults.http
+    assert tls.stream is not None
+    assert tls.stream.options == StreamOptions(idle_timeout_ms=20_000, allow=("192.0.2.0/24",))
+    assert db.http == HttpOptions()
+    assert db.stream is not None
+    assert db.stream.options == msgspec.structs.replace(defaults.stream, idle_timeout_ms=600_000, allow=())
+    assert dns.datagram is not None
+    assert dns.datagram.options == defaults.datagram
+    assert [one.options for one in config.hosts["default"]["a.test"].routes] == [
+        route,
+        RouteOptions(response_timeout_ms=60_000),
+    ]
+    assert (config.upstreams["web"].balance, config.upstreams["web"].options) == (
+        "least-connections",
+        defaults.upstream,
+    )
+    own = config.upstreams["own"]
+    assert (own.balance, own.options.connect_timeout_ms, own.options.hash_key) == ("round-robin", 5_000, "flow")
+
+
+@pytest.mark.parametrize("allow", ["10.0.0.0/8", "[nobody]"])
+@pytest.mark.parametrize(("protocol", "section"), [("tcp", "stream"), ("udp", "datagram")])
+def test_a_default_never_says_who_is_let_in_where_the_file_cannot_be_read(
+    protocol: str, section: str, allow: str
+) -> None:
+    text = (
+        HEAD + f"listeners: {{db: {{port: 5432, protocol: {protocol}, {section}: {{forward: web, allow: {allow}}}}}}}"
+    )
+    config, problems = from_content(yaml.safe_load(text + UPSTREAM), FILE, defaults=OTHER_DEFAULTS)
+    assert not config.listeners
+    assert "who may connect is not understood" in [one.what for one in problems]
 
 
 HAND_WRITTEN = """\

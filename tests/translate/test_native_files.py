@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from lb.model.health import HealthCheck
+from lb.model.stream import StreamOptions
+from lb.model.upstream import UpstreamOptions
 from lb.objects.decode import decode
 from lb.problems import Problem
 from lb.sources.store import Store
@@ -16,7 +19,8 @@ UPSTREAMS = f'{HEAD}upstreams:\n  web: ["10.0.0.1:80"]\n'
 class Files:
     """Files that change, and what they mean together."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
         self.store = Store()
         self.translation: Translation | None = None
 
@@ -30,7 +34,7 @@ class Files:
             parts = decode(text.encode(), file).parts()
             assert not parts.rejected
             self.store.replace_file(file, parts.stored)
-        self.translation = translate(self.store, Options(), self.store.take_changes(), self.translation)
+        self.translation = translate(self.store, self.options, self.store.take_changes(), self.translation)
         return self.translation
 
     @property
@@ -54,6 +58,29 @@ def test_a_mistake_in_a_file_leaves_what_it_says_to_others() -> None:
     )
     assert files.write(upstreams=UPSTREAMS).config == before
     assert not files.errors
+
+
+def test_defaults_hold_for_native_parts_and_a_file_read_again_changes_nothing() -> None:
+    options = Options(
+        balance="least-connections",
+        stream=StreamOptions(max_connections_per_client=9),
+        upstream=UpstreamOptions(connect_timeout_ms=700),
+        health_check=HealthCheck("tcp"),
+    )
+    listener = "listeners: {db: {port: 5432, protocol: tcp, stream: {forward: web}}}\n"
+    files = Files(options)
+    before = files.write(
+        routes=ROUTES + listener, upstreams=UPSTREAMS, others=ROUTES.replace("web", "gone").replace("a.test", "b.test")
+    )
+    stream = before.config.listeners["db"].stream
+    assert stream is not None
+    assert stream.options == options.stream
+    for name in ("web", "gone"):
+        upstream = before.config.upstreams[name]
+        assert (upstream.balance, upstream.options) == ("least-connections", options.upstream)
+        assert upstream.health_check.type == "off"  # native upstreams speak for themselves
+    assert files.write(upstreams=UPSTREAMS).config is before.config
+    assert files.write(upstreams=f"# a comment\n{UPSTREAMS}").config.upstreams["web"].options == options.upstream
 
 
 def test_an_upstream_that_another_file_still_names_stays() -> None:
