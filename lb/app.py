@@ -188,7 +188,7 @@ class Application:
         """Read all sources again, now."""
         self._notifier.reloading()
         self._tell_changed_settings()
-        build = await self._apply(lambda: self._files.read(force=True))
+        build = await self._apply(lambda: self._files.read(force=True), was_asked=True)
         self._notifier.ready(self._summary())
         return build
 
@@ -257,8 +257,11 @@ class Application:
         if self._demo is not None:
             self._print_hints()
 
-    async def _apply(self, read: Callable[[], object] | None = None) -> Build:
-        """One build of what `read` finds and what waits in the inbox, and what follows from it outside the table."""
+    async def _apply(self, read: Callable[[], object] | None = None, *, was_asked: bool = False) -> Build:
+        """One build of what `read` finds and what waits in the inbox, and what follows from it outside the table.
+
+        `was_asked`: somebody waits for the answer, also when it is that nothing has changed.
+        """
 
         def take_in() -> None:
             if read is not None:
@@ -279,7 +282,7 @@ class Application:
         self._notifier.status(self._summary())
         # A file that is broken now leaves what serves unchanged; without a line nobody would know.
         is_news = build.outcome != "unchanged" or before is None or build.problems != before.problems
-        tell = log.info if is_news else log.debug
+        tell = log.info if is_news or was_asked else log.debug
         tell(
             build.outcome,
             generation=build.generation,

@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from lb.cli.inputs import Flags, read_input, translation_options
+from lb.cli.inputs import Flags, check_paths, read_input, translation_options
 from lb.cli.terminal import Terminal
 from lb.model.config import Config
 from lb.model.diff import Change, Kind, diff
@@ -38,6 +38,7 @@ def command(before: str, after: str, config_file: str | None, flags: Flags, as_j
     A and B are files or directories. Exits with 0 when nothing changes, with 1 when something does, with 2 for wrong
     usage.
     """
+    check_paths((before, after))
     changes = diff(_read(before, config_file, flags), _read(after, config_file, flags))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(changes), indent=2))

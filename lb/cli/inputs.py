@@ -16,7 +16,7 @@ from lb.model.config import Config
 from lb.objects.view import Changes
 from lb.problems import Origin, Problem, Problems
 from lb.settings import Kubernetes, Settings, SettingsError, check_name, load_settings
-from lb.sources.files import read_paths
+from lb.sources.files import STDIN, read_paths
 from lb.sources.store import Store
 from lb.translate.translation import Options, translate
 
@@ -170,6 +170,22 @@ def publish_option(function: FunctionT) -> FunctionT:
 def path_arguments(function: FunctionT) -> FunctionT:
     """Adds `[PATH]...`. The function gets them as `paths: tuple[str, ...]`."""
     return click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path())(function)
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """UsageError for one that does not exist: mistyped, it would start a healthy load balancer that serves nothing, or
+    look as if everything were removed.
+
+    While lb runs it may come and go: what is away then keeps what it had.
+    """
+    for path in paths:
+        try:
+            if path != STDIN:
+                Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise click.UsageError(f"PATH {path} does not exist") from None
+        except OSError:
+            continue  # it is there, and its problem says why it cannot be read
 
 
 def read_input(paths: Sequence[str], config_file: str | None, flags: Flags, *, only_settings: bool = False) -> Input:

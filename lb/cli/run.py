@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from msgspec.structs import replace
 
-from lb.cli.inputs import Flags, config_option, make_options, path_arguments, publish_option, translation_options
+from lb.cli.inputs import (
+    Flags,
+    check_paths,
+    config_option,
+    make_options,
+    path_arguments,
+    publish_option,
+    translation_options,
+)
 from lb.observe import logs
 from lb.observe.access import FormatError
 from lb.settings import Settings, SettingsError, has_routing, load_settings, parse_bind, parse_publish
-from lb.sources.files import STDIN
 from lb.sources.store import EXPORT_COMMAND
 
 USAGE = f"""name at least one PATH with objects to serve, for example:
@@ -83,28 +89,13 @@ def command(
         inputs = [*paths, *([config_file] if config_file and config_file not in paths else [])]
         if not paths and not (config_file and has_routing(config_file)):
             raise click.UsageError(USAGE)
-        _check_paths(paths)
+        check_paths(paths)
         logs.set_up(settings.log.level, settings.log.format)
         run(settings, make_options(settings, flags), inputs, settings_file=config_file, demo=demo)
     except (SettingsError, FormatError) as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"cannot start: {_reason(error)}") from None
-
-
-def _check_paths(paths: Sequence[str]) -> None:
-    """UsageError for one that does not exist: mistyped, it would start a healthy load balancer that serves nothing.
-
-    Later it may come and go: what is away then keeps what it had.
-    """
-    for path in paths:
-        try:
-            if path != STDIN:
-                Path(path).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise click.UsageError(f"PATH {path} does not exist") from None
-        except OSError:
-            continue  # it is there, and its problem says why it cannot be read
 
 
 def _reason(error: OSError) -> str:

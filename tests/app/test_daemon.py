@@ -171,6 +171,21 @@ def test_hup_reads_again_and_opens_what_could_not_be_opened(site: Site) -> None:
             assert lb.ctl("reload").startswith("unchanged")
 
 
+def test_a_reload_that_changes_nothing_is_told(site: Site) -> None:
+    with running(site) as lb:
+        lb.signal(signal.SIGHUP)
+        (record,) = wait_until(lambda: _told(lb, "unchanged"), "the log tells of it")
+        assert (record["level"], record["generation"]) == ("info", 1)
+        assert lb.ctl("reload").startswith("unchanged")
+        assert len(_told(lb, "unchanged")) == 2
+
+
+def _told(lb: LbProcess, event: str) -> list[dict[str, Any]]:
+    """What the daemon has logged under this name."""
+    records = [json.loads(line) for line in lb.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+    return [record for record in records if record["event"] == event]
+
+
 def test_defaults_of_the_settings_hold_for_native_listeners(tmp_path: Path) -> None:
     native, path = Native(), tmp_path / "lb.yaml"
     with TcpServer(echo) as server:

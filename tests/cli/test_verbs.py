@@ -133,6 +133,15 @@ def test_diff_tells_what_other_defaults_change(lb: Lb, tmp_path: Path) -> None:
     assert "connect_timeout: 700ms" in rendered.read_text()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_diff_of_a_file_that_does_not_exist_is_wrong_usage(lb: Lb, place: int) -> None:
+    paths = ["shop.yaml", "shop.yaml"]
+    paths[place] = "nofile.yaml"
+    result = lb("diff", *paths)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "PATH nofile.yaml does not exist" in result.stderr
+
+
 def test_diff_needs_two(lb: Lb) -> None:
     assert lb("diff", "shop.yaml").exit_code == 2
 
