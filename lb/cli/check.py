@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import click
 import msgspec
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lb.certs.expiry import judge, judge_lists
 from lb.cli.inputs import Flags, Input, config_option, path_arguments, read_input, translation_options
+from lb.cli.output import output_option
 from lb.cli.places import Place, Places
 from lb.cli.terminal import Terminal
 from lb.compile.tls import check as check_tls
@@ -46,10 +47,8 @@ class _Finding(msgspec.Struct, frozen=True):
 @config_option
 @translation_options
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(
-    paths: tuple[str, ...], config_file: str | None, flags: Flags, strict: bool, output: Literal["text", "json"]
-) -> None:
+@output_option("text")
+def command(paths: tuple[str, ...], config_file: str | None, flags: Flags, strict: bool, output: str) -> None:
     """Tell what is wrong with objects and native files.
 
     Every problem is told with its object, file, line and column, why it matters and how to fix it. Exits with 0 when

@@ -19,6 +19,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from lb.cli.output import output_option
 from lb.cli.terminal import Terminal, visible
 from lb.model.explanation import describe_failures
 from lb.settings import find_admin_socket
@@ -30,6 +31,7 @@ TIMEOUT_SECONDS = 30
 # A reload of a large export takes a while.
 RELOAD_TIMEOUT_SECONDS = 300
 PAGE = 1_000
+FORMS = click.Choice(["table", "json"])
 MAX_ENDPOINTS = 20
 """How many totals are printed; -o json has all."""
 
@@ -53,6 +55,10 @@ class Client:
     def __init__(self, path: str, output: str) -> None:
         self._path = path
         self._output = output
+
+    def with_output(self, output: str) -> Client:
+        """One whose answers are shown in another form."""
+        return Client(self._path, output)
 
     def get(self, path: str, **query: object) -> Json:
         """Decoded answer of a GET."""
@@ -93,11 +99,36 @@ class Client:
             render(console if console.is_terminal else Terminal(width=10_000), answer)
 
 
-@click.group()
+class _Verb(click.Command):
+    """Takes the form of its output as well, because people write it behind the verb."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401  # click's own
+        super().__init__(*given, **named)
+        self.params.append(click.Option(["-o", "--output"], type=FORMS, expose_value=False, callback=_choose_form))
+        self.params.append(
+            click.Option(["--json"], is_flag=True, hidden=True, expose_value=False, callback=_choose_json)
+        )
+
+
+def _choose_form(context: click.Context, parameter: click.Parameter, form: str | None) -> None:
+    if form is not None:
+        context.obj = context.obj.with_output(form)
+
+
+def _choose_json(context: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        context.obj = context.obj.with_output("json")
+
+
+class _Verbs(click.Group):
+    command_class = _Verb
+
+
+@click.group(cls=_Verbs)
 @click.option(
     "--admin-socket", "--socket", "path", envvar="LB_ADMIN_SOCKET", metavar="PATH", help="Admin socket of the daemon."
 )
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option("table")
 @click.pass_context
 def command(context: click.Context, path: str | None, output: str) -> None:
     """Look at and operate a running daemon."""

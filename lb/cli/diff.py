@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lb.cli.inputs import Flags, check_paths, read_input, translation_options
+from lb.cli.output import output_option
 from lb.cli.terminal import Terminal
 from lb.model.config import Config
 from lb.model.diff import Change, Kind, diff
@@ -31,8 +32,8 @@ SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yel
     help="Native file whose settings count on both sides; its routes do not.",
 )
 @translation_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(before: str, after: str, config_file: str | None, flags: Flags, as_json: bool) -> None:
+@output_option("text")
+def command(before: str, after: str, config_file: str | None, flags: Flags, output: str) -> None:
     """Tell what would change in routing terms if B were served instead of A.
 
     A and B are files or directories. Exits with 0 when nothing changes, with 1 when something does, with 2 for wrong
@@ -40,7 +41,7 @@ def command(before: str, after: str, config_file: str | None, flags: Flags, as_j
     """
     check_paths((before, after))
     changes = diff(_read(before, config_file, flags), _read(after, config_file, flags))
-    if as_json:
+    if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(changes), indent=2))
     else:
         _print_changes(Terminal(soft_wrap=True), changes)

@@ -27,6 +27,7 @@ from lb.cli.inputs import (
     read_input,
     translation_options,
 )
+from lb.cli.output import output_option
 from lb.cli.terminal import Terminal, visible
 from lb.compile.tls import check as check_tls
 from lb.model.ask import Ask, make_ask
@@ -57,10 +58,10 @@ StepT = TypeVar("StepT", ListenerStep, CertificateStep, RouteStep, UpstreamStep,
 
 MARKS: dict[Verdict, tuple[str, str]] = {"won": ("✓", "green"), "lost": ("✗", "red"), "not-reached": ("·", "dim")}
 MAX_LOSERS = 12
-"""How many routes in a row that lost by their path are printed; --json has all."""
+"""How many routes in a row that lost by their path are printed; -o json has all."""
 MAX_ENDPOINTS = 12
 NOTHING_TO_SAY = ("no limit", "none", "false")
-"""Built-in values that do nothing to a request; --json has them."""
+"""Built-in values that do nothing to a request; -o json has them."""
 OPTIONS_WIDTH = 90
 UNREAD = ("LB1001", "LB1002", "LB1006")
 """Problems of whole files."""
@@ -81,7 +82,7 @@ _LABEL_WIDTH = 10
 @click.option("--from", "client", default="", metavar="IP", help="Address of the client.")
 @click.option("--alpn", multiple=True, metavar="PROTOCOL", help="What the client offers by ALPN. Repeatable.")
 @click.option("--live", "--admin-socket", "socket", metavar="SOCKET", help="Admin socket of the daemon to ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@output_option("text")
 def command(
     url: str,
     paths: tuple[str, ...],
@@ -93,7 +94,7 @@ def command(
     client: str,
     alpn: tuple[str, ...],
     socket: str | None,
-    as_json: bool,
+    output: str,
 ) -> None:
     """Tell which rule serves a request for URL, and why not the others. URL tcp://ADDRESS:PORT is a TCP connection,
     udp://ADDRESS:PORT a datagram, tls://NAME:PORT a connection that begins with TLS.
@@ -114,7 +115,7 @@ def command(
         explanation = _explain_files(ask, paths, config_file, flags, publish)
     else:
         explanation = _ask_daemon(url, method, lines, client, alpn, socket)
-    if as_json:
+    if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(explanation), indent=2))
     else:
         print_explanation(Terminal(soft_wrap=True), explanation)
