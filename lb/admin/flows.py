@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lb._fastpath.engine import LOOK_ORDERS
 from lb.admin import schema
+from lb.model.upstream import split_key
 
 if TYPE_CHECKING:
     from lb._fastpath.engine import CarriedFlow, Engine, FlowLook
@@ -52,11 +53,21 @@ def _question(query: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "listener": query["listener"] or None,
         "upstream": query["upstream"] or None,
-        "key": query["endpoint"] or None,
+        "key": _endpoint(query["endpoint"]) or None,
         "client": read_client(query["client"]) if query["client"] else None,
         "order": query["sort"],
         "limit": min(query["limit"], FLOWS_MOST),
     }
+
+
+def _endpoint(text: str) -> str:
+    """As `lb ctl upstreams NAME` writes it. ValueError with a text for people."""
+    try:
+        if text:
+            split_key(text)
+    except ValueError as error:
+        raise ValueError(f"`endpoint`: {error}") from None
+    return text
 
 
 def read_client(text: str) -> Network:

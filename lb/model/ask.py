@@ -24,6 +24,7 @@ _SCHEMES = ("http", "https", *_WEBSOCKET, "tcp", "udp", "tls")
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 _CARRIED = re.compile(r"(?P<scheme>tcp|udp)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+):(?P<port>[0-9]+))/?")
+_WITHOUT_PORT = re.compile(r"(?P<scheme>tcp|udp)://(?P<authority>\[[^\]/?#]*\]|[^:/?#\[@]+)/?")
 _TLS = re.compile(r"(?P<scheme>tls)://(?P<authority>(?:\[[^\]/?#]*\]|[^:/?#\[@]+)(?::(?P<port>[0-9]+))?)/?")
 
 _BROWSER = ("h2", "http/1.1")
@@ -53,7 +54,7 @@ class Ask(msgspec.Struct, frozen=True):
     alpn: tuple[str, ...] = ()
     """What it offers there (ALPN)."""
     address: str = ""
-    """IP address that the client connects to; empty when it is told by a name only."""
+    """IP address that the client connects to; empty when it is told by a name only, which nobody looks up."""
 
     @property
     def transport(self) -> Transport:
@@ -70,6 +71,8 @@ def make_ask(
     """
     if carried := _CARRIED.fullmatch(url) or _TLS.fullmatch(url):
         return _make_carried(carried, method, lines, client, alpn)
+    if portless := _WITHOUT_PORT.fullmatch(url):
+        raise ValueError(f"{url!r}: the port is missing, as in {portless['scheme']}://{portless['authority']}:5432")
     parts = _URL.fullmatch(url)
     if parts is None or int(parts["port"] or 0) > 65_535:
         scheme, separator, _ = url.partition("://")
@@ -93,7 +96,7 @@ def make_ask(
         headers=tuple(headers),
         client=client,
         scheme=scheme,
-        server_name=_server_name(parts["authority"]),
+        server_name=server_name_of(parts["authority"]),
         alpn=tuple(alpn) or (_BROWSER if scheme == "https" else ()),
         address=_address(parts["authority"]),
     )
@@ -105,7 +108,7 @@ def _address(authority: str) -> str:
     return str(ip_address(host)) if is_address(host) and host not in ANY_ADDRESS else ""
 
 
-def _server_name(authority: str) -> str:
+def server_name_of(authority: str) -> str:
     """What clients say of a URL's host in the handshake: no port, no address, no dot at the end (RFC 6066 3)."""
     host = authority.rpartition("]")[0] or authority.partition(":")[0]
     return "" if host.startswith("[") or is_address(host) else host.lower().removesuffix(".")
@@ -120,7 +123,7 @@ def _make_carried(parts: re.Match[str], method: str, lines: Sequence[str], clien
         raise ValueError(f"a {what} has neither method nor headers")
     if client:
         ip_address(client)
-    name = _server_name(authority) if scheme == "tls" else ""
+    name = server_name_of(authority) if scheme == "tls" else ""
     return Ask(authority, "", port, scheme.upper(), (), client, scheme, name, tuple(alpn), _address(authority))
 
 

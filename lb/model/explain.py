@@ -13,7 +13,7 @@ import msgspec
 
 from lb.model.address import ANY_ADDRESS
 from lb.model.address import is_ip_address as is_address
-from lb.model.ask import Ask
+from lb.model.ask import Ask, server_name_of
 from lb.model.balance import Share, choose_by_maglev, choose_by_rendezvous, hash_client, maglev_table
 from lb.model.config import Config
 from lb.model.datagram import DatagramOptions
@@ -44,7 +44,7 @@ from lb.model.explanation import (
 )
 from lb.model.form import OptionField, option_fields
 from lb.model.health import describe_check
-from lb.model.listener import HttpOptions, Listener, write_bind
+from lb.model.listener import HttpOptions, Listener, Transport, write_bind
 from lb.model.match import Condition, Named, Request, covers, failed_condition, find_host, match_name
 from lb.model.normalize import Rejected, normalize_host, normalize_target
 from lb.model.route import BUILT_IN_ROUTE_OPTIONS, Forward, Respond, Route, RouteOptions, VirtualHost
@@ -146,6 +146,7 @@ class _Explainer:
         self._found: dict[str, Any] = {"host": _printable(ask.host), "path": _printable(ask.target), "query": None}
         self._notes: list[str] = []
         self._carried = False
+        self._carries: Transport | None = None
         self._lost = "requests are answered 503"
         self._chooser = ""  # the client's address as endpoints are chosen by it, when it is known
         self._passes = False
@@ -206,6 +207,7 @@ class _Explainer:
     def _let_in(self, listener: Listener, options: StreamOptions | DatagramOptions, what: str) -> None:
         """Whether the client may come at all, and what holds for what it sends."""
         self._carried = True
+        self._carries = listener.transport
         self._lost = "datagrams are dropped" if listener.transport == "udp" else "connections are reset"
         self._found["options"] = tuple(_carried_options(listener, options, self._defaults))
         networks, client = ", ".join(options.allow), self._client_of(listener)
@@ -301,16 +303,35 @@ class _Explainer:
         )
         if not candidates:
             udp = "/udp" if self._ask.transport == "udp" else ""
-            ports = ", ".join(dict.fromkeys(map(_port_text, sorted(listeners.values(), key=_port_order))))
             where = f"listener {name}" if name is not None else f"port {self._ask.port}{udp}"
-            raise _End(NO_LISTENER, f"nothing listens on {where}; there is {ports or 'no listener at all'}")
+            raise _End(NO_LISTENER, f"nothing listens on {where}; {self._what_else(name)}")
         chosen = candidates[0]
+        self._note_name(chosen)
         if name is None and not self._fits(chosen):
             raise _End(NO_LISTENER, self._who_else(candidates))
         if chosen.name in self._closed:
             where = self._published_at(chosen) or chosen.bind
             raise _End(NO_LISTENER, f"nobody listens on {where} for {chosen.name}: {self._closed[chosen.name]}")
         return chosen
+
+    def _note_name(self, chosen: Listener) -> None:
+        """That nobody has looked up the name that is connected to, where it is all that is said."""
+        scheme, name = self._ask.scheme, server_name_of(self._ask.host)
+        if scheme in ("tcp", "udp") and name:
+            self._notes.append(
+                f"{name} is not looked up: this is what {chosen.name} does on {self._reached_at(chosen)};"
+                f" {scheme}://ADDRESS:{self._ask.port} asks about one address"
+            )
+
+    def _what_else(self, name: str | None) -> str:
+        """What there is in place of a listener: on the same port the other protocol, else all ports."""
+        listeners = sorted(self._config.listeners.values(), key=_port_order)
+        port, other = self._ask.port, "TCP" if self._ask.transport == "udp" else "UDP"
+        beside = [one for one in listeners if name is None and port in (one.port, _port_of(self._reached_at(one)))]
+        if beside:
+            return f"for {other} there is {beside[0].name} on {self._reached_at(beside[0])}"
+        ports = ", ".join(dict.fromkeys(map(_port_text, listeners)))
+        return f"there is {ports or 'no listener at all'}"
 
     def _published_at(self, listener: Listener) -> str:
         """Empty where a listener is at its own address."""
@@ -499,7 +520,7 @@ class _Explainer:
         self._found["upstreams"] = steps
         upstreams = [self._config.upstreams[step.name] for step in steps if step.name in self._config.upstreams]
         for upstream in upstreams:
-            self._found["options"] += tuple(_upstream_options(upstream, self._defaults))
+            self._found["options"] += tuple(_upstream_options(upstream, self._defaults, self._carries))
         refusing = [step for step in steps if step.share and not step.serves]
         if sum(step.share for step in refusing) >= 1 or len(refusing) == sum(1 for step in steps if step.share):
             reasons = {step.reason for step in refusing}
@@ -798,16 +819,21 @@ def _carried_options(
         yield OptionStep(field.key, field.format(value), set_by)
 
 
-def _upstream_options(upstream: Upstream, defaults: Defaults) -> Iterator[OptionStep]:
+_OF_REQUESTS = frozenset(
+    {"idle_timeout_ms", "max_requests_per_connection", "max_streams_per_connection", "max_queue", "queue_timeout_ms"}
+)
+"""Options of an upstream that mean nothing to what is only carried: it shares no connection and waits in no queue."""
+
+
+def _upstream_options(upstream: Upstream, defaults: Defaults, carries: Transport | None) -> Iterator[OptionStep]:
+    """`carries`: by what the bytes come that are carried there; None for requests."""
     for field in option_fields(UpstreamOptions):
-        if field.attribute == "max_streams_per_connection" and upstream.protocol == "http1":
-            continue
         value = getattr(upstream.options, field.attribute)
-        if not _is_looked_at(upstream, field.attribute, value):
+        if not _is_looked_at(upstream, field.attribute, value, carries):
             continue
         set_by = _set_by(field, value, defaults.upstream, "upstream", f"upstream {upstream.name}")
         yield OptionStep(f"upstream.{field.key}", field.format(value), set_by)
-    if upstream.proxy_protocol != "none":
+    if upstream.proxy_protocol != "none" and carries != "udp":
         header = ", ".join((upstream.proxy_protocol, *upstream.proxy_values))
         yield OptionStep("upstream.proxy_protocol", header, f"upstream {upstream.name}")
     if upstream.transparent:
@@ -823,8 +849,14 @@ def _set_by(field: OptionField, value: object, defaults: msgspec.Struct, section
     return "built in" if value == field.default else f"settings defaults.{section}"
 
 
-def _is_looked_at(upstream: Upstream, attribute: str, value: object) -> bool:
-    """Whether an option means something beside what the upstream says otherwise."""
+def _is_looked_at(upstream: Upstream, attribute: str, value: object, carries: Transport | None) -> bool:
+    """Whether an option means something to what comes, and beside what the upstream says otherwise."""
+    if carries is not None and attribute in _OF_REQUESTS:
+        return False
+    if attribute == "connect_timeout_ms":
+        return carries != "udp"
+    if attribute == "max_streams_per_connection":
+        return upstream.protocol != "http1"
     if attribute == "hash_key":
         return upstream.balance == "maglev" and upstream.affinity == "none"
     if attribute == "affinity_timeout_ms":

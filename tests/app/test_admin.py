@@ -268,6 +268,13 @@ async def test_explain_tells_why_nothing_listens(api: Api, daemon: FakeDaemon) -
         ("GET", "/v1/routes?limit=x", None, 400, "`limit` must be a number"),
         ("GET", "/v1/problems?severity=bad", None, 400, "`severity` is one of error, warning, note, not `bad`"),
         ("GET", "/v1/explain", None, 400, "`url` is missing"),
+        (
+            "GET",
+            "/v1/flows?endpoint=10.0.0.1",
+            None,
+            400,
+            "`endpoint`: '10.0.0.1' is not an address such as 10.0.0.1:80",
+        ),
         ("GET", "/v1/upstreams/shop/wbe:http", None, 404, "did you mean `shop/web:http`?"),
         ("GET", "/v1/upstreams/web", None, 404, "did you mean `shop/web:http`?"),
         ("GET", "/nothing", None, 404, "/nothing"),
@@ -403,7 +410,11 @@ async def test_ctl_shows(server: AdminServer, daemon: FakeDaemon) -> None:
     detail = (await ctl(server, "upstreams", UPSTREAM)).output
     assert "pod/b" in detail
     assert "HEALTH" not in detail
-    assert json.loads((await ctl(server, "-o", "json", "listeners")).output)[0]["name"] == "http"
+    before = (await ctl(server, "-o", "json", "listeners")).output
+    assert json.loads(before)[0]["name"] == "http"
+    for form in (["-o", "json"], ["--json"]):  # people write it behind the verb, too
+        assert (await ctl(server, "listeners", *form)).output == before
+    assert "LISTENER" in (await ctl(server, "-o", "json", "listeners", "-o", "table")).output
     daemon.state = (False, "draining")
     assert (await ctl(server, "status")).exit_code == 1
 

@@ -133,6 +133,21 @@ def test_diff_tells_what_other_defaults_change(lb: Lb, tmp_path: Path) -> None:
     assert "connect_timeout: 700ms" in rendered.read_text()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "shop.yaml"),
+        ("diff", "shop.yaml", "export.json"),
+        ("explain", "http://shop.example.com/", "shop.yaml"),
+    ],
+)
+def test_json_has_two_spellings(lb: Lb, arguments: tuple[str, ...]) -> None:
+    told = [lb(*arguments, *form).stdout for form in (("-o", "json"), ("--json",), ("--output", "json"))]
+    assert told[0] == told[1] == told[2]
+    assert json.loads(told[0])
+    assert "--json" not in lb(arguments[0], "--help").stdout  # documented in one form
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_diff_of_a_file_that_does_not_exist_is_wrong_usage(lb: Lb, place: int) -> None:
     paths = ["shop.yaml", "shop.yaml"]
