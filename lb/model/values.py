@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -138,9 +139,9 @@ class ValueReader:
                 return parse_size(value)
             converted = msgspec.convert(value, field.type)
         except (ValueError, msgspec.ValidationError) as error:
-            raise MistakeError(path, str(error)) from None
+            raise MistakeError(path, str(error), _example_of(field)) from None
         if isinstance(converted, int) and converted < 0:
-            raise MistakeError(path, f"{converted} is less than 0")
+            raise MistakeError(path, f"{converted} is less than 0", "write 0 or more")
         return converted
 
     def _read_networks(self, path: str, value: object) -> tuple[str, ...]:
@@ -209,6 +210,28 @@ class ValueReader:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         line = self._lines.get(path, 0)
         return msgspec.structs.replace(self._origin, line=line, column=0) if line else self._origin
+
+
+def _example_of(field: OptionField) -> str:
+    """How to write an option whose value cannot be read."""
+    if field.unit != "plain":
+        return f"write one such as `{field.key}: {'5s' if field.unit == 'duration' else '8Mi'}`"
+    choices = [str(one) for one in _choices(field.type)]
+    return f"write {' or '.join(choices)}" if choices else ""
+
+
+def _choices(kind: object) -> Iterator[object]:
+    """What a type takes, where that can be said in a few words."""
+    plain = {int: "a whole number", bool: "true or false", str: "text, in quotes"}
+    if isinstance(kind, type) and kind in plain:
+        yield plain[kind]
+    elif get_origin(kind) is Literal:
+        yield from (f"`{one}`" for one in get_args(kind))
+    elif isinstance(kind, UnionType) or get_origin(kind) is Union:
+        for one in get_args(kind):
+            yield from _choices(one)
+    elif get_origin(kind) is tuple:
+        yield "a list"
 
 
 def option_keys(options: type[msgspec.Struct]) -> Iterator[str]:

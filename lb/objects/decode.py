@@ -728,15 +728,24 @@ def _wrong_field(error: Exception, content: object, origin: Origin, places: _Pla
         what, fix = "is missing", "add the field"
     elif expected := _EXPECTED.match(message):
         what = f"must be {' or '.join(map(_type_name, expected[1].split(' | ')))}, not {_type_name(expected[2])}"
-        fix = "put the value in quotes" if "str" in expected[1] and expected[2] in _SCALARS else ""
+        fix = _fix_of_type(expected[1], expected[2])
     elif bound := _BOUND.match(message):
         what = f"must be at {'least' if bound[1] == '>' else 'most'} {bound[2]}"
+        fix = f"write {bound[2]} or {'more' if bound[1] == '>' else 'less'}"
     field = _write_path(path)
     if places is not None:
         line, column = places.of(path)
         origin = replace(origin, line=line, column=column)
     why = f"the API server would refuse this object; {LEFT_OUT}"
     return Problem("LB1003", origin, f"{field or 'the object'} {what}", why, fix, field)
+
+
+def _fix_of_type(wanted: str, found: str) -> str:
+    if "str" in wanted and found in _SCALARS:
+        return "put the value in quotes"
+    if found == "str" and wanted in _SCALARS:
+        return f"write {_type_name(wanted)}, without quotes"
+    return f"write {' or '.join(map(_type_name, wanted.split(' | ')))}"
 
 
 _SCALARS = frozenset(("bool", "int", "float"))

@@ -79,6 +79,10 @@ class Annotation(NamedTuple):
     """One sentence for the documentation."""
 
 
+_EXAMPLES: dict[Callable[[str], object], str] = {}
+"""What the parsers take, for those who have written something else."""
+
+
 class NarrowedError(ValueError):
     """A value that cannot be read as a whole, and what is taken instead: the default would let in more."""
 
@@ -260,6 +264,8 @@ def _one_of(*choices: str) -> Callable[[str], object]:
             raise ValueError(f"{value!r} is not one of {', '.join(choices)}{hint}")
         return value
 
+    # Who copies it should not let in more by it.
+    _EXAMPLES[parse] = "required" if "required" in choices else next(one for one in choices if one != "off")
     return parse
 
 
@@ -686,9 +692,38 @@ def _report_value(stored: Stored, entry: Annotation, error: str, problems: Probl
         stored.origin,
         f"{entry.name}: {error}",
         why=effect or GUARDED.get(entry.part, "the default is used"),
-        fix=entry.text,
+        fix=example_of(entry),
         field=f"metadata.annotations[{entry.name}]",
     )
+
+
+_EXAMPLES |= {
+    _duration: "5s",
+    _size: "8Mi",
+    parse_count: "3",
+    _rate: "100",
+    _depth: "2",
+    _flag: "true",
+    _redirect: "true",
+    _wants_lb: "true",
+    _protocol: "http2",
+    _proxy_protocol: "v2",
+    _headers: "xfcc",
+    parse_addresses: "192.0.2.10",
+    _object_name: "client-of-api",
+    _source: "secret/authorities",
+    _server_name: "api.example.com",
+    _server_names: "api.example.com",
+    split_statuses: "200,300-399",
+}
+
+
+def example_of(entry: Annotation, name: str = "") -> str:
+    """How to write an annotation whose value cannot be read; `name` is what another controller calls it."""
+    example = _EXAMPLES.get(entry.parse)
+    if example is not None:
+        return f'write a value such as `{name or entry.name}: "{example}"`'
+    return f"correct {name or entry.name}: {entry.text}"
 
 
 def _guard_meant_by(name: str, place: Place, annotations: Mapping[str, str]) -> Annotation | None:

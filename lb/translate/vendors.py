@@ -25,6 +25,7 @@ from lb.translate.annotations import (
     Part,
     Said,
     Values,
+    example_of,
     field_of,
     parse_addresses,
     parse_count,
@@ -141,9 +142,11 @@ def _read(
 
 
 def _fix(entry: VendorAnnotation) -> str:
-    """What to write there: as lb's own annotation says, where the entry only names it."""
+    """What to write there: as in lb's own annotation, where the entry only names it."""
     named = re.fullmatch(r"As `(lb/[a-z-]+)`\.", entry.text)
-    return entry.text if named is None else next(one.text for one in ANNOTATIONS if one.name == named[1])
+    if named is None:
+        return entry.text
+    return example_of(next(one for one in ANNOTATIONS if one.name == named[1]), entry.name)
 
 
 def _says(part: Part, field: str, parse: Callable[[str], object]) -> Callable[[str], Iterable[Said]]:

@@ -85,21 +85,31 @@ FIELDS = {
         service("spec:\n  ports:\n  - name: 80\n    port: 80\n"), 6, 11, "ports[0].name", "quotes"
     ),
     "text for number": Broken(
-        service("spec:\n  ports:\n  - port: '80'\n"), 6, 11, "spec.ports[0].port must be an integer", ""
+        service("spec:\n  ports:\n  - port: '80'\n"), 6, 11, "spec.ports[0].port must be an integer", "without quotes"
     ),
-    "port of 0": Broken(service("spec:\n  ports:\n  - port: 0\n"), 6, 11, "spec.ports[0].port must be at least 1", ""),
+    "port of 0": Broken(
+        service("spec:\n  ports:\n  - port: 0\n"), 6, 11, "spec.ports[0].port must be at least 1", "1 or more"
+    ),
     "port over all": Broken(
-        service("spec:\n  ports:\n  - port: 80\n    nodePort: 65536\n"), 7, 15, "nodePort must be at most 65535", ""
+        service("spec:\n  ports:\n  - port: 80\n    nodePort: 65536\n"),
+        7,
+        15,
+        "nodePort must be at most 65535",
+        "65535 or less",
     ),
     "port of many digits": Broken(
-        service("spec:\n  ports:\n  - port: " + "9" * 20 + "\n"), 6, 11, "spec.ports[0].port must be at most", ""
+        service("spec:\n  ports:\n  - port: " + "9" * 20 + "\n"), 6, 11, "spec.ports[0].port must be at most", "or less"
     ),
     "target port below 0": Broken(
-        service("spec:\n  ports:\n  - port: 80\n    targetPort: -1\n"), 7, 17, "targetPort must be at least 0", ""
+        service("spec:\n  ports:\n  - port: 80\n    targetPort: -1\n"),
+        7,
+        17,
+        "targetPort must be at least 0",
+        "0 or more",
     ),
     "missing field": Broken(service("spec:\n  ports:\n  - name: a\n"), 6, 5, "spec.ports[0].port is missing", "add"),
-    "mapping for list": Broken(service("spec:\n  ports: {a: b}\n"), 5, 10, "spec.ports must be a list", ""),
-    "text for mapping": Broken(service("spec: x\n"), 4, 7, "spec must be a map, not a string", ""),
+    "mapping for list": Broken(service("spec:\n  ports: {a: b}\n"), 5, 10, "spec.ports must be a list", "a list"),
+    "text for mapping": Broken(service("spec: x\n"), 4, 7, "spec must be a map, not a string", "a map"),
     "number as annotation": Broken(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    a/b: x\n    lb/x: 5\n",
         7,
