@@ -41,7 +41,7 @@ from lb.observe.metrics import Metrics
 from lb.observe.shortage import Shortage
 from lb.pipeline import Build, Pipeline
 from lb.problems import Problem
-from lb.settings import Settings, SettingsError, load_settings, parse_publish
+from lb.settings import ACCESS_LOG_PATH, FieldError, Settings, SettingsError, load_settings, parse_publish
 from lb.sockets import Listeners
 from lb.sources.paths import read_regular
 from lb.sources.resolve import Resolver
@@ -69,7 +69,7 @@ CLOSE_SECONDS = 5.0
 def run(
     settings: Settings, options: Options, paths: Sequence[str], *, settings_file: str | None = None, demo: bool = False
 ) -> NoReturn:
-    """Run until a signal says stop, then end the process. OSError and FormatError for what cannot start."""
+    """Run until a signal says stop, then end the process. OSError, SettingsError, FormatError for what cannot start."""
     prepare_process(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Application(settings, options, paths, settings_file=settings_file, demo=demo).run())
@@ -221,7 +221,11 @@ class Application:
                 why=self.tls_kernel,
                 fix="load the module with `modprobe tls`, or take the setting out",
             )
-        self._open_access_log()
+        try:
+            self._open_access_log()
+        except OSError as error:
+            path = self.settings.access_log.path
+            raise FieldError(ACCESS_LOG_PATH, f"{path} cannot be opened: {error.strerror}") from error
         self._tickets.rotate(time.monotonic())
         self.engine.start()
         await self._admin.start()

@@ -141,6 +141,8 @@ CODES: dict[str, Code] = {
     "LB5012": Code("error", "Ingresses ask different things of the clients of one host"),
     "LB5013": Code("warning", "HTTP/2 gives way: connections are for one client"),
     "LB5014": Code("warning", "host is served by plain HTTP only, because TLS of its name is passed through"),
+    "LB5015": Code("warning", "settings stand in a file that -c does not name"),
+    "LB5016": Code("warning", "file that the settings name cannot be opened here"),
     # Serving
     "LB6001": Code("error", "listener cannot be opened"),
     "LB6002": Code("warning", "certificate expires soon"),

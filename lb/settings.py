@@ -12,7 +12,7 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +36,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 Steps = tuple[str | int, ...]
 """Path of a field: `("error_answers", 0, "status")`."""
+
+ACCESS_LOG_PATH: Steps = ("access_log", "path")
 
 Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[int, Meta(ge=0)]
@@ -299,8 +301,32 @@ def load_settings(path: str | Path) -> Settings:
         return Settings()
     try:
         return parse_settings(_content_of(node))
-    except _FieldError as error:
+    except FieldError as error:
         raise SettingsError(f"{path}:{_line_of(node, error.path)}: {error}") from None
+
+
+def place_of(path: str | Path, field: Steps) -> str:
+    """`FILE:LINE` where a native file says this field of the settings. SettingsError, OSError."""
+    node = next((top["settings"] for top in _documents(path) if "settings" in top), None)
+    return str(path) if node is None else f"{path}:{_line_of(node, field)}"
+
+
+def unusable_files(settings: Settings) -> Iterator[FieldError]:
+    """What `lb run` could not open, as far as looking tells: by this user, on this host, now."""
+    path = settings.access_log.path
+    if path not in ("", "-") and (why := _why_not_written(Path(path))):
+        yield FieldError(ACCESS_LOG_PATH, f"{path} cannot be opened: {why}")
+
+
+def _why_not_written(path: Path) -> str:
+    """Empty when it probably can be."""
+    if path.is_dir():
+        return "it is a directory"
+    if path.exists():
+        return "" if os.access(path, os.W_OK) else "this user may not write it"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}"
+    return "" if os.access(path.parent, os.W_OK | os.X_OK) else f"this user may not write in {path.parent}"
 
 
 def has_routing(path: str | Path) -> bool:
@@ -311,21 +337,22 @@ def has_routing(path: str | Path) -> bool:
 def parse_settings(content: object) -> Settings:
     """Decoded content as Settings. SettingsError with the field's path and, for a wrong name, the likely right one."""
     if not isinstance(content, Mapping):
-        raise _FieldError((), "`settings` must be a mapping")
+        raise FieldError((), "`settings` must be a mapping")
     try:
         settings = msgspec.convert(_to_attributes(content, Settings, ()), Settings)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
-        raise _FieldError(_split_path(place.rstrip("`")), message) from None
+        raise FieldError(_split_path(place.rstrip("`")), message) from None
     _check(settings)
     return settings
 
 
-class _FieldError(SettingsError):
+class FieldError(SettingsError):
     """A SettingsError that knows the path of its field."""
 
     def __init__(self, path: Steps, message: str) -> None:
         self.path = path
+        self.what = message
         super().__init__(f"settings{''.join(_step(step) for step in path)}: {message}" if path else message)
 
 
@@ -334,12 +361,12 @@ def _check(settings: Settings) -> None:
     try:
         parse_publish(settings.publish)
     except SettingsError as error:
-        raise _FieldError(("publish",), str(error)) from None
+        raise FieldError(("publish",), str(error)) from None
     try:
         if settings.admin.address and parse_bind(settings.admin.address).address.startswith("unix:"):
             raise SettingsError("this is for TCP; a Unix socket is `socket`")
     except SettingsError as error:
-        raise _FieldError(("admin", "address"), str(error)) from None
+        raise FieldError(("admin", "address"), str(error)) from None
     for section in ("http", "stream", "datagram", "route", "upstream"):
         _check_options(("defaults", section), getattr(settings.defaults, section))
     named = (("kubernetes", "tcp_services"), ("kubernetes", "udp_services"), ("session_tickets", "secret"))
@@ -348,20 +375,20 @@ def _check(settings: Settings) -> None:
             if name := getattr(getattr(settings, section), field):
                 check_name(name)
         except SettingsError as error:
-            raise _FieldError((section, field), str(error)) from None
+            raise FieldError((section, field), str(error)) from None
     keys = {field.attribute: field.key for field in option_fields(HealthCheck)}
     for attribute, what in mistakes(settings.defaults.health_check, has_tls=True):
-        raise _FieldError(("defaults", "health_check", keys[attribute]), what)
+        raise FieldError(("defaults", "health_check", keys[attribute]), what)
 
 
 def _check_options(path: Steps, options: msgspec.Struct) -> None:
     for field in option_fields(type(options)):
         value = getattr(options, field.attribute)
         if isinstance(value, int) and value < 0:
-            raise _FieldError((*path, field.key), f"{value} is less than 0")
+            raise FieldError((*path, field.key), f"{value} is less than 0")
         for index, network in enumerate(value if field.attribute in NETWORKS else ()):
             if not is_network(network):
-                raise _FieldError((*path, field.key, index), f"{network!r} is no network such as 10.0.0.0/8")
+                raise FieldError((*path, field.key, index), f"{network!r} is no network such as 10.0.0.0/8")
 
 
 def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], path: Steps) -> dict[str, object]:
@@ -372,7 +399,7 @@ def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], pat
         place = (*path, str(key))
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise _FieldError(place, f"unknown field{f'; did you mean `{near[0]}`?' if near else ''}")
+            raise FieldError(place, f"unknown field{f'; did you mean `{near[0]}`?' if near else ''}")
         field = known[key]
         if isinstance(value, Mapping) and isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             value = _to_attributes(value, field.type, place)
@@ -380,7 +407,7 @@ def _to_attributes(content: Mapping[Any, Any], struct: type[msgspec.Struct], pat
             try:
                 value = parse_duration(value) if field.unit == "duration" else parse_size(value)
             except ValueError as error:
-                raise _FieldError(place, str(error)) from None
+                raise FieldError(place, str(error)) from None
         attributes[field.attribute] = value
     return attributes
 

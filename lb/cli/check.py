@@ -20,7 +20,8 @@ from lb.cli.places import Place, Places
 from lb.cli.terminal import Terminal
 from lb.compile.tls import check as check_tls
 from lb.model.config import Config
-from lb.problems import CODES, SEVERITIES, Problem
+from lb.problems import CODES, SEVERITIES, Origin, Problem
+from lb.settings import Settings, place_of, unusable_files
 from lb.sources.locate import locate_all
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -55,6 +56,8 @@ def command(paths: tuple[str, ...], config_file: str | None, flags: Flags, stric
     there is no error, with 1 when there are some, with 2 for wrong usage.
     """
     read = _with_certificates(read_input(paths, config_file, flags))
+    if config_file is not None:
+        read = msgspec.structs.replace(read, problems=(*read.problems, *_unusable(config_file, read.settings)))
     findings = _locate(read.problems)
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(_to_json(findings, read)), indent=2))
@@ -78,6 +81,20 @@ def _with_certificates(read: Input) -> Input:
         *judge_lists(read.config.revocation_lists(), now),
     ]
     return msgspec.structs.replace(read, problems=(*read.problems, *check_tls(read.config).values(), *found))
+
+
+def _unusable(config_file: str, settings: Settings) -> Iterator[Problem]:
+    """Files that the daemon would not start without."""
+    for error in unusable_files(settings):
+        _, _, line = place_of(config_file, error.path).rpartition(":")
+        yield Problem(
+            "LB5016",
+            Origin(file=config_file, line=int(line)),
+            str(error),
+            why="`lb run` does not start, if it is as this user sees it here",
+            fix="make the directory, let lb's user write there, or name another file",
+            field=f"settings.{'.'.join(map(str, error.path))}",
+        )
 
 
 def _locate(problems: Sequence[Problem]) -> list[_Finding]:

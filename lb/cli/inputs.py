@@ -200,7 +200,7 @@ def read_input(paths: Sequence[str], config_file: str | None, flags: Flags, *, o
     settings, problems = _read_settings(config_file)
     with _uncollected():
         store = read_paths(names)
-        translation = translate(store, make_options(settings, flags), Changes(everything=True), None)
+        translation = translate(store, make_options(settings, flags, config_file), Changes(everything=True), None)
     return Input(
         settings, store, translation.config, tuple(Problems([*problems, *store.problems(), *translation.problems]))
     )
@@ -219,8 +219,8 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def make_options(settings: Settings, flags: Flags) -> Options:
-    """The options of translation: the settings, and the command line over them."""
+def make_options(settings: Settings, flags: Flags, config_file: str | None = None) -> Options:
+    """The options of translation: the settings, which are those of `config_file`, and the command line over them."""
     kubernetes = flags.apply(settings.kubernetes)
     defaults = settings.defaults
     return Options(
@@ -244,6 +244,7 @@ def make_options(settings: Settings, flags: Flags) -> Options:
         route=defaults.route,
         upstream=defaults.upstream,
         health_check=defaults.health_check,
+        settings_file=config_file or "",
     )
 
 

@@ -19,7 +19,17 @@ from lb.cli.inputs import (
 )
 from lb.observe import logs
 from lb.observe.access import FormatError
-from lb.settings import Settings, SettingsError, has_routing, load_settings, parse_bind, parse_publish
+from lb.settings import (
+    ACCESS_LOG_PATH,
+    FieldError,
+    Settings,
+    SettingsError,
+    has_routing,
+    load_settings,
+    parse_bind,
+    parse_publish,
+    place_of,
+)
 from lb.sources.store import EXPORT_COMMAND
 
 USAGE = f"""name at least one PATH with objects to serve, for example:
@@ -91,11 +101,20 @@ def command(
             raise click.UsageError(USAGE)
         check_paths(paths)
         logs.set_up(settings.log.level, settings.log.format)
-        run(settings, make_options(settings, flags), inputs, settings_file=config_file, demo=demo)
+        run(settings, make_options(settings, flags, config_file), inputs, settings_file=config_file, demo=demo)
+    except FieldError as error:
+        raise click.UsageError(_said(error, config_file, access_log)) from None
     except (SettingsError, FormatError) as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"cannot start: {_reason(error)}") from None
+
+
+def _said(error: FieldError, config_file: str | None, access_log: str | None) -> str:
+    """The mistake, with the place where the value was given."""
+    if error.path == ACCESS_LOG_PATH and (access_log is not None or config_file is None):
+        return f"--access-log: {error.what}"
+    return str(error) if config_file is None else f"{place_of(config_file, error.path)}: {error}"
 
 
 def _reason(error: OSError) -> str:

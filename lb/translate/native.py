@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from posixpath import normpath
 from typing import TypeVar, cast
 
 import msgspec
@@ -26,6 +27,7 @@ from lb.objects.view import NativeConfig, Stored, View
 from lb.problems import Origin, Problem, Problems
 from lb.translate.guard import guarded, stays_or_nothing
 from lb.translate.ingress import Directory
+from lb.translate.options import Options
 from lb.translate.places import Places, place_taken
 from lb.translate.precedence import shadow_problem
 from lb.translate.services import MISSING_SERVICE, Reference, missing_port, resolved_endpoints
@@ -55,15 +57,16 @@ class NativePart(msgspec.Struct, frozen=True):
     """By file: what its parts go back to when there are mistakes in them."""
 
 
-def translate_native(view: View, directory: Directory, before: NativePart, defaults: Defaults) -> NativePart:
+def translate_native(view: View, directory: Directory, before: NativePart, options: Options) -> NativePart:
     """All native files, in the order of their names. Parts with mistakes stay as they were `before`; what they do not
-    say is as in `defaults`.
+    say is as the options' defaults.
     """
     stored = view.all("NativeConfig")
     if not stored:
         return NativePart()
     merge = _Merge()
-    readings = _read_all(stored, before, defaults)
+    readings = _read_all(stored, before, options.defaults)
+    merge.problems.extend(_idle_settings(stored, options.settings_file))
     for reading in readings.values():
         merge.problems.extend(reading.problems)
         merge.add(reading.config)
@@ -114,6 +117,23 @@ def _read_all(stored: Mapping[tuple[str, str], Stored], before: NativePart, defa
         )
         readings[name] = msgspec.structs.replace(reading, config=keep_equal_parts(reading.config, own.config))
     return readings
+
+
+def _idle_settings(stored: Mapping[tuple[str, str], Stored], settings_file: str) -> Iterator[Problem]:
+    """Settings that nobody reads, though whoever wrote them counts on them."""
+    read = normpath(settings_file) if settings_file else ""
+    for (_, name), one in sorted(stored.items()):
+        native = cast(NativeConfig, one.object)
+        if native.content.get("settings") and normpath(name) != read:
+            line = native.lines.get("settings", 0)
+            yield Problem(
+                "LB5015",
+                msgspec.structs.replace(one.origin, line=line, column=0) if line else one.origin,
+                f"the settings in {name} have no effect",
+                why=f"the settings of {settings_file} count" if settings_file else "no file is named by -c",
+                fix=f"name the file by -c, as in `lb run -c {name}`, or take the section out",
+                field="settings",
+            )
 
 
 def _unread(last: Reading, fault: Problem) -> Reading:

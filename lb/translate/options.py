@@ -57,6 +57,8 @@ class Options(msgspec.Struct, frozen=True):
     upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()
     """Of Services. Native upstreams say themselves how they are checked."""
+    settings_file: str = ""
+    """The native file whose settings count; empty: none."""
 
     @property
     def defaults(self) -> Defaults:

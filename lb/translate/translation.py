@@ -224,7 +224,7 @@ class _Build:
             or not {("", name) for name in old.resolves}.isdisjoint(self._changed["Resolution"])
         ):
             return old
-        native = translate_native(self._view, self._directory, old, self._options.defaults)
+        native = translate_native(self._view, self._directory, old, self._options)
         if native == old:
             return old
         self._rewanted.update(_services(native.references))

@@ -545,7 +545,15 @@ HOSTS = ("one.test", "two.test")
         (["x", "--publish", "80"], "`80` is not PORT=ADDRESS:PORT"),
         (["x", "--admin", "here"], "does not end in a port"),
         (["{empty}", "--log-format", "combind", "--admin-socket", "{socket}"], "did you mean `combined`?"),
-        (["{empty}", "--access-log", "/nowhere/access.log", "--admin-socket", "{socket}"], "cannot start"),
+        (
+            ["{empty}", "--access-log", "/nowhere/access.log", "--admin-socket", "{socket}"],
+            "Error: --access-log: /nowhere/access.log cannot be opened",
+        ),
+        (
+            ["-c", "{logs}", "--admin-socket", "{socket}"],
+            "/logs.yaml:4: settings.access_log.path: /nowhere/access.log cannot be opened: No such file or directory",
+        ),
+        (["{empty}", "--admin-socket", "/proc/a.sock"], "cannot start"),
         (["{empty}", "{empty}/nonexist"], "empty/nonexist does not exist"),
         (["{settings}/below"], "lb.yaml/below does not exist"),
     ],
@@ -555,7 +563,11 @@ def test_wrong_usage_is_told_at_once(tmp_path: Path, arguments: list[str], messa
     settings.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {thread: 1}\n")
     empty = tmp_path / "empty"
     empty.mkdir()
-    names = {"settings": settings, "socket": tmp_path / "a.sock", "empty": empty}
+    logs = tmp_path / "logs.yaml"
+    logs.write_text(
+        "apiVersion: lb/v1\nkind: Config\nsettings:\n  access_log: {path: /nowhere/access.log}\nhosts: {}\n"
+    )
+    names = {"logs": logs, "settings": settings, "socket": tmp_path / "a.sock", "empty": empty}
     result = run_to_end(*(text.format_map(names) for text in arguments))
     assert result.returncode == (1 if message == "cannot start" else 2)
     assert message in result.stderr

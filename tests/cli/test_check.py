@@ -96,6 +96,54 @@ def test_settings_are_checked_and_count(lb: Lb, tmp_path: Path) -> None:
     assert f"{file}:8:5: error[LB5003]: settings.kubernetes.prt: unknown field; did you mean `port`?" in result.stdout
 
 
+SETTINGS = "settings:\n  access_log: {path: PATH}\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("{here}/nowhere/access.log", "there is no directory {here}/nowhere"),
+        ("{here}", "it is a directory"),
+        ("{here}/access.log", ""),
+        ("{here}/old.log", ""),
+        ("'-'", ""),
+    ],
+)
+def test_a_log_that_cannot_be_opened_is_told_and_nothing_is_made(lb: Lb, tmp_path: Path, path: str, why: str) -> None:
+    file, old = tmp_path / "lb.yaml", tmp_path / "old.log"
+    old.write_text("old\n")
+    log = path.format(here=tmp_path)
+    file.write_text(GOOD + SETTINGS.replace("PATH", log))
+    result = lb("check", "-c", str(file))
+    assert result.exit_code == 0
+    assert ("LB5016" in result.stdout) == bool(why)
+    if why:
+        told = f"{file}:7:22: warning[LB5016]: settings.access_log.path: {log} cannot be opened: "
+        assert told + why.format(here=tmp_path) in result.stdout
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["lb.yaml", "old.log"]
+    assert old.read_text() == "old\n"
+
+
+def test_settings_without_c_are_told(lb: Lb, tmp_path: Path) -> None:
+    file, other = tmp_path / "lb.yaml", tmp_path / "other.yaml"
+    file.write_text(GOOD + SETTINGS.replace("PATH", "'-'"))
+    other.write_text("apiVersion: lb/v1\nkind: Config\nsettings: {threads: 2}\n")
+    told = lb("check", str(file)).stdout
+    assert f"{file}:6:1: warning[LB5015]: the settings in {file} have no effect" in told
+    assert "why: no file is named by -c\n" in told
+    assert f"fix: name the file by -c, as in `lb run -c {file}`, or take the section out\n" in told
+    for arguments in (
+        ("-c", str(file)),
+        (str(file), "-c", str(file)),
+        (str(tmp_path / "." / "lb.yaml"), "-c", str(file)),
+    ):
+        assert "LB5015" not in lb("check", *arguments).stdout
+    told = lb("check", "-c", str(file), str(other)).stdout
+    assert f"the settings in {other} have no effect" in told
+    assert f"why: the settings of {file} count\n" in told
+    assert told.count("LB5015") == 1
+
+
 def test_a_key_of_data_and_of_annotations_has_its_own_line(lb: Lb, tmp_path: Path) -> None:
     file = tmp_path / "objects.yaml"
     file.write_text(
