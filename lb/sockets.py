@@ -11,8 +11,10 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Protocol
 
@@ -203,6 +205,8 @@ class Listeners:
                 sockets = [activated, *open_siblings(activated, self._threads - 1)]
             else:
                 sockets = [activated]
+                if activated.family != socket.AF_UNIX:
+                    _prepare_for_clients(activated)
             for opened in sockets:
                 if opened is not activated:
                     close_ours.callback(opened.close)
@@ -298,9 +302,16 @@ def _new_socket(family: int, bind: Bind) -> socket.socket:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if bind.address else 0)
     if not udp:  # which has no connections that linger; there it would let anybody share the port
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it, which saves a system call for each.
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _prepare_for_clients(opened)
     return opened
+
+
+def _prepare_for_clients(listening: socket.socket) -> None:
+    """Options of TCP that accepted sockets inherit, which saves system calls for each. Without keepalive a client that
+    has vanished would hold its connection for ever where no idle_timeout ends it.
+    """
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _check_free(family: int, address: str, bind: Bind) -> None:
@@ -381,19 +392,29 @@ def _text(name: str | bytes) -> str:
 def _problem(listener: Listener, bind: Bind, error: OSError) -> Problem:
     why = error.strerror or str(error)
     fix = "correct the listener's address, or map its port with --publish"
+    service = _chooses_addresses(listener, bind)
     if bind.address.startswith("unix:"):
         fix = "correct the path, or remove what is there"
     elif error.errno == errno.EADDRINUSE:
         holder = find_holder(bind)
         why = f"{holder} listens there" if holder else why
         fix = f"stop it, or publish the listener elsewhere: --publish {listener.port}=ADDRESS:PORT{_suffix(bind)}"
+        if service:
+            fix = f"stop it, or name other addresses of this host in lb/addresses of {listener.origin.object}"
     elif error.errno == errno.EACCES and 0 < bind.port < 1024:
         why = "ports below 1024 need privilege"
         high = f"{listener.port}=:{8000 + listener.port}{_suffix(bind)}"
         fix = f"use systemd (CAP_NET_BIND_SERVICE) or a high port: --publish {high}"
     elif error.errno == errno.EADDRNOTAVAIL:
         why = f"this host does not have the address {bind.address}"
+        if service:
+            fix = f"bring the address to this host, or correct {listener.origin.object} (lb/addresses, loadBalancerIP)"
     return Problem("LB6001", listener.origin, f"listener {listener.name} cannot be opened at {bind}", why, fix)
+
+
+def _chooses_addresses(listener: Listener, bind: Bind) -> bool:
+    """Whether it is a Service that says where to listen, and nobody has published its port elsewhere."""
+    return listener.origin.kind == "Service" and (bind.address, bind.port) == (listener.address, listener.port)
 
 
 def _suffix(bind: Bind) -> str:
@@ -402,7 +423,8 @@ def _suffix(bind: Bind) -> str:
 
 def find_holder(bind: Bind) -> str:
     """`nginx (pid 812)` that has a port, or empty: other users' processes show only to root."""
-    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(bind)}
+    surely, perhaps = _held(bind)
+    inodes = {f"socket:[{inode}]" for inode in surely or perhaps}
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         pid = descriptors.parent.name
         # Processes come and go, and most are not ours to look into.
@@ -413,13 +435,41 @@ def find_holder(bind: Bind) -> str:
     return ""
 
 
-def _listening_inodes(bind: Bind) -> set[str]:
-    """Source: proc_net_tcp: sl local_address rem_address st ... inode; st 0A is LISTEN, and 07 UDP's not connected."""
-    inodes = set()
+def _held(bind: Bind) -> tuple[set[str], set[str]]:
+    """The inodes of sockets that keep an address from being bound, and of those that may.
+
+    These are IPv6's on all addresses, where the address is one of IPv4: the table does not say whether they are for
+    IPv6 only, so another one goes before them. Source: proc_net_tcp: sl local_address rem_address st ... inode; st 0A
+    is LISTEN; of UDP 07 is not connected and 01 is.
+    """
+    wanted = ip_address(bind.address) if bind.address else None
+    states = ("0A",) if bind.transport == "tcp" else ("01", "07")
+    surely: set[str] = set()
+    perhaps: set[str] = set()
     for table in (f"/proc/net/{bind.transport}", f"/proc/net/{bind.transport}6"):
         with suppress(FileNotFoundError):
             for line in Path(table).read_text().splitlines()[1:]:
                 columns = line.split()
-                if columns[3] in ("0A", "07") and int(columns[1].rpartition(":")[2], 16) == bind.port:
-                    inodes.add(columns[9])
-    return inodes
+                address, port = columns[1].split(":")
+                if columns[3] not in states or int(port, 16) != bind.port:
+                    continue
+                held = _read_kernel_address(address)
+                if wanted is None or _meet(wanted, held):
+                    surely.add(columns[9])
+                elif wanted.version == 4 and held.version == 6 and held.is_unspecified:
+                    perhaps.add(columns[9])
+    return surely, perhaps
+
+
+def _meet(wanted: IPv4Address | IPv6Address, held: IPv4Address | IPv6Address) -> bool:
+    """Whether one socket each on these addresses keep each other from one port."""
+    if wanted.version != held.version:
+        return False
+    return wanted.is_unspecified or held.is_unspecified or wanted == held
+
+
+def _read_kernel_address(text: str) -> IPv4Address | IPv6Address:
+    """Words of 32 bits in hexadecimal, each as the machine has it in memory: `0100007F` is 127.0.0.1 on most."""
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    address = ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address

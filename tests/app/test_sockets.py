@@ -6,14 +6,18 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lb.model.listener import Listener, ListenerProtocol
+from lb.model.listener import Listener, ListenerProtocol, Transport
+from lb.problems import Origin
 from lb.settings import Bind
-from lb.sockets import Listeners, open_sockets
+from lb.sockets import Listeners, find_holder, open_sockets
 from tests.harness.ports import free_port
 
 
@@ -68,6 +72,7 @@ def test_one_socket_a_thread_on_one_port(engine: Accepting) -> None:
     for opened in engine.open["web"]:
         assert not os.get_blocking(opened.fileno())
         assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert listeners.opened["web"].address == "127.0.0.1:{}".format(engine.open["web"][0].getsockname()[1])
     assert not listeners.problems
 
@@ -113,6 +118,77 @@ def test_a_taken_port_is_a_problem_that_says_who_has_it_and_the_others_serve(eng
     listeners.sync(wanted)  # the port is free now
     assert sorted(listeners.opened) == ["bad", "good"]
     assert not listeners.problems
+
+
+HOLDER = """
+import socket, sys
+kind, address, port, only_six = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as held:
+    if family == socket.AF_INET6:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_six))
+    held.bind((address, int(port)))
+    if kind == "tcp":
+        held.listen()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(transport: Transport, address: str, port: int, *, only_six: bool = False) -> Iterator[str]:
+    """One that has the port on this address; how it is named."""
+    command = [sys.executable, "-c", HOLDER, transport, address, str(port), str(int(only_six))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield f"{Path(f'/proc/{process.pid}/comm').read_text().strip()} (pid {process.pid})"
+        process.stdin.close()
+
+
+OURS = "another listener of lb"
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_who_has_the_port_on_another_address_is_not_accused(transport: Transport) -> None:
+    """Neither of two processes with one port: each is told for the addresses that it has."""
+    port = free_port()
+    kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as ours, another_process(transport, "127.0.0.2", port) as other:
+        ours.bind(("127.0.0.3", port))
+        if transport == "tcp":
+            ours.listen()
+        assert find_holder(Bind("127.0.0.2", port, transport)) == other
+        assert find_holder(Bind("127.0.0.3", port, transport)) == OURS
+        assert find_holder(Bind("127.0.0.4", port, transport)) == ""
+        assert find_holder(Bind("::1", port, transport)) == ""
+        assert find_holder(Bind("::", port, transport)) == "", "alone, it is for IPv6 only"
+        assert find_holder(Bind("0.0.0.0", port, transport)) in (other, OURS)
+        assert find_holder(Bind("", port, transport)) in (other, OURS)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_who_has_all_addresses_is_named_for_each(transport: Transport) -> None:
+    port = free_port()
+    with another_process(transport, "0.0.0.0", port) as other:
+        assert find_holder(Bind("127.0.0.2", port, transport)) == other
+        assert find_holder(Bind("::1", port, transport)) == ""
+    with another_process(transport, "::", port) as other:  # both families
+        assert find_holder(Bind("127.0.0.2", port, transport)) == other
+        assert find_holder(Bind("::1", port, transport)) == other
+        assert find_holder(Bind("", port, transport)) == other
+    with another_process(transport, "::ffff:127.0.0.2", port) as other:  # an address of IPv4
+        assert find_holder(Bind("127.0.0.2", port, transport)) == other
+        assert find_holder(Bind("127.0.0.3", port, transport)) == ""
+        assert find_holder(Bind("::1", port, transport)) == ""
+
+
+def test_who_has_the_family_is_named_rather_than_who_may_have_both() -> None:
+    """Whether a socket on :: is for IPv6 only, the kernel's table does not say."""
+    port = free_port()
+    with another_process("tcp", "::", port, only_six=True), socket.create_server(("127.0.0.2", port)):
+        assert find_holder(Bind("127.0.0.2", port)) == OURS
 
 
 @pytest.mark.parametrize("first", ["", "127.0.0.2"])
@@ -179,6 +255,27 @@ def test_an_address_that_is_not_here_is_told(engine: Accepting) -> None:
     listeners = Listeners(engine, 1, {})
     listeners.sync(names(web=Listener("web", free_port(), "192.0.2.1")))
     assert listeners.problems[0].why == "this host does not have the address 192.0.2.1"
+
+
+SERVICE = Origin("Service", "shop", "db")
+
+
+def test_who_listens_for_a_service_is_told_how_services_say_it(engine: Accepting) -> None:
+    """--publish is for a port, wherever it is; a Service has addresses of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as rival:
+        port = rival.getsockname()[1]
+        wanted = names(
+            taken=Listener("taken", port, "127.0.0.1", "tcp", origin=SERVICE),
+            away=Listener("away", port, "192.0.2.1", "tcp", origin=SERVICE),
+        )
+        listeners = Listeners(engine, 1, {})
+        listeners.sync(wanted)
+        taken, away = (listeners.closed[name].fix for name in ("taken", "away"))
+        assert taken == "stop it, or name other addresses of this host in lb/addresses of Service shop/db"
+        assert away == "bring the address to this host, or correct Service shop/db (lb/addresses, loadBalancerIP)"
+        published = Listeners(engine, 1, {(port, "tcp"): Bind("127.0.0.1", port)})
+        published.sync(names(taken=Listener("taken", port, "127.0.0.2", "tcp", origin=SERVICE)))
+        assert f"--publish {port}=" in published.closed["taken"].fix
 
 
 def test_only_what_changed_is_opened_and_closed(engine: Accepting) -> None:
@@ -342,6 +439,7 @@ def test_a_socket_from_systemd_is_used_and_stays_open(engine: Accepting, by_name
         listeners.sync(names(web=Listener("web", 81 if by_name else port)))
         assert len(engine.open["web"]) == 1, "all threads share it"
         assert listeners.opened["web"].activated
+        assert activated.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         listeners.close()
         socket.create_connection(("127.0.0.1", port), 20).close()
 
