@@ -865,8 +865,12 @@ cdef bint is_leaving(const session* s) noexcept nogil:
 
 
 cdef void begin_leaving(session* s) noexcept nogil:
-    """Its endpoint is not for it any more: it may stay for its time."""
+    """Its endpoint is not for it any more: it may stay for the time that its listener gives now."""
+    cdef const listener_view* v
     if s.drain_deadline_ms == 0:
+        v = listener_at(current_table(s.base.r), s.l.place, s.l.slot)
+        if v != NULL and v.datagram != NULL:
+            s.drain_timeout_ms = v.datagram.to.drain_timeout_ms
         s.drain_deadline_ms = s.base.r.now_ms + s.drain_timeout_ms
         timer_set(&s.base.r.timers, &s.timer, deadline_of(s))
 

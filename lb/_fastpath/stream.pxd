@@ -72,7 +72,7 @@ cdef struct flow:
     uint8_t endpoint_bulk
     int idle_timeout_ms
     int half_closed_timeout_ms
-    int drain_timeout_ms
+    int drain_timeout_ms  # of its listener when it began; whoever removes its endpoint may give another
 
 cdef void stream_install(shared* s) noexcept nogil
 cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil

@@ -15,6 +15,7 @@ from lb._fastpath.balance cimport (
     tried_bit,
 )
 from lb._fastpath.c.sys cimport (
+    AF_UNIX,
     IPPROTO_TCP,
     LB_R_CLIENT_IDLE_TIMEOUT,
     LB_R_CLIENT_RESET,
@@ -35,9 +36,11 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_RESET,
     SOL_SOCKET,
     SO_ERROR,
+    SO_KEEPALIVE,
     getsockopt,
     lb_peek_int,
     lb_put_int,
+    setsockopt,
     socklen_t,
     ssize_t,
 )
@@ -74,6 +77,7 @@ from lb._fastpath.reactor cimport (
     IO_WRITABLE,
     RANDOM_ID_BYTES,
     SCRATCH_BYTES,
+    current_table,
     io,
     io_enqueue,
     io_mute,
@@ -82,7 +86,7 @@ from lb._fastpath.reactor cimport (
     table_pin_one,
     table_unpin_one,
 )
-from lb._fastpath.table cimport draw_target, in_networks, stream_view, target
+from lb._fastpath.table cimport draw_target, in_networks, listener_view, name_route, stream_view, table, target
 from lb._fastpath.timers cimport timer, timer_set
 from lb._fastpath.tls cimport tls_offer_same
 from lb._fastpath.transport cimport (
@@ -251,7 +255,10 @@ cdef void attempt(flow* f) noexcept nogil:
 
 cdef bint on_opened(void* flow_pointer, conn* u) noexcept nogil:
     cdef flow* f = <flow*>flow_pointer
+    cdef int one = 1
     cdef uint32_t size
+    if f.ep.family != AF_UNIX:  # a machine that has vanished says nothing, and nobody else may notice (idle_timeout 0)
+        setsockopt(u.base.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))
     if u.tls != NULL and f.d.tls != NULL:
         tls_offer_same(u.tls, f.d.tls)
     if f.up.proxy_protocol == PROXY_NONE:
@@ -552,9 +559,32 @@ cdef int timeout_reason(flow* f) noexcept nogil:
 
 
 cdef void begin_drain(flow* f) noexcept nogil:
+    """It has the time that its listener gives now; where that is gone or carries nothing, what it gave at the start."""
+    cdef const stream_view* view
     if f.drain_deadline_ms == 0:
+        view = carried_by_listener(current_table(f.r), f.d.slot)
+        if view != NULL:
+            f.drain_timeout_ms = view.drain_timeout_ms
         f.drain_deadline_ms = f.r.now_ms + f.drain_timeout_ms
         set_timer(f)
+
+
+cdef const stream_view* carried_by_listener(const table* t, uint32_t slot) noexcept nogil:
+    """What a listener says of connections that it carries, all of them or those of some server name: all have the same
+    times. NULL: it carries none.
+    """
+    cdef const listener_view* v = t.listeners[slot] if slot < t.listener_count else NULL
+    cdef uint32_t i
+    if v == NULL or v.stream != NULL:
+        return v.stream if v != NULL else NULL
+    if v.names == NULL:
+        return NULL
+    if v.names.fallback != NULL:
+        return (<const name_route*>v.names.fallback.payload).stream
+    for i in range(v.names.mask + 1):
+        if v.names.entries[i].host != NULL:
+            return (<const name_route*>v.names.entries[i].host.payload).stream
+    return NULL
 
 
 cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil:

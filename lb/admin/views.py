@@ -218,8 +218,9 @@ def _reached_at(daemon: Daemon, listener: Listener) -> str:
 def _closed(daemon: Daemon) -> dict[str, str]:
     """Why listeners are not open, by name."""
     opened, closed = daemon.listeners.opened, daemon.listeners.closed
+    otherwise = "lb is stopping" if daemon.readiness()[1] == "draining" else "it is not open"
     return {
-        name: closed[name].why if name in closed else "it is not open"
+        name: closed[name].why if name in closed else otherwise
         for name in daemon.pipeline.config.listeners
         if name not in opened
     }

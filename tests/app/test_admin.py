@@ -210,6 +210,15 @@ async def test_listeners(api: Api, daemon: FakeDaemon) -> None:
     assert (await api.get("/v1/problems"))["total"] == 3
 
 
+async def test_a_listener_that_is_closed_because_lb_stops_says_so(api: Api, daemon: FakeDaemon) -> None:
+    daemon.listeners.opened = {}
+    daemon.state = (False, "draining")
+    (listener,) = await api.get("/v1/listeners")
+    assert (listener["open"], listener["problem"]) == (False, "lb is stopping")
+    explained = await api.get("/v1/explain?url=http://shop.example.com/")
+    assert "lb is stopping" in str(explained)
+
+
 async def test_each_port_of_an_object_has_its_own_reason_not_to_be_open(api: Api, daemon: FakeDaemon) -> None:
     origin = Origin("ConfigMap", "shop", "tcp", "tcp.yaml", 3)
     names = {"shop/tcp:5432": "postgres listens there", "shop/tcp:6379": "redis listens there"}

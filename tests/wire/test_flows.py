@@ -416,6 +416,41 @@ def test_flows_of_an_endpoint_that_has_been_removed(tmp_path: Path) -> None:
             assert [one["draining_seconds"] for one in flows(site)["items"]] == [None, None]
 
 
+def test_the_time_is_that_of_the_change_which_removes_the_endpoint(tmp_path: Path) -> None:
+    """Not the one that the listener gave when the connection began: who wants a node empty soon says so now."""
+    native = Native()
+    with TcpServer() as server, TcpServer() as next_one, UdpServer(echo) as echoes:
+        native.upstream("server", [server.key])
+        native.upstream("echo", [echoes.key])
+        native.carry("plain", free_port(), "server", drain_timeout="1000s")
+        native.carry_tls("named", free_port(), {"db.example.com": "server"}, drain_timeout="1000s")
+        native.carry_tls("others", free_port(), {"*": "server"}, drain_timeout="1000s")
+        native.carry("gone", free_port(), "server", drain_timeout="200s")
+        native.carry_datagrams("dns", free_port(), "echo", drain_timeout="1000s")
+        with serving(tmp_path, native) as site, ExitStack() as clients, udp_client(site.address("dns")) as client:
+            assert ask(client, b"hi") == b"hi"
+            for name in ("plain", "gone", "named", "others"):
+                opened = clients.enter_context(site.connect(name))
+                opened.send(Hello(b"db.example.com").records() if name in ("named", "others") else b"")
+                clients.enter_context(server.accept())
+            for name in ("plain", "named", "others"):
+                native.listeners[name]["stream"]["drain_timeout"] = "100s"
+            native.listeners["dns"]["datagram"]["drain_timeout"] = "100s"
+            del native.listeners["gone"]
+            site.apply()
+            native.upstream("server", [next_one.key])
+            native.upstream("echo", [f"127.0.0.1:{free_port()}"])
+            site.apply()
+
+            def left() -> dict[str, float | None]:
+                return {one["listener"]: one["draining_seconds"] for one in flows(site)["items"]}
+
+            seconds = wait_until(lambda: (found := left()) and all(found.values()) and found, "all have their time")
+            assert 100 < seconds.pop("gone") <= 200, "nobody says anything else of it"
+            assert set(seconds) == {"plain", "named", "others", "dns"}
+            assert all(0 < one <= 100 for one in seconds.values())
+
+
 def test_who_has_come_back_is_given_the_whole_time_again(tmp_path: Path) -> None:
     """An endpoint that comes and goes does not use up the time of its flows."""
     native = Native()

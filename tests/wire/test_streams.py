@@ -101,6 +101,21 @@ def last_record(site: Serving, listener: str, **fields: object) -> dict[str, obj
     return site.lb.wait_log(1, listener=listener, **fields)[-1]
 
 
+def timers(local: tuple[str, int], remote: tuple[str, int]) -> set[str]:
+    """Of a connection's socket: `01` sends again, `02` asks whether the other end is still there (proc_net_tcp)."""
+    ends = [f"{socket.ntohl(int.from_bytes(socket.inet_aton(host))):08X}:{port:04X}" for host, port in (local, remote)]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[5].partition(":")[0] for row in rows if row[1:3] == ends}
+
+
+def test_the_kernel_asks_whether_both_ends_are_still_there(site: Serving, server: TcpServer) -> None:
+    """Otherwise a host that has vanished would keep both connections for ever where there is no idle_timeout."""
+    with flow(site, server) as (client, peer):
+        for far in (client, peer):
+            lb, other = (far.getpeername(), far.getsockname())
+            wait_until(lambda lb=lb, other=other: timers(lb, other) == {"02"}, "keepalive is on")
+
+
 # ---------------------------------------------------------------------------------------------------------------- bytes
 
 
