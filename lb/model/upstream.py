@@ -62,9 +62,9 @@ class UpstreamOptions(msgspec.Struct, frozen=True, omit_defaults=True, gc=False)
     max_streams_per_connection: int = 100
     """Requests under way on one HTTP/2 connection, unless the endpoint allows fewer; others get another one."""
     max_connections: int = 0
-    """Requests under way in the whole upstream; what is over it waits in the queue."""
+    """Requests, TCP connections and UDP sessions under way in the whole upstream; only requests wait in the queue."""
     max_connections_per_endpoint: int = 0
-    """Requests under way on one endpoint."""
+    """Requests, TCP connections and UDP sessions under way on one endpoint."""
     max_queue: int = 1_024
     """How many requests may wait when a limit is reached; the next one is answered 503. 0: nobody waits."""
     queue_timeout_ms: int = 10_000

@@ -515,13 +515,16 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "Requests under way on one HTTP/2 connection, if the endpoint allows as many; `0` for no limit but its own.",
     ),
     _upstream(
-        "max-connections", "max_connections", parse_count, "Requests under way in the whole Service; `0` for no limit."
+        "max-connections",
+        "max_connections",
+        parse_count,
+        "Requests, TCP connections and UDP sessions under way in the whole Service; `0` for no limit.",
     ),
     _upstream(
         "max-connections-per-endpoint",
         "max_connections_per_endpoint",
         parse_count,
-        "Requests under way on one endpoint; `0` for no limit.",
+        "Requests, TCP connections and UDP sessions under way on one endpoint; `0` for no limit.",
     ),
     _upstream("max-queue", "max_queue", parse_count, "How many requests may wait when a limit is reached."),
     _upstream("queue-timeout", "queue_timeout_ms", _duration, "How long a request may wait in the queue."),

@@ -31,6 +31,17 @@ def test_units_are_valid(units: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_units_in_the_documentation_are_valid(units: Path) -> None:
+    """Each says in a comment where it goes. A name that systemd does not allow it passes over with a message."""
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    found = re.findall(r"^```ini\n(# \S+/(\S+)\n.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+    assert found
+    for text, name in found:
+        (units / name).write_text(text)
+        done = _analyze("verify", "--man=no", units / name, path=units)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_service_is_confined(units: Path) -> None:
     done = _analyze("security", "--offline=true", "--no-pager", units / "lb.service", path=units)
     found = re.search(r"Overall exposure level for lb.service: ([0-9.]+)", done.stdout)
