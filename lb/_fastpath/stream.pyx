@@ -86,7 +86,7 @@ from lb._fastpath.reactor cimport (
     table_pin_one,
     table_unpin_one,
 )
-from lb._fastpath.table cimport draw_target, in_networks, listener_view, name_route, stream_view, table, target
+from lb._fastpath.table cimport draw_target, in_networks, listener_at, listener_view, name_route, stream_view, target
 from lb._fastpath.timers cimport timer, timer_set
 from lb._fastpath.tls cimport tls_offer_same
 from lb._fastpath.transport cimport (
@@ -562,18 +562,17 @@ cdef void begin_drain(flow* f) noexcept nogil:
     """It has the time that its listener gives now; where that is gone or carries nothing, what it gave at the start."""
     cdef const stream_view* view
     if f.drain_deadline_ms == 0:
-        view = carried_by_listener(current_table(f.r), f.d.slot)
+        view = carried_by(listener_at(current_table(f.r), f.d.place, f.d.slot))
         if view != NULL:
             f.drain_timeout_ms = view.drain_timeout_ms
         f.drain_deadline_ms = f.r.now_ms + f.drain_timeout_ms
         set_timer(f)
 
 
-cdef const stream_view* carried_by_listener(const table* t, uint32_t slot) noexcept nogil:
+cdef const stream_view* carried_by(const listener_view* v) noexcept nogil:
     """What a listener says of connections that it carries, all of them or those of some server name: all have the same
-    times. NULL: it carries none.
+    times. NULL: it carries none, or it is gone.
     """
-    cdef const listener_view* v = t.listeners[slot] if slot < t.listener_count else NULL
     cdef uint32_t i
     if v == NULL or v.stream != NULL:
         return v.stream if v != NULL else NULL

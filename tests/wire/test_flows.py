@@ -426,17 +426,19 @@ def test_the_time_is_that_of_the_change_which_removes_the_endpoint(tmp_path: Pat
         native.carry_tls("named", free_port(), {"db.example.com": "server"}, drain_timeout="1000s")
         native.carry_tls("others", free_port(), {"*": "server"}, drain_timeout="1000s")
         native.carry("gone", free_port(), "server", drain_timeout="200s")
+        native.carry("renamed", free_port(), "server", drain_timeout="1000s")
         native.carry_datagrams("dns", free_port(), "echo", drain_timeout="1000s")
         with serving(tmp_path, native) as site, ExitStack() as clients, udp_client(site.address("dns")) as client:
             assert ask(client, b"hi") == b"hi"
-            for name in ("plain", "gone", "named", "others"):
+            for name in ("plain", "gone", "renamed", "named", "others"):
                 opened = clients.enter_context(site.connect(name))
                 opened.send(Hello(b"db.example.com").records() if name in ("named", "others") else b"")
                 clients.enter_context(server.accept())
-            for name in ("plain", "named", "others"):
+            for name in ("plain", "renamed", "named", "others"):
                 native.listeners[name]["stream"]["drain_timeout"] = "100s"
             native.listeners["dns"]["datagram"]["drain_timeout"] = "100s"
             del native.listeners["gone"]
+            native.listeners["new name"] = native.listeners.pop("renamed")
             site.apply()
             native.upstream("server", [next_one.key])
             native.upstream("echo", [f"127.0.0.1:{free_port()}"])
@@ -447,7 +449,7 @@ def test_the_time_is_that_of_the_change_which_removes_the_endpoint(tmp_path: Pat
 
             seconds = wait_until(lambda: (found := left()) and all(found.values()) and found, "all have their time")
             assert 100 < seconds.pop("gone") <= 200, "nobody says anything else of it"
-            assert set(seconds) == {"plain", "named", "others", "dns"}
+            assert set(seconds) == {"plain", "renamed", "named", "others", "dns"}
             assert all(0 < one <= 100 for one in seconds.values())
 
 
