@@ -208,7 +208,7 @@ def upstreams(client: Client, name: str | None, offset: int) -> None:
 @click.option(
     "--client", "who", default="", metavar="ADDRESS", help="Only of this address or network (CIDR), or `unix`."
 )
-@click.option("--endpoint", default="", help="Only to this endpoint.")
+@click.option("--endpoint", default="", metavar="ADDRESS:PORT", help="Only to this endpoint.")
 @click.option("--upstream", default="", help="Only to this upstream.")
 @click.option(
     "--sort", type=click.Choice(["age", "idle", "bytes"]), default="age", show_default=True, help="The greatest first."

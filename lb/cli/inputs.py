@@ -262,5 +262,9 @@ def _settings_problem(file: str, text: str) -> Problem:
     """SettingsError begins with `FILE:LINE: `, which belongs in the origin."""
     line, colon, what = text.removeprefix(f"{file}:").partition(": ")
     if not colon or not line.isdigit():
-        return Problem("LB5003", Origin(file=file), text.removeprefix(f"{Path(file)}: "))
-    return Problem("LB5003", Origin(file=file, line=int(line)), what)
+        return Problem("LB5003", Origin(file=file), text.removeprefix(f"{Path(file)}: "), _UNSETTLED, _SETTLE)
+    return Problem("LB5003", Origin(file=file, line=int(line)), what, _UNSETTLED, _SETTLE)
+
+
+_UNSETTLED = "`lb run` does not start with it; what is told besides is so with the built-in settings"
+_SETTLE = "write it as the table of settings says (docs/configuration.md, Settings)"

@@ -94,6 +94,7 @@ def test_settings_are_checked_and_count(lb: Lb, tmp_path: Path) -> None:
     result = lb("check", "-c", str(file))
     assert result.exit_code == 1
     assert f"{file}:8:5: error[LB5003]: settings.kubernetes.prt: unknown field; did you mean `port`?" in result.stdout
+    assert "    why: `lb run` does not start with it" in result.stdout
 
 
 SETTINGS = "settings:\n  access_log: {path: PATH}\n"
