@@ -143,6 +143,27 @@ def test_a_black_hole_is_told_of_everywhere(tmp_path: Path, servers: list[EchoSe
             assert len(told(site, "endpoint is ejected")) == 1
 
 
+def test_one_connection_finds_out_whether_a_black_hole_is_one_still(tmp_path: Path, servers: list[EchoServer]) -> None:
+    native = Native()
+    with black_hole() as hole:
+        native.serve("shop.test", servers[0].key, hole, connect_timeout="1s")
+        # Two threads might both connect at the very moment when the ejection is over.
+        with serving(tmp_path, native, threads=1) as site:
+
+            def state() -> dict[str, Any]:
+                (one,) = (one for one in site.lb.get("/v1/upstreams/shop.test")["endpoints"] if one["endpoint"] == hole)
+                return dict(one)
+
+            with Load(site.address(), get("shop.test"), connections=8, pause=0.002) as load:
+                wait_until(lambda: state()["state"] == "ejected", "connections fail")
+                wait_until(lambda: state()["requests_active"] == 0, "those on their way have failed as well")
+                failures = state()["failures"]
+                wait_until(lambda: state()["state"] == "ready" or state()["requests_active"], "its time is over")
+                wait_until(lambda: state()["ejected_for_ms"] > 10_000, "it is ejected again, and for longer")
+                assert state()["failures"] == failures + 1
+            load.assert_perfect()
+
+
 def test_an_endpoint_that_takes_connections_again_is_told_of(tmp_path: Path, servers: list[EchoServer]) -> None:
     server = servers[0]
     native = Native()
