@@ -166,7 +166,6 @@ cdef extern from "base.h" nogil:
     void* lb_swap_ptr "lb_swap"(void** p, void* value)
     int lb_swap_int "lb_swap"(int* p, int value)
     void lb_fence()
-    int lb_swap_int "lb_swap"(int* p, int value)
     int lb_cas_ptr(void** p, void* expected, void* desired)
     int lb_cas_u64(uint64_t* p, uint64_t expected, uint64_t desired)
     int lb_cas_i64(int64_t* p, int64_t expected, int64_t desired)
