@@ -203,9 +203,13 @@ def _datagrams(stats: DatagramStats) -> schema.DatagramInfo:
 
 
 def _address_of(daemon: Daemon, listener: Listener) -> str:
-    """Where it accepts; where it should, when it is not open."""
+    """Where it accepts; where it should, when it is not open. All addresses are `*` either way."""
     opened = daemon.listeners.opened.get(listener.name)
-    return opened.address if opened is not None else str(daemon.listeners.bind_of(listener))
+    if opened is None:
+        return str(daemon.listeners.bind_of(listener))
+    if opened.wanted.address or opened.activated:
+        return str(opened.address)
+    return f"*:{opened.address.rpartition(':')[2]}"
 
 
 def _reached_at(daemon: Daemon, listener: Listener) -> str:

@@ -377,9 +377,13 @@ def _show_listeners(console: Console, answer: Json) -> None:
 def _show_load_balancers(console: Console, answer: Json, *, with_problems: bool) -> None:
     rows = []
     for one in answer:
+        # Who finds nobody is told of once, with the code where there is one.
+        in_short = {} if with_problems else _in_short(one["problems"])
+        told = set()
         for port in one["ports"]:
             listener, upstreams = port["listener"], port["upstreams"]
             whys = [listener["problem"], *(up["unavailable"] or _why_nobody(up) for up in upstreams)]
+            told.update(whys)
             ready = sum(up["endpoints_ready"] for up in upstreams), sum(up["endpoints"] for up in upstreams)
             rows.append(
                 (
@@ -390,11 +394,10 @@ def _show_load_balancers(console: Console, answer: Json, *, with_problems: bool)
                     listener["forward"],
                     "{}/{}".format(*ready),
                     listener["connections_active"],
-                    "; ".join(filter(None, whys)),
+                    "; ".join(in_short.get(why, why) for why in whys if why),
                 )
             )
-        if not with_problems:
-            rows += [(one["object"], "", "", "", "", "", "", problem) for problem in _in_short(one["problems"])]
+        rows += [(one["object"], *[""] * 6, short) for what, short in in_short.items() if what not in told]
     columns = ("LOAD BALANCER", "LISTENS", "PROTOCOL", "STATE", "SENDS TO", "READY#", "CONNECTIONS#", "WHY")
     _table(console, columns, rows)
     if with_problems:
@@ -402,8 +405,9 @@ def _show_load_balancers(console: Console, answer: Json, *, with_problems: bool)
         _show_problems(console, {"items": problems, "offset": 0, "total": len(problems)})
 
 
-def _in_short(problems: Sequence[Json]) -> list[str]:
-    return [f"{one['severity']}[{one['code']}]: {one['what']}" for one in problems]
+def _in_short(problems: Sequence[Json]) -> dict[str, str]:
+    """What is wrong, and the same behind its code."""
+    return {one["what"]: f"{one['severity']}[{one['code']}]: {one['what']}" for one in problems}
 
 
 def _without(groups: Sequence[str]) -> str:

@@ -219,6 +219,21 @@ async def test_a_listener_that_is_closed_because_lb_stops_says_so(api: Api, daem
     assert "lb is stopping" in str(explained)
 
 
+async def test_all_addresses_are_written_as_they_are_where_a_listener_is_closed(api: Api, daemon: FakeDaemon) -> None:
+    names = {"shop/db:5432": ("tcp", "[::]:5432", "*:5432"), "shop/dns:53/udp": ("udp", "0.0.0.0:53/udp", "*:53/udp")}
+    listeners = {
+        name: Listener(name, int(place.rpartition(":")[2].removesuffix("/udp")), transport, protocol=transport)
+        for name, (transport, place, _) in names.items()
+    }
+    daemon.pipeline.config = msgspec.structs.replace(daemon.pipeline.config, listeners=listeners)
+    daemon.listeners.opened = {
+        name: Opened(name, listeners[name].port, Bind("", listeners[name].port, transport), place)
+        for name, (transport, place, _) in names.items()
+    }
+    shown = {name: place for name, (_, _, place) in names.items()}
+    assert {one["name"]: one["address"] for one in await api.get("/v1/listeners")} == shown
+
+
 async def test_each_port_of_an_object_has_its_own_reason_not_to_be_open(api: Api, daemon: FakeDaemon) -> None:
     origin = Origin("ConfigMap", "shop", "tcp", "tcp.yaml", 3)
     names = {"shop/tcp:5432": "postgres listens there", "shop/tcp:6379": "redis listens there"}

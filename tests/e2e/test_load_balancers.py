@@ -227,6 +227,9 @@ def test_what_is_told_of_load_balancers(tmp_path: Path) -> None:
         (upstream,) = carried["upstreams"]
         assert (upstream["name"], upstream["endpoints_ready"], upstream["endpoints"]) == (f"shop/db:{port}", 1, 1)
         assert told["Service shop/idle"]["ports"][0]["upstreams"][0]["unavailable"].endswith("no ready endpoint")
+        assert [told[f"Service shop/{name}"]["ports"][0]["listener"]["address"] for name in ("db", "taken")] == [
+            f"*:{port}", f"*:{taken}"
+        ]  # fmt: skip
         assert "listens there" in told["Service shop/taken"]["ports"][0]["listener"]["problem"]
         assert {name: [one["code"] for one in about["problems"]] for name, about in told.items()} == {
             "Service shop/db": [], "Service shop/idle": ["LB4003"], "Service shop/late": ["LB4011"],
@@ -235,6 +238,9 @@ def test_what_is_told_of_load_balancers(tmp_path: Path) -> None:
         lines = cluster.lb.ctl("load-balancers").splitlines()
         assert any(line.split()[1] == "shop/db" and "1/1" in line for line in lines[1:])
         assert any("shop/late" in line and "LB4011" in line for line in lines)
+        (alone,) = [line for line in lines if "shop/idle" in line.split()[:2]]
+        assert f"*:{idle}" in alone
+        assert "warning[LB4003]: Service shop/idle has no ready endpoint" in alone
         alone = cluster.lb.ctl("load-balancers", "shop/late")
         assert "shop/db" in alone
         assert "fix: give one of them another port" in alone
