@@ -42,8 +42,8 @@ PEERS = ("lb", "nginx", "haproxy", "envoy")
 NAMES = 100
 GIB = 1 << 30
 FEW = 1000
-MANY = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1000) // 2)
-"""Idle flows. Each has two descriptors."""
+MANY = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] * 8 // 10 // 2)
+"""Idle flows. Each has two descriptors, and lb keeps some back."""
 
 
 @contextmanager
