@@ -272,13 +272,13 @@ cdef void admit(listening* l, int fd, const sockaddr_storage* address) noexcept 
     if stats != NULL:
         bump(&stats.accepted)
     c.base.flags = IO_WRITABLE
+    if descriptors_above(r, SHORT_PERCENT):
+        relieve(r)  # before it counts as idle itself: who has just come has had no time to ask
     if proxied:
         begin_proxied(c, view)
     else:
         r.serving = t
         greet(c, view)
-    if descriptors_above(r, SHORT_PERCENT):
-        relieve(r)
 
 
 cdef int why_not(reactor* r, const listener_view* view, uint32_t slot, const unsigned char* peer,

@@ -1,6 +1,7 @@
 """Connections of clients (clients.pxd)."""
 from libc.stdint cimport uint16_t
 
+from lb._fastpath.c.sys cimport MSG_DONTWAIT, MSG_PEEK, recv
 from lb._fastpath.reactor cimport IO_READABLE, current_table
 from lb._fastpath.table cimport listener_at, table
 
@@ -57,13 +58,22 @@ cdef void idle_unlink(conn* c) noexcept nogil:
 
 
 cdef void clients_drain_idle(reactor* r, int reason, int most) noexcept nogil:
-    """Close idle clients, the longest idle first, each as its codec does it (`refuse` of the connection's own leg)."""
+    """Close idle clients, the longest idle first, each as its codec does it (`refuse` of the connection's own leg). So
+    many are looked at, at most.
+    """
     cdef conn* c = <conn*>r.idle_clients_oldest
     cdef conn* newer
     while c != NULL and most > 0:
         newer = c.newer
         # A client whose next request has arrived already is not idle.
         if not c.base.flags & IO_READABLE and c.parked == NULL:
-            c.leg.calls.refuse(&c.leg, reason)
             most -= 1
+            if not has_sent(c):
+                c.leg.calls.refuse(&c.leg, reason)
         c = newer
+
+
+cdef bint has_sent(conn* c) noexcept nogil:
+    """Whether there is something of it that no event has told of yet."""
+    cdef char first
+    return recv(c.base.fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) > 0
