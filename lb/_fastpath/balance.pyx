@@ -421,7 +421,8 @@ cdef int64_t ejection_ms(int before) noexcept nogil:
 
 
 cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil:
-    if lb_peek_int(&ep.failures_in_row):
+    # Another thread may have forgiven what one was just ejecting it for: then it is ejected, and nothing has failed.
+    if lb_peek_int(&ep.failures_in_row) or lb_peek_i64(&ep.ejected_until_ms):
         if lb_peek_i64(&ep.ejected_until_ms) > r.now_ms:
             lb_put_i64(&ep.joined_ms, r.now_ms)
         endpoint_forgive(r.s, ep)

@@ -55,6 +55,7 @@ class Balancer:
         health: int | None = None,
         admin: int | None = None,
         active: int | None = None,
+        failures_in_row: int | None = None,
         joins: bool = False,
     ) -> None: ...
     def connect(self, key: str, succeeds: bool) -> None: ...

@@ -459,8 +459,9 @@ cdef class Balancer:
         """Addresses of 16 bytes."""
         return flow_hash(self.view, client, client_port, destination, destination_port, protocol)
 
-    def set(self, str key, *, health=None, admin=None, active=None, bint joins=False):
-        """HEALTH_… and ADMIN_… of endpoint.pxd, how many exchanges are under way, and that it joins others now."""
+    def set(self, str key, *, health=None, admin=None, active=None, failures_in_row=None, bint joins=False):
+        """HEALTH_… and ADMIN_… of endpoint.pxd, how many exchanges are under way, how many connections have failed, and
+        that it joins others now."""
         cdef endpoint* ep = self.at(key)
         if health is not None:
             ep.health = health
@@ -468,6 +469,8 @@ cdef class Balancer:
             ep.admin = admin
         if active is not None:
             ep.active = active
+        if failures_in_row is not None:
+            ep.failures_in_row = failures_in_row
         if joins:
             ep.joined_ms = self.reactors[0].now_ms
 

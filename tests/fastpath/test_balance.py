@@ -465,6 +465,18 @@ def test_what_began_before_an_ejection_makes_it_no_longer() -> None:
     assert one.count(30)[KEYS[1]] == 10
 
 
+def test_who_is_ejected_for_a_failure_that_was_just_forgiven_is_forgiven_with_the_next_success() -> None:
+    """One thread counts a failure, another one forgives it, and the first ejects the endpoint for it."""
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    one.set(KEYS[1], failures_in_row=0)
+    one.pass_time(EJECT_MS)
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+    one.connect(KEYS[1], succeeds=True)
+    assert one.count(30)[KEYS[1]] == 10
+    assert one.ejections() == (1, 2)
+
+
 # -- Affinity
 
 
