@@ -393,7 +393,9 @@ def _problem(listener: Listener, bind: Bind, error: OSError) -> Problem:
     why = error.strerror or str(error)
     fix = "correct the listener's address, or map its port with --publish"
     service = _chooses_addresses(listener, bind)
-    if bind.address.startswith("unix:"):
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = "raise the limit of open files (LimitNOFILE of the unit): each thread has a socket of each listener"
+    elif bind.address.startswith("unix:"):
         fix = "correct the path, or remove what is there"
     elif error.errno == errno.EADDRINUSE:
         holder = find_holder(bind)

@@ -18,6 +18,7 @@ from lb.model.listener import Listener, ListenerProtocol, Transport
 from lb.problems import Origin
 from lb.settings import Bind
 from lb.sockets import Listeners, find_holder, open_sockets
+from tests.harness.descriptors import no_descriptors
 from tests.harness.ports import free_port
 
 
@@ -205,6 +206,21 @@ def test_all_addresses_and_one_of_them(engine: Accepting, first: str) -> None:
             accepted = next(taken for taken in map(accept, engine.open[name]) if taken is not None)
             assert accepted.getpeername()[1] == client.getsockname()[1]
             accepted.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "unix:{directory}/web.sock"])
+def test_who_has_no_descriptors_for_a_listener_is_told_to_raise_the_limit(
+    engine: Accepting, tmp_path: Path, address: str
+) -> None:
+    listeners = Listeners(engine, 1, {})
+    wanted = names(web=Listener("web", free_port(), address.format(directory=tmp_path)))
+    with no_descriptors():
+        listeners.sync(wanted)
+    (problem,) = listeners.problems
+    assert problem.code == "LB6001"
+    assert problem.fix.startswith("raise the limit of open files")
+    listeners.retry(wanted)
+    assert not listeners.problems
 
 
 def test_all_addresses_become_one(engine: Accepting) -> None:
