@@ -408,6 +408,7 @@ def test_who_comes_while_lb_stops_is_served_and_not_waited_for(tmp_path: Path, s
                 assert held.reader.take(1) == b"1"
                 site.lb.signal(signal.SIGTERM)
                 wait_until(lambda: "draining" in site.lb.stderr, "it drains")
+                site.lb.metrics()  # answered when all that was to be done for it has been done
                 for _ in range(20):
                     assert ask(late, b"2") == b"a2"
             site.lb.assert_ends()
