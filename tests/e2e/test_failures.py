@@ -294,7 +294,7 @@ def test_ports_that_run_out_are_not_the_endpoints_fault(tmp_path: Path) -> None:
     with Host("lb") as host, host.entered(), TcpServer(echo) as server:
         native.upstream("server", [server.key])
         native.carry("tcp", free_port(), "server")
-        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("61000 61007")
+        host.set(ipv4__ip_local_port_range="61000 61007")
         with serving(tmp_path, native) as site:
             with contextlib.ExitStack() as stack:
                 for number in range(12):

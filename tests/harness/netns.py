@@ -74,7 +74,7 @@ class Host:
         assert done.returncode == 0, f"{self.name}: {' '.join(command)}\n{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def set(self, **sysctls: int) -> None:
+    def set(self, **sysctls: int | str) -> None:
         """Set what stands under /proc/sys/net, with `__` for a slash: `ipv4__ip_forward=1`."""
         with self.entered():
             for name, value in sysctls.items():
