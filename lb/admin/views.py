@@ -376,7 +376,7 @@ def explain(
         place=pipeline.place,
         refused=pipeline.compiler.refused,
         memory=lambda name, address: daemon.engine.remembered_endpoint(name, pack_client(address)),
-        defaults=pipeline.options.defaults,
+        defaults=pipeline.options,
     )
     if not finds_nobody(told, ask.port):
         return told

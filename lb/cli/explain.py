@@ -139,7 +139,7 @@ def _explain_files(
         ask,
         published=published,
         refused=check_tls(read.config),
-        defaults=make_options(read.settings, flags).defaults,
+        defaults=make_options(read.settings, flags),
     )
     told = _with_lines(told)
     return msgspec.structs.replace(told, notes=(*told.notes, *_left_out(read, told, ask)))

@@ -20,7 +20,7 @@ def command(paths: tuple[str, ...], config_file: str | None, flags: Flags, show_
     1 when there were errors; what they cost is not in the file, and `lb check` tells of them.
     """
     read = read_input(paths, config_file, flags)
-    defaults = make_options(read.settings, flags).defaults
+    defaults = make_options(read.settings, flags)
     click.echo(to_text(read.config, show_secrets=show_secrets, defaults=defaults), nl=False)
     errors = sum(1 for problem in read.problems if problem.severity == "error")
     if errors:

@@ -65,7 +65,7 @@ def translate_native(view: View, directory: Directory, before: NativePart, optio
     if not stored:
         return NativePart()
     merge = _Merge()
-    readings = _read_all(stored, before, options.defaults)
+    readings = _read_all(stored, before, options)
     merge.problems.extend(_idle_settings(stored, options.settings_file))
     for reading in readings.values():
         merge.problems.extend(reading.problems)

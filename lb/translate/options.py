@@ -6,21 +6,18 @@ from typing import Literal
 
 import msgspec
 
-from lb.model.datagram import DatagramOptions
 from lb.model.defaults import Defaults
 from lb.model.health import HealthCheck
-from lb.model.listener import HttpOptions
-from lb.model.route import RouteOptions
-from lb.model.stream import StreamOptions
 from lb.model.tls import TlsPolicy
-from lb.model.upstream import Balance, UpstreamOptions
 
 Targets = Literal["endpoints", "nodeports"]
 NodeAddressType = Literal["InternalIP", "ExternalIP"]
 
 
-class Options(msgspec.Struct, frozen=True):
-    """Settings of translation. Annotations on objects override those that name a default."""
+class Options(Defaults, frozen=True):
+    """Settings of translation, and the defaults that native parts have as well. Annotations on objects override those
+    that name a default.
+    """
 
     classes: tuple[str, ...] = ()
     """Names of Ingress classes to serve besides those whose controller is lb's, as field or as annotation."""
@@ -29,7 +26,7 @@ class Options(msgspec.Struct, frozen=True):
     `loadBalancerClass`es, such as `service.k8s.aws/nlb`."""
     targets: Targets = "endpoints"
     """Send requests to pod addresses, or to node addresses and node ports. `lb/targets` on a Service overrides it."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
     """Labels that a node must have to be a target."""
     node_address: NodeAddressType = "InternalIP"
     """Which address of a node is the target."""
@@ -49,18 +46,7 @@ class Options(msgspec.Struct, frozen=True):
     """The same for UDP ports."""
     ssl_passthrough: bool = False
     """Whether ingress-nginx's annotation of this name counts."""
-    balance: Balance = "round-robin"
-    http: HttpOptions = HttpOptions()
-    stream: StreamOptions = StreamOptions()
-    datagram: DatagramOptions = DatagramOptions()
-    route: RouteOptions = RouteOptions()
-    upstream: UpstreamOptions = UpstreamOptions()
     health_check: HealthCheck = HealthCheck()
     """Of Services. Native upstreams say themselves how they are checked."""
     settings_file: str = ""
     """The native file whose settings count; empty: none."""
-
-    @property
-    def defaults(self) -> Defaults:
-        """What native parts and those of objects share."""
-        return Defaults(self.balance, self.http, self.stream, self.datagram, self.route, self.upstream)

@@ -735,7 +735,7 @@ class _Build:
             problems.extend((clash(f"upstream {name}", upstreams[name].origin, own[name].origin),))
         for name, route in native.dangling.items():
             if name not in upstreams:
-                own[name] = keep(missing_upstream(name, route, self._options.defaults), before.get(name))
+                own[name] = keep(missing_upstream(name, route, self._options), before.get(name))
         return {**upstreams, **own} if own else upstreams
 
     # -- Problems
