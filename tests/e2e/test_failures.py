@@ -225,66 +225,67 @@ def test_descriptors_that_run_out_stop_nothing_for_long(tmp_path: Path) -> None:
         backend.assert_clean()
 
 
-def test_clients_that_take_all_descriptors_leave_lb_its_own(tmp_path: Path) -> None:
-    """It reads what changes, answers its operator, and says why clients have to wait."""
+@contextlib.contextmanager
+def few_descriptors(directory: Path) -> Iterator[Serving]:
+    """An lb that carries `tcp` to a server, and answers local.test itself, with room for some 150 clients."""
     native = Native()
     native.host("local.test", respond("local", 200, "before"))
     native.listen("http", free_port())
     with TcpServer(echo) as server:
         native.upstream("server", [server.key])
         native.carry("tcp", free_port(), "server")
-        with serving(tmp_path, native, open_files=400) as site:
-            with contextlib.ExitStack() as stack:
-                for _ in range(350):
-                    stack.enter_context(site.connect("tcp"))
-                wait_until(lambda: site.lb.metric("lb_accept_pauses_total") > 0, "clients have to wait")
-                assert site.lb.metric("lb_connections_active") > 100
-                assert site.lb.metric("lb_upstream_connects_total", upstream="server") == site.lb.metric(
-                    "lb_connections_active"
-                ), "who is in has an endpoint"
-                native.hosts["local.test"] = [respond("local", 200, "after")]
-                site.apply()
-                assert not site.lb.get("/v1/problems")["items"]
-                wait_until(lambda: "new clients have to wait" in site.lb.stderr, "it is told")
+        with serving(directory, native, open_files=400) as site:
+            yield site
 
-            def answered() -> bool:
-                with contextlib.suppress(OSError, Truncated), site.connect() as client:
-                    return client.ask(get("local.test")).body == b"after"
-                return False  # while others leave an idle client has to make way
 
-            wait_until(answered, "clients are let in again")
-            wait_until(lambda: "new clients are let in again" in site.lb.stderr, "it is told", timeout=40)
+def test_clients_that_take_all_descriptors_leave_lb_its_own(tmp_path: Path) -> None:
+    """It reads what changes, answers its operator, and says why clients have to wait."""
+    with few_descriptors(tmp_path) as site:
+        with contextlib.ExitStack() as stack:
+            for _ in range(350):
+                stack.enter_context(site.connect("tcp"))
+            wait_until(lambda: site.lb.metric("lb_accept_pauses_total") > 0, "clients have to wait")
+            assert site.lb.metric("lb_connections_active") > 100
+            assert site.lb.metric("lb_upstream_connects_total", upstream="server") == site.lb.metric(
+                "lb_connections_active"
+            ), "who is in has an endpoint"
+            site.native.hosts["local.test"] = [respond("local", 200, "after")]
+            site.apply()
+            assert not site.lb.get("/v1/problems")["items"]
+            wait_until(lambda: "new clients have to wait" in site.lb.stderr, "it is told")
+
+        def answered() -> bool:
+            with contextlib.suppress(OSError, Truncated), site.connect() as client:
+                return client.ask(get("local.test")).body == b"after"
+            return False  # while others leave an idle client has to make way
+
+        wait_until(answered, "clients are let in again")
+        wait_until(lambda: "new clients are let in again" in site.lb.stderr, "it is told", timeout=40)
 
 
 def test_who_has_just_come_while_descriptors_are_short_has_time_to_ask(tmp_path: Path) -> None:
     """Connections that are carried hold what makes them short, and no idle client is there to make way."""
-    native = Native()
-    native.host("local.test", respond("local", 200, "here"))
-    native.listen("http", free_port())
-    with TcpServer(echo) as server:
-        native.upstream("server", [server.key])
-        native.carry("tcp", free_port(), "server")
-        with serving(tmp_path, native, open_files=400) as site, contextlib.ExitStack() as stack:
-            carried: list[RawClient] = []
-            while not site.lb.metric("lb_accept_pauses_total"):
-                carried.append(stack.enter_context(site.connect("tcp")))
-            full = site.lb.metric("lb_descriptors_open")  # 95 %
-            for one in carried[-8:]:
-                one.close()
-            wait_until(lambda: site.lb.metric("lb_descriptors_open") < 0.95 * full + 4, "some have gone")
-            while site.lb.metric("lb_descriptors_open") < 0.955 * full:
-                client = stack.enter_context(site.connect("tcp"))
-                client.send(b"x")
-                assert client.reader.take(1) == b"x"
-            for _ in range(20):
-                with site.connect() as client:
-                    assert client.ask(get("local.test")).body == b"here"
-            with site.lb.stopped():  # they come at once, and their requests with them
-                clients = [stack.enter_context(site.connect()) for _ in range(6)]
-                for client in clients:
-                    client.send(get("local.test"))
+    with few_descriptors(tmp_path) as site, contextlib.ExitStack() as stack:
+        carried: list[RawClient] = []
+        while not site.lb.metric("lb_accept_pauses_total"):
+            carried.append(stack.enter_context(site.connect("tcp")))
+        full = site.lb.metric("lb_descriptors_open")  # 95 %
+        for one in carried[-8:]:
+            one.close()
+        wait_until(lambda: site.lb.metric("lb_descriptors_open") < 0.95 * full + 4, "some have gone")
+        while site.lb.metric("lb_descriptors_open") < 0.955 * full:
+            client = stack.enter_context(site.connect("tcp"))
+            client.send(b"x")
+            assert client.reader.take(1) == b"x"
+        for _ in range(20):
+            with site.connect() as client:
+                assert client.ask(get("local.test")).body == b"before"
+        with site.lb.stopped():  # they come at once, and their requests with them
+            clients = [stack.enter_context(site.connect()) for _ in range(6)]
             for client in clients:
-                assert client.response().body == b"here"
+                client.send(get("local.test"))
+        for client in clients:
+            assert client.response().body == b"before"
 
 
 def test_ports_that_run_out_are_not_the_endpoints_fault(tmp_path: Path) -> None:
