@@ -33,43 +33,39 @@ class Inbox:
         while self._waiting:
             self._waiting.popleft()()
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._waiting
-
 
 class Files(FileSource):
-    """Files whose readings go through the inbox."""
+    """Files whose readings go through the inbox, in the order in which they were made: what was read later wins."""
 
     def __init__(self, paths: Sequence[str], store: Store, inbox: Inbox) -> None:
         super().__init__(paths, store)
         self._inbox = inbox
         self._one_at_a_time = threading.Lock()
-        self._was_settled = True
+        self._is_settled = True
 
     def load(self, force: bool = False) -> Reading:
         """As in FileSource, but from any number of threads."""
         with self._one_at_a_time:
-            return super().load(force)
+            return self._send(super().load(force))
 
     def load_whole(self) -> Reading:
         """As in FileSource, but from any number of threads."""
         with self._one_at_a_time:
-            return super().load_whole()
+            return self._send(super().load_whole())
+
+    def _send(self, reading: Reading) -> Reading:
+        """Before the next one is made: between loading and `apply` another thread may read what is newer."""
+        self._is_settled = super().is_settled
+        self._inbox.add(partial(super().apply, reading))
+        return reading
 
     def apply(self, reading: Reading) -> None:
-        """Put what was loaded into the inbox."""
-        self._inbox.add(partial(self._apply, reading))
-
-    def _apply(self, reading: Reading) -> None:
-        with self._one_at_a_time:
-            super().apply(reading)
-            self._was_settled = super().is_settled
+        """Nothing is left to do: what was loaded is in the inbox."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether no file was still being written when it was read last. If one was, load again soon."""
-        return self._was_settled and self._inbox.is_empty
+        """As in FileSource, whoever reads meanwhile."""
+        return self._is_settled
 
 
 class Names(Store):

@@ -5,7 +5,8 @@ keeps its last good content whole; a file with a syntax error may add and change
 cannot be decoded keeps its last good form. A file that is gone takes its objects with it.
 
 Reading is split in two. `load` touches no store and may run in a thread (it holds the GIL for one JSON scan at a time,
-about 1 ms per megabyte; the data plane needs no GIL); `apply` is short and runs where the store lives.
+about 1 ms per megabyte; the data plane needs no GIL); `apply` is short and runs where the store lives. Each reading
+tells what changed since the one before, so all must be applied, in the order in which they were loaded.
 """
 
 # Paths stay texts, as the user wrote them, and links must not be resolved on the way.
@@ -100,6 +101,7 @@ class FileSource:
         self._paths = [str(path) for path in paths]
         self._store = store
         self._contents: dict[str, _Content] = {}
+        """As loaded last, whether that was applied already or not."""
 
     def read(self, force: bool = False) -> bool:
         """Load and apply at once. Returns whether there was anything new."""
@@ -134,7 +136,7 @@ class FileSource:
         # away.
         closed = tuple(path + "/" for path in found.problems)
         removed = [file for file in self._contents if file not in present and not file.startswith(closed)]
-        return Reading(changed, removed)
+        return self._note(Reading(changed, removed))
 
     def load_whole(self) -> Reading:
         """Read, of the files that changed, those that are whole beyond doubt, so that they need not wait for the
@@ -155,19 +157,23 @@ class FileSource:
             content = _read(file, status, before)
             if all(problem.severity != "error" for problem in content.problems):
                 changed[file] = _with_named_files(content, before)
-        return Reading(changed, ())
+        return self._note(Reading(changed, ()))
 
     def apply(self, reading: Reading) -> None:
         """Put what was loaded into the store."""
         for file in reading.removed:
-            if self._contents.pop(file, None) is not None:
-                self._store.remove_file(file)
+            self._store.remove_file(file)
         for file, content in reading.changed.items():
-            self._contents[file] = content
             stored, problems = content.stored, content.problems
             if content.inlined is not None:
                 stored, problems = content.inlined.stored, [*problems, *content.inlined.problems]
             self._store.replace_file(file, stored, problems, content.unknown)
+
+    def _note(self, reading: Reading) -> Reading:
+        for file in reading.removed:
+            del self._contents[file]
+        self._contents.update(reading.changed)
+        return reading
 
     def _read_named_files(self, found: Found, changed: dict[str, _Content], force: bool) -> None:
         """What native files name is read with them, and again when it changes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lb.inbox import Files, Inbox, Names
@@ -24,17 +25,58 @@ def test_files_wait_in_order(tmp_path: Path) -> None:
     path.write_text(SERVICE % 80)
     files.read()
     assert port_of(store) is None
-    assert not files.is_settled, "what waits will be looked at again"
     path.write_text(SERVICE % 8080)
     files.read(force=True)
     inbox.take_in()
     assert port_of(store) == 8080
-    assert inbox.is_empty
     path.write_text("apiVersion: v1\nkind: List\nitems: []\n")
     files.read(force=True)
     assert port_of(store) == 8080
     inbox.take_in()
     assert port_of(store) is None
+
+
+def test_what_was_read_later_wins(tmp_path: Path) -> None:
+    """A reload reads in the thread of a build, the watcher in another: its reading may come to the loop afterwards."""
+    path, store, inbox = tmp_path / "web.yaml", Store(), Inbox()
+    files = Files([str(path)], store, inbox)
+    path.write_text(SERVICE % 80)
+    overtaken = files.load()
+    path.write_text(SERVICE % 8080)
+    files.read(force=True)
+    inbox.take_in()
+    files.apply(overtaken)
+    inbox.take_in()
+    assert port_of(store) == 8080
+
+
+def test_what_has_gone_since_a_reading_that_waits_is_gone(tmp_path: Path) -> None:
+    store, inbox = Store(), Inbox()
+    files = Files([str(tmp_path)], store, inbox)
+    (tmp_path / "web.yaml").write_text(SERVICE % 80)
+    files.read()
+    (tmp_path / "web.yaml").unlink()
+    files.read(force=True)
+    inbox.take_in()
+    assert port_of(store) is None
+
+
+def test_a_link_that_leads_back_while_a_reading_waits(tmp_path: Path) -> None:
+    """A release that is taken back: the file that the link leads to again is the very one that was known."""
+    link, store, inbox = tmp_path / "web.yaml", Store(), Inbox()
+    for port in (80, 8080):
+        (tmp_path / f"{port}.txt").write_text(SERVICE % port)
+        os.utime(tmp_path / f"{port}.txt", (1, 1))
+    link.symlink_to("80.txt")
+    files = Files([str(link)], store, inbox)
+    files.read()
+    inbox.take_in()
+    for port in (8080, 80):
+        link.unlink()
+        link.symlink_to(f"{port}.txt")
+        files.read()
+    inbox.take_in()
+    assert port_of(store) == 80
 
 
 def test_resolved_names_wait(tmp_path: Path) -> None:
