@@ -7,7 +7,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lb._fastpath.c.sys cimport pthread_t
 from lb._fastpath.datagram cimport session
+from lb._fastpath.endpoint cimport endpoint
 from lb._fastpath.exchange cimport exchange
+from lb._fastpath.memory cimport page
 from lb._fastpath.reactor cimport reactor, refusal, shared
 from lb._fastpath.stream cimport flow
 
@@ -34,6 +36,7 @@ cdef enum:  # fields, in the order of LOG_FIELDS in access.pyx
     LOG_UPSTREAM
     LOG_ENDPOINT
     LOG_ATTEMPTS
+    LOG_FAILED_ATTEMPTS
     LOG_REASON
     LOG_REQUEST_ID
     LOG_USER_AGENT
@@ -88,6 +91,7 @@ cdef struct log_writer:
     char clock_iso[32]
     char clock_clf[32]
 
+cdef void note_failed_attempt(reactor* r, page** kept, const endpoint* ep, int reason) noexcept nogil
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil
 cdef void log_flow(const flow* f, int64_t duration) noexcept nogil
 cdef void log_session(const session* s, int64_t duration) noexcept nogil

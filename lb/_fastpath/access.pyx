@@ -26,7 +26,7 @@ from lb._fastpath.clock cimport realtime_ns
 from lb._fastpath.counters cimport bump
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.forwarded cimport put_address
-from lb._fastpath.memory cimport page_data
+from lb._fastpath.memory cimport page, page_alloc, page_data
 from lb._fastpath.proxy_protocol cimport (
     VALUE_AUTHORITY,
     VALUE_SSL_CIPHER,
@@ -53,6 +53,7 @@ from lb._fastpath.ring cimport (
     TEXT_PROXY_UNIQUE_ID,
     TEXT_COUNT,
     TEXT_ENDPOINT,
+    TEXT_FAILED_ATTEMPTS,
     TEXT_HOST,
     TEXT_LISTENER,
     TEXT_METHOD,
@@ -82,9 +83,37 @@ cdef enum:
     SLEEP_NS = 20000000
     PATIENCE_MS = 1000
     LAST_PATIENCE_MS = 50
+    FAILED_ATTEMPTS_BYTES = 960  # what the smallest page has room for: a dozen attempts
 
 
 # ------------------------------------------------------------------------------------------------------- in the reactor
+
+cdef void note_failed_attempt(reactor* r, page** kept, const endpoint* ep, int reason) noexcept nogil:
+    """Keep for the record that an attempt has failed, before lb tries again. As a text: the endpoint may be gone by the
+    time a tunnel or a flow ends. Of too many the first ones, which say where the trouble began.
+    """
+    cdef const char* why = lb_reason_names[reason]
+    cdef uint32_t size = size_of(why)
+    cdef char* out
+    if not r.s.logging:
+        return
+    if kept[0] == NULL:
+        kept[0] = page_alloc(&r.pages, FAILED_ATTEMPTS_BYTES)
+    if kept[0] == NULL or kept[0].end + ep.key_size + size + 3 > FAILED_ATTEMPTS_BYTES:
+        return
+    out = page_data(kept[0]) + kept[0].end
+    if kept[0].end:
+        out = put(out, b", ", 2)
+    out = put(out, ep.key, ep.key_size)
+    out = put(out, b" ", 1)
+    out = put(out, why, size)
+    kept[0].end = <uint32_t>(out - page_data(kept[0]))
+
+
+cdef char* put(char* out, const char* text, uint32_t size) noexcept nogil:
+    memcpy(out, text, size)
+    return out + size
+
 
 cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     """Put a record into the reactor's ring; count it when there is no room."""
@@ -120,6 +149,7 @@ cdef void log_exchange(exchange* x, int64_t duration) noexcept nogil:
     if x.ep != NULL:
         at[TEXT_ENDPOINT] = x.ep.key
         sizes[TEXT_ENDPOINT] = x.ep.key_size
+    note_failed(x.failed_attempts, at, sizes)
     note_proxy(x.client, proxy, at, sizes)
     if x.tls != NULL:
         note_tls(x.tls, at, sizes)
@@ -184,6 +214,7 @@ cdef void log_flow(const flow* f, int64_t duration) noexcept nogil:
     at[TEXT_ROUTE] = f.route_name
     sizes[TEXT_ROUTE] = f.route_name_size
     note_way(at, sizes, f.live, f.ep)
+    note_failed(f.failed_attempts, at, sizes)
     at[TEXT_REQUEST_ID] = <const char*>f.unique_id
     sizes[TEXT_REQUEST_ID] = f.unique_id_size
     note_proxy(f.d, proxy, at, sizes)
@@ -222,6 +253,12 @@ cdef void note_way(
         sizes[TEXT_ENDPOINT] = ep.key_size
 
 
+cdef void note_failed(page* kept, const char** at, uint32_t* sizes) noexcept nogil:
+    if kept != NULL:
+        at[TEXT_FAILED_ATTEMPTS] = page_data(kept)
+        sizes[TEXT_FAILED_ATTEMPTS] = kept.end
+
+
 cdef void log_session(const session* s, int64_t duration) noexcept nogil:
     """The same for a UDP session."""
     cdef const char* at[TEXT_COUNT]
@@ -237,6 +274,7 @@ cdef void log_session(const session* s, int64_t duration) noexcept nogil:
     at[TEXT_ROUTE] = s.route_name
     sizes[TEXT_ROUTE] = s.route_name_size
     note_way(at, sizes, s.live, s.ep)
+    note_failed(s.failed_attempts, at, sizes)
     record = begin_record(s.base.r, at, sizes)
     if record == NULL:
         return
@@ -505,6 +543,8 @@ cdef int text_of(int field) noexcept nogil:
         return TEXT_UPSTREAM
     if field == LOG_ENDPOINT:
         return TEXT_ENDPOINT
+    if field == LOG_FAILED_ATTEMPTS:
+        return TEXT_FAILED_ATTEMPTS
     if field == LOG_REQUEST_ID:
         return TEXT_REQUEST_ID
     if field == LOG_USER_AGENT:

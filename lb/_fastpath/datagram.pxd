@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from lb._fastpath.batches cimport received, replies, session_key, udp_socket
 from lb._fastpath.counters cimport carried_traffic, datagram_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
-from lb._fastpath.memory cimport slab
+from lb._fastpath.memory cimport page, slab
 from lb._fastpath.reactor cimport command, io, reactor, shared
 from lb._fastpath.timers cimport timer
 
@@ -70,6 +70,7 @@ cdef struct session:
     const char* listener_name
     endpoint* ep
     upstream_live* live
+    page* failed_attempts  # the text for the log; NULL: none has failed
     const char* route_name  # outlives the table
     uint32_t route_name_size
     uint32_t flags

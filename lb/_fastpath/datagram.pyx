@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from lb._fastpath.access cimport log_refusal, log_session
+from lb._fastpath.access cimport log_refusal, log_session, note_failed_attempt
 from lb._fastpath.balance cimport (
     PICK_FULL,
     PICK_UNHEALTHY,
@@ -113,7 +113,7 @@ from lb._fastpath.counters cimport (
 from lb._fastpath.endpoint cimport ADMIN_DOWN, HEALTH_FAILED, idle_pool
 from lb._fastpath.exchange cimport offer_place
 from lb._fastpath.limits cimport client_in_rate, count_client, filled, forget_client, listener_in_rate
-from lb._fastpath.memory cimport slab_alloc, slab_free, slab_init, slab_release
+from lb._fastpath.memory cimport page_free, slab_alloc, slab_free, slab_init, slab_release
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     SHORT_PERCENT,
@@ -491,6 +491,7 @@ cdef bint try_another(session* s, int reason) noexcept nogil:
         finish(s, reason)
         return False
     s.retries_left -= 1
+    note_failed_attempt(s.base.r, &s.failed_attempts, s.ep, reason)
     detach(s)
     return True
 
@@ -938,6 +939,8 @@ cdef void finish(session* s, int reason) noexcept nogil:
         forget_client(r, s.peer, s.slot + 1)
     session_forget(s)
     timer_cancel(&s.timer)
+    if s.failed_attempts != NULL:
+        page_free(&r.pages, s.failed_attempts)
     if not s.flags & SESSION_LATE:
         lb_put_int(&r.exchange_count, r.exchange_count - 1)
     bump(&r.counts.exchanges_ended)

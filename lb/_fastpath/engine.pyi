@@ -18,7 +18,7 @@ HISTOGRAM_BOUNDS_SECONDS: tuple[float, ...]
 LOG_FIELDS: tuple[str, ...]
 """Fields that an access log program may use: time, time_clf, client, client_port, listener, method, host, target,
 protocol, status, bytes_in, bytes_out, duration, first_byte, connect, queue (these four in seconds), virtual_host,
-route, upstream, endpoint, attempts, reason, request_id, user_agent, referer, generation,
+route, upstream, endpoint, attempts, failed_attempts, reason, request_id, user_agent, referer, generation,
 tls_version, tls_cipher, server_name, client_subject, client_verify, client_serial,
 client_fingerprint, client_san, grpc_status, tls_error, alpn, proxy, proxy_unique_id."""
 

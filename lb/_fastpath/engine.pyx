@@ -204,8 +204,8 @@ HISTOGRAM_BOUNDS_SECONDS = tuple(lb_bounds_us[i] / 1e6 for i in range(BUCKETS - 
 LOG_FIELDS = (
     "time", "time_clf", "client", "client_port", "listener", "method", "host", "target", "protocol", "status",
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
-    "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation", "tls_version",
-    "tls_cipher", "server_name", "client_subject", "client_verify", "client_serial",
+    "endpoint", "attempts", "failed_attempts", "reason", "request_id", "user_agent", "referer", "generation",
+    "tls_version", "tls_cipher", "server_name", "client_subject", "client_verify", "client_serial",
     "client_fingerprint", "client_san", "grpc_status", "tls_error", "alpn", "proxy", "proxy_unique_id",
 )
 assert len(LOG_FIELDS) == LOG_FIELD_COUNT

@@ -71,6 +71,7 @@ cdef struct exchange:
     # its body, while it may have to be sent again
     page* replay_first
     page* replay_last
+    page* failed_attempts  # the text for the log; NULL: none has failed
     uint64_t tried
     uint64_t client_hash
     uint16_t attempts

@@ -2,7 +2,7 @@
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from lb._fastpath.access cimport log_exchange, log_refusal
+from lb._fastpath.access cimport log_exchange, log_refusal, note_failed_attempt
 from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
@@ -522,16 +522,19 @@ cdef void attempt_failed(exchange* x, int reason) noexcept nogil:
         bump(&stats.connect_failures)
     x.reason = <uint8_t>reason
     if left_out and x.attempts < LEFT_OUT_MOST and x.d != NULL:
+        note_failed_attempt(x.r, &x.failed_attempts, x.ep, reason)
         x.flags |= X_LEFT_OUT
         attempt(x)
         return
     if ((reused and repeatable(x)) or refused) and not x.flags & X_FRESH and x.d != NULL:
+        note_failed_attempt(x.r, &x.failed_attempts, x.ep, reason)
         x.flags |= X_FRESH
         attempt(x)
         return
     release_place(x)
     x.flags &= ~<uint32_t>(X_FRESH | X_LEFT_OUT)
     if x.retries_left and (refused or (connecting and whole) or repeatable(x)) and x.d != NULL:
+        note_failed_attempt(x.r, &x.failed_attempts, x.ep, reason)
         x.retries_left -= 1
         dispatch(x)
         return
@@ -1122,6 +1125,8 @@ cdef void finish(exchange* x, int reason) noexcept nogil:
     replay_drop(x)
     if x.request != NULL:
         page_free(&r.pages, x.request)
+    if x.failed_attempts != NULL:
+        page_free(&r.pages, x.failed_attempts)
     if x.t != NULL:
         table_unpin_one(r, x.t)
     lb_put_int(&r.exchange_count, r.exchange_count - 1)

@@ -24,7 +24,7 @@ cdef struct log_record:
     uint16_t attempts
     uint16_t version
     int grpc_status  # -1: none
-    uint32_t text_sizes[24]
+    uint32_t text_sizes[25]
 
 cdef enum:  # log_record.version, beside those of HTTP times ten
     VERSION_TCP = 0
@@ -55,6 +55,7 @@ cdef enum:  # the texts, in order
     TEXT_ALPN
     TEXT_PROXY
     TEXT_PROXY_UNIQUE_ID
+    TEXT_FAILED_ATTEMPTS
     TEXT_COUNT  # as many as log_record.text_sizes has
 
 cdef struct ring:

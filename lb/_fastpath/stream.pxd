@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lb._fastpath.counters cimport carried_traffic
 from lb._fastpath.endpoint cimport endpoint, upstream_live
+from lb._fastpath.memory cimport page
 from lb._fastpath.reactor cimport RANDOM_ID_BYTES, reactor, shared
 from lb._fastpath.table cimport table, upstream_view
 from lb._fastpath.transport cimport conn, connect_calls
@@ -44,6 +45,7 @@ cdef struct flow:
     upstream_view* up
     endpoint* ep
     upstream_live* live
+    page* failed_attempts  # the text for the log; NULL: none has failed
     const char* route_name  # outlives the table
     uint32_t route_name_size
     uint32_t route_id

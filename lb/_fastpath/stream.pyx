@@ -3,7 +3,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 from libc.string cimport memset
 
 from lb._fastpath.accept cimport client_gone, log_refused
-from lb._fastpath.access cimport log_flow
+from lb._fastpath.access cimport log_flow, note_failed_attempt
 from lb._fastpath.announce cimport announce_client, target_of
 from lb._fastpath.balance cimport (
     PICK_FULL,
@@ -57,7 +57,7 @@ from lb._fastpath.counters cimport (
 )
 from lb._fastpath.endpoint cimport idle_pool
 from lb._fastpath.exchange cimport offer_place
-from lb._fastpath.memory cimport page_data, slab_alloc, slab_free
+from lb._fastpath.memory cimport page_data, page_free, slab_alloc, slab_free
 from lb._fastpath.pipes cimport PIPE_BYTES, pipe, pipe_give, pipe_take
 from lb._fastpath.proxy_protocol cimport (
     PROXY_NONE,
@@ -294,6 +294,7 @@ cdef void attempt_failed(flow* f, int reason) noexcept nogil:
     f.reason = <uint16_t>reason
     release_place(f)
     if f.retries_left:
+        note_failed_attempt(f.r, &f.failed_attempts, f.ep, reason)
         f.retries_left -= 1
         dispatch(f)
     else:
@@ -644,6 +645,8 @@ cdef void finish(flow* f, int reason) noexcept nogil:
     leave_table(f)
     lb_put_int(&r.exchange_count, r.exchange_count - 1)
     bump(&r.counts.exchanges_ended)
+    if f.failed_attempts != NULL:
+        page_free(&r.pages, f.failed_attempts)
     slab_free(&r.flow_slab, f)
     d.leg.exchange = NULL
     conn_close(d, reset)

@@ -14,7 +14,7 @@ from lb.observe.access import NUMBERS, FormatError, Step, compile_format
 FIELDS = (
     "time", "time_clf", "client", "client_port", "listener", "method", "host", "target", "protocol", "status",
     "bytes_in", "bytes_out", "duration", "first_byte", "connect", "queue", "virtual_host", "route", "upstream",
-    "endpoint", "attempts", "reason", "request_id", "user_agent", "referer", "generation",
+    "endpoint", "attempts", "failed_attempts", "reason", "request_id", "user_agent", "referer", "generation",
     "tls_version",
     "tls_cipher",
     "server_name",

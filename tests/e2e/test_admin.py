@@ -33,6 +33,7 @@ def site(tmp_path: Path, server: EchoServer) -> Iterator[Serving]:
     native.serve("shop.test", server.key)
     native.serve("half.test", f"127.0.0.1:{free_port()}", server.key)
     native.serve("refused.test", f"127.0.0.1:{free_port()}")
+    native.serve("nobody.test", *(f"127.0.0.{last}:{free_port()}" for last in range(10, 50)), route={"retries": 39})
     native.serve("empty.test")
     native.host("local.test", respond("local", 200, "from lb"))
     with serving(tmp_path, native) as started:
@@ -159,7 +160,18 @@ class TestAccessLog:
                 assert client.ask(get("half.test")).status == 200
         records = site.lb.wait_log(4, upstream="half.test")
         assert {record["endpoint"] for record in records} == {server.key}
-        assert max(record["attempts"] for record in records) == 2
+        (refused,) = site.lb.endpoints("half.test") - {server.key}
+        told = {(record["attempts"], record["failed_attempts"]) for record in records}
+        assert told == {(1, ""), (2, f"{refused} connect-failed")}
+
+    def test_so_many_attempts_fail_that_the_first_are_told(self, site: Serving) -> None:
+        with site.connect() as client:
+            assert client.ask(get("nobody.test")).status == 502
+        (record,) = site.lb.wait_log(upstream="nobody.test")
+        told = record["failed_attempts"].split(", ")
+        assert record["attempts"] == 40
+        assert 20 < len(told) < 39
+        assert {one.removesuffix(" connect-failed") for one in told} < site.lb.endpoints("nobody.test")
 
     def test_a_client_that_leaves_is_told_apart(self, site: Serving) -> None:
         client = site.connect()

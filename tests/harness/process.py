@@ -124,6 +124,9 @@ class LbProcess:
     def wait_generation_after(self, generation: int) -> int:
         return wait_until(lambda: (now := self.generation) > generation and now, f"a generation after {generation}")
 
+    def endpoints(self, upstream: str) -> set[str]:
+        return {one["endpoint"] for one in self.get(f"/v1/upstreams/{upstream}")["endpoints"]}
+
     def metrics(self) -> dict[str, float]:
         """Every sample by its name with labels, as /metrics writes it."""
         status, body = self.admin("/metrics")

@@ -59,7 +59,7 @@ def site(
         native.carry_datagrams("chosen", free_port(), "echo", allow=["127.0.0.2", "::1"])
         native.carry_datagrams("not-you", free_port(), "echo", allow=["127.0.0.2"])
         native.carry_datagrams("nobody", free_port(), "nobody")
-        native.carry_datagrams("moving", free_port(), "second")
+        native.carry_datagrams("moving", free_port(), "second", responses=1)
         native.carry_datagrams("empty", free_port(), "empty")
         native.carry_datagrams("weightless", free_port(), {"echo": 0})
         deaf = stack.enter_context(UdpServer(lambda data: () if data == b"flood" else (data,)))
@@ -311,6 +311,9 @@ def test_a_refused_datagram_goes_to_another_endpoint(site: Serving) -> None:
             assert ask(client, b"question %d" % number) == b"question %d" % number
     assert site.lb.metric("lb_upstream_retries_total", upstream="second") >= 1
     assert site.lb.metric("lb_upstream_connect_failures_total", upstream="second") >= 1
+    moved = [record for record in site.lb.wait_log(6, listener="moving") if record["attempts"] == 2]
+    (first,) = site.lb.endpoints("second") - {moved[0]["endpoint"]}
+    assert {record["failed_attempts"] for record in moved} == {f"{first} connect-failed"}
 
 
 def test_where_nobody_is_a_session_ends(site: Serving) -> None:

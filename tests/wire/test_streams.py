@@ -352,8 +352,10 @@ def fill(sender: socket.socket, limit: int = 1 << 30) -> int:
 # ----------------------------------------------------------------------------------------------------------- connecting
 
 
-@pytest.mark.parametrize("listener", ["moving", "moving-late"])
-def test_a_failed_connect_moves_on_before_a_byte_is_lost(site: Serving, server: TcpServer, listener: str) -> None:
+@pytest.mark.parametrize(("listener", "why"), [("moving", "connect-failed"), ("moving-late", "connect-timeout")])
+def test_a_failed_connect_moves_on_before_a_byte_is_lost(
+    site: Serving, server: TcpServer, listener: str, why: str
+) -> None:
     for number in range(4):
         with site.connect(listener) as client:
             client.send(b"early %d" % number)
@@ -365,7 +367,8 @@ def test_a_failed_connect_moves_on_before_a_byte_is_lost(site: Serving, server: 
                 assert read_all(client.socket) == b"late"
     records = site.lb.wait_log(4, listener=listener)
     assert {record["reason"] for record in records} == {"ok"}
-    assert max(record["attempts"] for record in records) == 2
+    (first,) = site.lb.endpoints(records[0]["upstream"]) - {server.key}
+    assert {(record["attempts"], record["failed_attempts"]) for record in records} == {(1, ""), (2, f"{first} {why}")}
 
 
 @pytest.mark.parametrize(
