@@ -596,6 +596,9 @@ cdef void wait_for_place(exchange* x) noexcept nogil:
     else:
         r.waiting_first = x
     r.waiting_last = x
+    if x.attempts:
+        # A client that has ended its half while an endpoint had the request was told of to nobody who waits: once more.
+        io_enqueue(&x.d.c.base)
     # A place that came free since the choice was offered to nobody: look once more, now that we can be seen.
     lb_fence()
     lb_put_int(&r.waiting_poked, 1)

@@ -58,3 +58,35 @@ def test_who_goes_while_it_waits_takes_no_place(tmp_path: Path, reason: str) -> 
         assert first.ask(get(HOST, "/next")).status == 200
         assert [request.target for request in backend.requests()] == [b"/first", b"/next"]
         backend.assert_clean()
+
+
+def test_who_has_gone_before_a_retry_puts_it_in_line(tmp_path: Path) -> None:
+    """Its end was told while an endpoint had its request, and is not told again."""
+    fail, gate = threading.Event(), threading.Event()
+
+    def failing(connection: BackendConnection) -> None:
+        if connection.read() is not None:
+            assert fail.wait(DEADLINE)
+
+    def slow(connection: BackendConnection) -> None:
+        while connection.read() is not None:
+            assert gate.wait(DEADLINE)
+            connection.send(OK)
+
+    backends = {"fails": RawBackend(failing), "slow": RawBackend(slow)}
+    native = Native()
+    native.serve(HOST, *backends.values(), max_connections_per_endpoint=1, queue_timeout="60s")
+    with serving(tmp_path, native, backends, threads=1) as site, site.connect() as one, site.connect() as other:
+        one.send(get(HOST, "/one"))
+        other.send(get(HOST, "/other"))
+        wait_until(lambda: all(backend.received for backend in backends.values()), "each has a place")
+        is_one = backends["fails"].received[0].request.target == b"/one"
+        gone, stays = (one, other) if is_one else (other, one)
+        gone.finish()
+        fail.set()
+        (record,) = site.lb.wait_log(1, host=HOST, status=499)
+        assert (record["reason"], record["attempts"]) == ("client-closed", 1)
+        assert site.lb.metric("lb_upstream_requests_queued", upstream=HOST) == 0
+        gate.set()
+        assert stays.response().status == 200
+        assert len(backends["slow"].received) == 1
