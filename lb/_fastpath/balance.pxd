@@ -19,6 +19,8 @@ cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil
 cdef void endpoint_connecting(endpoint* ep, reactor* r, int timeout_ms) noexcept nogil
 cdef void endpoint_connect_failed(endpoint* ep, reactor* r, int why) noexcept nogil
 cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil
+cdef void endpoint_answered(endpoint* ep, reactor* r) noexcept nogil
+cdef bint endpoint_ejected(endpoint* ep) noexcept nogil
 cdef void endpoint_forgive(shared* s, endpoint* ep) noexcept nogil
 cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, uint16_t client_port,
         const unsigned char* destination, uint16_t destination_port, uint8_t protocol) noexcept nogil

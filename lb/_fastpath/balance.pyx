@@ -410,7 +410,7 @@ cdef void eject(endpoint* ep, reactor* r) noexcept nogil:
     lb_put_i64(&ep.joined_ms, until)
     lb_add_int(&ep.ejections_in_row, 1)
     lb_add_u64(&ep.upstream.ejections, 1)
-    if before == 0:
+    if lb_swap_int(&ep.answering, 0) or before == 0:
         lb_add_int(&r.s.ejection_changes, 1)
 
 
@@ -430,11 +430,29 @@ cdef void endpoint_connected(endpoint* ep, reactor* r) noexcept nogil:
         lb_store_ptr(&ep.tls_error, NULL)
 
 
+cdef void endpoint_answered(endpoint* ep, reactor* r) noexcept nogil:
+    """A request was answered on a kept connection, by one that has been ejected. When its time is over it serves, and
+    nobody need be told that it does not. That it can be connected to is not known by that (a full backlog, a filter for
+    new connections): the next connection is a probe all the same, and what it fails by counts as before.
+    """
+    cdef int64_t until = lb_peek_i64(&ep.ejected_until_ms)
+    if until == 0 or until > r.now_ms or lb_peek_int(&ep.answering):
+        return
+    if not lb_swap_int(&ep.answering, 1):
+        lb_add_int(&r.s.ejection_changes, 1)
+
+
+cdef bint endpoint_ejected(endpoint* ep) noexcept nogil:
+    """Whether people are told that it is ejected: until it can be connected to, or serves without."""
+    return lb_peek_i64(&ep.ejected_until_ms) != 0 and not lb_peek_int(&ep.answering)
+
+
 cdef void endpoint_forgive(shared* s, endpoint* ep) noexcept nogil:
     """The failures before say nothing any more."""
     lb_put_int(&ep.failures_in_row, 0)
     lb_put_int(&ep.ejections_in_row, 0)
     lb_put_int(&ep.probing, 0)
+    lb_put_int(&ep.answering, 0)
     if lb_peek_i64(&ep.ejected_until_ms):
         lb_put_i64(&ep.ejected_until_ms, 0)
         lb_add_int(&s.ejection_changes, 1)

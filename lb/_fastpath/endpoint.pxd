@@ -87,5 +87,6 @@ cdef struct endpoint:
     int64_t joined_ms  # when it came to others that serve, or back to them; 0: it was there from the start
     int ejections_in_row
     int last_failure
+    int answering  # The time of its ejection is over, and it has answered on a connection that was kept.
     # each reactor its own
     idle_pool* pools  # One a reactor.

@@ -346,7 +346,8 @@ class Engine:
         """A number that is another one whenever an endpoint was ejected or has come back from that."""
     def ejected(self) -> dict[tuple[str, str], tuple[int, int, str]]:
         """{(upstream, endpoint): (for how many milliseconds more, connections in a row that failed, why the last
-        one did)} of those in the current table to which no connection has succeeded since they were ejected.
+        one did)} of those in the current table that were ejected: until a connection to them succeeds, or their time
+        is over and they answer on one that was kept.
         """
     def endpoint_stats(self, upstream: str) -> list[EndpointStats]:
         """Of the endpoints in the current table."""

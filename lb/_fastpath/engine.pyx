@@ -135,7 +135,7 @@ from lb._fastpath.flows cimport (
     ranked,
     run_look,
 )
-from lb._fastpath.balance cimport endpoint_forgive
+from lb._fastpath.balance cimport endpoint_ejected, endpoint_forgive
 from lb._fastpath.clients cimport clients_drain_idle
 from lb._fastpath.http2 cimport stream
 from lb._fastpath.http2_server cimport http2_server_drain
@@ -1982,7 +1982,7 @@ cdef class Engine:
             stats = self.sum_traffic(2, view.live.p.id)
             idle = ejected = 0
             for ep in view.endpoints:
-                ejected += lb_peek_i64(&ep.p.ejected_until_ms) != 0
+                ejected += endpoint_ejected(ep.p)
                 for i in range(self.s.reactor_count):
                     idle += lb_peek_int(&ep.p.pools[i].count)
             stats.update(active=lb_peek_int(&view.live.p.active), queued=lb_peek_int(&view.live.p.queued), idle=idle,
@@ -1996,7 +1996,8 @@ cdef class Engine:
 
     def ejected(self):
         """{(upstream, endpoint): (for how many milliseconds more, connections in a row that failed, why the last
-        one did)} of those in the current table to which no connection has succeeded since they were ejected.
+        one did)} of those in the current table that were ejected: until a connection to them succeeds, or their time
+        is over and they answer on one that was kept.
         """
         cdef UpstreamView view
         cdef endpoint* ep
@@ -2009,7 +2010,7 @@ cdef class Engine:
             for i in range(view.p.count):
                 ep = view.p.endpoints[i]
                 until = lb_peek_i64(&ep.ejected_until_ms)
-                if until != 0:
+                if endpoint_ejected(ep):
                     result[name, ep.key[:ep.key_size].decode()] = (
                         max(0, until - now), lb_peek_int(&ep.failures_in_row), failure_text(ep),
                     )

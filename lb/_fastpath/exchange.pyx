@@ -5,7 +5,14 @@ from libc.string cimport memcpy, memset
 from lb._fastpath.access cimport log_exchange, log_refusal, note_failed_attempt
 from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
-from lb._fastpath.balance cimport PICK_FULL, PICK_UNHEALTHY, balance_pick, balance_release, tried_bit
+from lb._fastpath.balance cimport (
+    PICK_FULL,
+    PICK_UNHEALTHY,
+    balance_pick,
+    balance_release,
+    endpoint_answered,
+    tried_bit,
+)
 from lb._fastpath.c.openssl cimport X509_V_OK
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
@@ -42,6 +49,7 @@ from lb._fastpath.c.sys cimport (
     lb_equal_nocase,
     lb_fence,
     lb_load_ptr,
+    lb_peek_i64,
     lb_peek_int,
     lb_put_int,
     lb_reason_statuses,
@@ -758,6 +766,8 @@ cdef void on_response_head(void* exchange_pointer, head* h) noexcept nogil:
     x.reason = LB_R_OK
     x.flags |= X_RESPONSE_STARTED
     x.wait_deadline_ms = INT64_MAX
+    if lb_peek_i64(&x.ep.ejected_until_ms):
+        endpoint_answered(x.ep, x.r)
     replay_drop(x)
     if not x.flags & X_REQUEST_DONE:
         # An early answer: the rest of the body will not be relayed, so the client is told that this is the end.

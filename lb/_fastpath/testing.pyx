@@ -10,9 +10,11 @@ from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS
 from lb._fastpath.balance cimport (
     balance_pick,
     balance_release,
+    endpoint_answered,
     endpoint_connect_failed,
     endpoint_connected,
     endpoint_connecting,
+    endpoint_ejected,
     flow_hash,
     tried_bit,
 )
@@ -483,6 +485,14 @@ cdef class Balancer:
 
     def begin_to_connect(self, str key, int timeout_ms):
         endpoint_connecting(self.at(key), &self.reactors[0], timeout_ms)
+
+    def answer(self, str key):
+        """On a connection that was kept."""
+        endpoint_answered(self.at(key), &self.reactors[0])
+
+    def is_ejected(self, str key):
+        """As it is told."""
+        return bool(endpoint_ejected(self.at(key)))
 
     def ejections(self):
         """(how often endpoints were ejected, how often one was newly ejected or came back from it)."""

@@ -135,7 +135,7 @@ METRICS = _metrics(
         "lb_upstream_endpoints_ejected",
         "gauge",
         ("upstream",),
-        "Endpoints that were ejected because connections failed, until one succeeds.",
+        "Endpoints that were ejected because connections failed, until they serve again.",
     ),
     Metric("lb_upstream_ejections", "counter", ("upstream",), "Ejections of endpoints, each vain probe counted again."),
     # Endpoints

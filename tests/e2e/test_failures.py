@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.backend import RawBackend
+from tests.harness.backend import OK, BackendConnection, RawBackend
 from tests.harness.client import RawClient, get, post
 from tests.harness.echo_server import EchoServer
 from tests.harness.load import Load
@@ -181,6 +181,42 @@ def test_an_endpoint_that_takes_connections_again_is_told_of(tmp_path: Path, ser
             assert client.ask(get("shop.test")).status == 200
         wait_until(lambda: bool(told(site, "endpoint is no longer ejected")), "the log tells of it")
         assert site.lb.metric("lb_upstream_endpoints_ejected", upstream="shop.test") == 0
+
+
+def test_an_endpoint_that_serves_on_kept_connections_is_ejected_no_longer(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def script(connection: BackendConnection) -> None:
+        while (request := connection.read()) is not None:
+            assert request.target != b"/slow" or gate.wait(DEADLINE)
+            connection.send(OK)
+
+    backend = RawBackend(script)
+    native = Native()
+    native.serve("shop.test", backend)
+
+    def ejected() -> float:
+        return site.lb.metric("lb_upstream_endpoints_ejected", upstream="shop.test")
+
+    def state() -> str:
+        (one,) = site.lb.get("/v1/upstreams/shop.test")["endpoints"]
+        return str(one["state"])
+
+    with serving(tmp_path, native, {"shop.test": backend}) as site, site.connect() as first, site.connect() as client:
+        first.send(get("shop.test", "/slow"))
+        wait_until(lambda: backend.received, "the connection is in use")
+        backend.stop_listening()
+        for _ in range(3):
+            assert client.ask(get("shop.test")).status == 502
+        wait_until(lambda: bool(told(site, "endpoint is ejected")), "the log tells of it")
+        gate.set()
+        assert first.response().status == 200
+        assert ejected() == 1
+        wait_until(lambda: state() == "ready", "its time is over")
+        assert ejected() == 1
+        assert first.ask(get("shop.test")).status == 200
+        assert ejected() == 0
+        wait_until(lambda: bool(told(site, "endpoint is no longer ejected")), "the log tells of it")
 
 
 def told(site: Serving, event: str) -> list[dict[str, Any]]:

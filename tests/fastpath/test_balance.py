@@ -477,6 +477,40 @@ def test_who_is_ejected_for_a_failure_that_was_just_forgiven_is_forgiven_with_th
     assert one.ejections() == (1, 2)
 
 
+def test_who_answers_on_a_kept_connection_after_its_time_is_ejected_no_longer() -> None:
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    one.answer(KEYS[1])
+    assert one.is_ejected(KEYS[1]), "what was under way ends no ejection"
+    one.pass_time(EJECT_MS)
+    assert one.is_ejected(KEYS[1])
+    for _ in range(2):
+        one.answer(KEYS[1])
+        assert not one.is_ejected(KEYS[1])
+    assert one.ejections() == (1, 2)
+
+
+def test_an_answer_on_a_kept_connection_does_not_make_up_for_those_that_failed() -> None:
+    """New connections may be what fails: the next one is a probe, and its failure ejects the endpoint for longer."""
+    one = balancer("round-robin")
+    fail(one, KEYS[1])
+    one.pass_time(EJECT_MS)
+    one.answer(KEYS[1])
+    one.begin_to_connect(KEYS[1], timeout_ms=5_000)
+    assert KEYS[1] not in one.count(30)
+    one.connect(KEYS[1], succeeds=False)
+    assert one.is_ejected(KEYS[1])
+    assert one.ejections() == (2, 3)
+    one.pass_time(2 * EJECT_MS - 1)
+    assert KEYS[1] not in one.count(30)
+    one.pass_time(1)
+    one.answer(KEYS[1])
+    one.connect(KEYS[1], succeeds=True)
+    assert not one.is_ejected(KEYS[1])
+    fail(one, KEYS[1])
+    assert one.is_ejected(KEYS[1])
+
+
 # -- Affinity
 
 

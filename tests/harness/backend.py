@@ -265,12 +265,16 @@ class RawBackend:
                 connection.socket.shutdown(socket.SHUT_RDWR)
         wait_until(lambda: not self.open.intersection(connections), "backend connections end")
 
-    def close(self) -> None:
-        """Stop listening and close every connection."""
+    def stop_listening(self) -> None:
+        """Refuse new connections; those that exist go on."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(DEADLINE)
+
+    def close(self) -> None:
+        """Stop listening and close every connection."""
+        self.stop_listening()
         with self.lock:
             connections = list(self.open)
         for connection in connections:
