@@ -38,10 +38,11 @@ from lb.objects.core import Secret
 from lb.observe.access import compile_format
 from lb.observe.ejections import Ejections
 from lb.observe.metrics import Metrics
+from lb.observe.settings_file import SettingsFile
 from lb.observe.shortage import Shortage
 from lb.pipeline import Build, Pipeline
 from lb.problems import Problem
-from lb.settings import ACCESS_LOG_PATH, FieldError, Settings, SettingsError, load_settings, parse_publish
+from lb.settings import ACCESS_LOG_PATH, FieldError, Settings, parse_publish
 from lb.sockets import Listeners
 from lb.sources.paths import read_regular
 from lb.sources.resolve import Resolver
@@ -92,15 +93,6 @@ def prepare_process(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _stamp(file: str | None) -> tuple[int, ...]:
-    """What changes with the content of a file; nothing when there is none."""
-    try:
-        status = Path(file).stat() if file else None
-    except OSError:
-        return ()
-    return () if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
-
-
 def _tell_problem(problem: Problem) -> None:
     tell = log.error if problem.severity == "error" else log.warning
     origin = problem.origin
@@ -118,9 +110,7 @@ class Application:
     ) -> None:
         """`settings` are those of `settings_file` with the command line's over them."""
         self.settings = settings
-        self._settings_file = settings_file
-        self._settings_at_start = load_settings(settings_file) if settings_file else None
-        self._settings_stamp = _stamp(settings_file)
+        self.settings_file = SettingsFile(settings_file)
         self.started_at = time.time()
         self.threads = settings.thread_count
         checks = most_at_once(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -157,6 +147,7 @@ class Application:
             self.pipeline,
             self.listeners,
             self.expiry,
+            self.settings_file,
             self.health,
             settings.metrics,
         )
@@ -187,28 +178,16 @@ class Application:
     async def reload(self) -> Build:
         """Read all sources again, now."""
         self._notifier.reloading()
-        self._tell_changed_settings()
+        self.settings_file.look()
         build = await self._apply(lambda: self._files.read(force=True), was_asked=True)
         self._notifier.ready(self._summary())
         return build
 
     async def _follow_change(self) -> Build:
         """What a source has noticed. The settings of a changed file take no part in the build."""
-        if _stamp(self._settings_file) != self._settings_stamp:
-            self._tell_changed_settings()
+        if self.settings_file.has_changed:
+            self.settings_file.look()
         return await self._apply()
-
-    def _tell_changed_settings(self) -> None:
-        """Nobody should wait for a setting that takes effect only at the next start, or find out then that it cannot be
-        read."""
-        if self._settings_file is None:
-            return
-        self._settings_stamp = _stamp(self._settings_file)
-        try:
-            if load_settings(self._settings_file) != self._settings_at_start:
-                log.warning("settings have changed: they are read at start only", file=self._settings_file)
-        except (OSError, SettingsError) as error:
-            log.error("settings cannot be read: lb would not start with them", error=str(error))
 
     # -- Life
 

@@ -30,6 +30,7 @@ from lb.model.stream import StreamOptions
 from lb.model.tls import TlsPolicy
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, UpstreamOptions
+from lb.problems import Origin, Problem
 from lb.translate.options import NodeAddressType, Targets
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -303,6 +304,18 @@ def load_settings(path: str | Path) -> Settings:
         return parse_settings(_content_of(node))
     except FieldError as error:
         raise SettingsError(f"{path}:{_line_of(node, error.path)}: {error}") from None
+
+
+def problem_with(file: str, error: SettingsError, why: str) -> Problem:
+    """What load_settings has found wrong with a file. It says `FILE:LINE: ` first, which belongs in the origin."""
+    line, colon, what = str(error).removeprefix(f"{file}:").partition(": ")
+    if colon and line.isdigit():
+        origin = Origin(file=file, line=int(line))
+    else:
+        origin, what = Origin(file=file), str(error).removeprefix(f"{Path(file)}: ")
+    return Problem(
+        "LB5003", origin, what, why, "write it as the table of settings says (docs/configuration.md, Settings)"
+    )
 
 
 def place_of(path: str | Path, field: Steps) -> str:

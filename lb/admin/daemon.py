@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lb.certs.expiry import Expiry
     from lb.health.monitor import Monitor
     from lb.observe.metrics import Metrics
+    from lb.observe.settings_file import SettingsFile
     from lb.pipeline import Build, Pipeline
     from lb.sockets import Listeners
 
@@ -20,6 +21,7 @@ class Daemon(Protocol):
     pipeline: Pipeline
     listeners: Listeners
     expiry: Expiry
+    settings_file: SettingsFile
     health: Monitor
     metrics: Metrics
     threads: int

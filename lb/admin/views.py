@@ -103,13 +103,14 @@ def config_status(daemon: Daemon) -> schema.ConfigStatus:
 
 
 def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.Page[schema.ProblemInfo]:
-    """Of the newest input, of the listeners and of certificates in time. An empty severity takes all."""
+    """Of the newest input, settings, listeners, and of certificates in time. An empty severity takes all."""
     pipeline = daemon.pipeline
     found = [
         (problem, place)
         for group, place in (
             (pipeline.read_problems, None),
             (pipeline.translated_problems, pipeline.place),
+            (daemon.settings_file.problems, None),
             (daemon.listeners.problems, None),
             (daemon.expiry.problems, pipeline.place),
         )
@@ -126,7 +127,9 @@ def problems(daemon: Daemon, severity: str, offset: int, limit: int) -> schema.P
 
 
 def _count_problems(daemon: Daemon) -> dict[Severity, int]:
-    return count_problems(daemon.pipeline.newest, daemon.listeners.problems, daemon.expiry.problems)
+    return count_problems(
+        daemon.pipeline.newest, daemon.settings_file.problems, daemon.listeners.problems, daemon.expiry.problems
+    )
 
 
 def listeners(daemon: Daemon) -> tuple[schema.ListenerInfo, ...]:

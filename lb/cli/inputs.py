@@ -14,8 +14,8 @@ import msgspec
 
 from lb.model.config import Config
 from lb.objects.view import Changes
-from lb.problems import Origin, Problem, Problems
-from lb.settings import Kubernetes, Settings, SettingsError, check_name, load_settings
+from lb.problems import Problem, Problems
+from lb.settings import Kubernetes, Settings, SettingsError, check_name, load_settings, problem_with
 from lb.sources.files import STDIN, read_paths
 from lb.sources.store import Store
 from lb.translate.translation import Options, translate
@@ -255,16 +255,7 @@ def _read_settings(config_file: str | None) -> tuple[Settings, list[Problem]]:
     try:
         return load_settings(config_file), []
     except SettingsError as error:
-        return Settings(), [_settings_problem(config_file, str(error))]
-
-
-def _settings_problem(file: str, text: str) -> Problem:
-    """SettingsError begins with `FILE:LINE: `, which belongs in the origin."""
-    line, colon, what = text.removeprefix(f"{file}:").partition(": ")
-    if not colon or not line.isdigit():
-        return Problem("LB5003", Origin(file=file), text.removeprefix(f"{Path(file)}: "), _UNSETTLED, _SETTLE)
-    return Problem("LB5003", Origin(file=file, line=int(line)), what, _UNSETTLED, _SETTLE)
+        return Settings(), [problem_with(config_file, error, _UNSETTLED)]
 
 
 _UNSETTLED = "`lb run` does not start with it; what is told besides is so with the built-in settings"
-_SETTLE = "write it as the table of settings says (docs/configuration.md, Settings)"

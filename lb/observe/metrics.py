@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lb._fastpath.engine import DatagramStats, EndpointStats, Engine, ListenerStats, Traffic, UpstreamStats
     from lb.certs.expiry import Expiry
     from lb.health.monitor import HealthStats, Monitor
+    from lb.observe.settings_file import SettingsFile
     from lb.pipeline import Pipeline
     from lb.sockets import Listeners
 
@@ -68,7 +69,7 @@ METRICS = _metrics(
     Metric("lb_config_last_success_timestamp_seconds", "gauge", (), "When the newest successful build ended."),
     Metric("lb_config_builds", "counter", ("outcome",), "Builds: published, unchanged or refused."),
     Metric("lb_config_stage_seconds", "gauge", ("stage",), "How long each stage of the newest build took."),
-    Metric("lb_config_problems", "gauge", ("severity",), "Problems of input, listeners and certificates."),
+    Metric("lb_config_problems", "gauge", ("severity",), "Problems of input, settings, listeners and certificates."),
     Metric("lb_objects", "gauge", ("kind",), "Objects in the input."),
     Metric(
         "lb_certificate_expiry_timestamp_seconds",
@@ -447,6 +448,7 @@ class Metrics:
         pipeline: Pipeline,
         listeners: Listeners,
         expiry: Expiry,
+        settings_file: SettingsFile,
         health: Monitor,
         settings: MetricsSettings,
     ) -> None:
@@ -455,6 +457,7 @@ class Metrics:
         self._pipeline = pipeline
         self._listeners = listeners
         self._expiry = expiry
+        self._settings_file = settings_file
         self._health = health
         self._routes = Names(settings.max_routes)
         self._upstreams = Names(settings.max_upstreams)
@@ -495,7 +498,9 @@ class Metrics:
             counters=engine.counters(),
             heartbeat_ages_ms=engine.heartbeat_ages_ms(),
             certificates=self._certificates(),
-            problems=count_problems(pipeline.newest, self._listeners.problems, self._expiry.problems),
+            problems=count_problems(
+                pipeline.newest, self._settings_file.problems, self._listeners.problems, self._expiry.problems
+            ),
             health=msgspec.structs.replace(health, changes=fold(health.changes, shown_upstreams)),
             endpoints_healthy={name: self._endpoints_healthy(name, shown) for name, shown in endpoints.items()},
         )

@@ -32,6 +32,7 @@ from lb.model.listener import Listener
 from lb.model.tls import Certificate
 from lb.observe import logs
 from lb.observe.metrics import Metrics
+from lb.observe.settings_file import SettingsFile
 from lb.pipeline import Build
 from lb.problems import Origin, Problem
 from lb.settings import Admin, Bind
@@ -97,12 +98,14 @@ class FakeDaemon:
         self.told: list[Problem] = []
         self.expiry = Expiry(0, self.told.append)
         self.health: Any = FakeHealth()
+        self.settings_file = SettingsFile(None)
         self.metrics = Metrics(
             self.engine,
             BOUNDS,
             self.pipeline,
             self.listeners,
             self.expiry,
+            self.settings_file,
             self.health,
             MetricsSettings(),  # type: ignore[arg-type]
         )

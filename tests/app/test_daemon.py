@@ -361,6 +361,19 @@ def test_settings_that_change_are_told_without_a_reload(site: Site) -> None:
         settings.write_text(head + "{drian_timeout: 1h}\n")
         wait_until(lambda: "settings cannot be read: lb would not start with them" in lb.stderr, "the mistake is told")
         assert "did you mean `drain_timeout`?" in lb.stderr
+        told = lb.ctl("problems")
+        assert "LB5003" in told
+        assert f"{settings}:3" in told
+        assert "did you mean `drain_timeout`?" in told
+        assert "lb goes on with the settings that it was started with" in told
+        assert lb.metric("lb_config_problems", severity="error") == 1
+        assert lb.get("/v1/status")["problems"]["error"] == 1
+        settings.unlink()
+        lb.ctl("reload")
+        assert "the settings cannot be read" in lb.ctl("problems")
+        settings.write_text(head + "{drain_timeout: 100ms}\n")
+        lb.ctl("reload")
+        assert lb.metric("lb_config_problems", severity="error") == 0
 
 
 def refused(port: int) -> bool:

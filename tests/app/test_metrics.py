@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from lb.observe.metrics import ENGINE_COUNTERS, METRICS, OTHER, Metrics, Names, fold, table
+from lb.observe.settings_file import SettingsFile
 from lb.pipeline import Build
 from lb.problems import Origin, Problem
 from lb.settings import Metrics as MetricsSettings
@@ -44,7 +45,16 @@ def engine() -> FakeEngine:
 async def render(engine: FakeEngine, accept: str = "", **limits: int) -> tuple[str, str]:
     fixed: Any = Fixed()
     health: Any = FakeHealth("shop/web:http", "127.0.0.11:9001")
-    metrics = Metrics(engine, BOUNDS, fixed, fixed, fixed, health, MetricsSettings(**limits))  # type: ignore[arg-type]
+    metrics = Metrics(
+        engine,  # type: ignore[arg-type]
+        BOUNDS,
+        fixed,
+        fixed,
+        fixed,
+        SettingsFile(None),
+        health,
+        MetricsSettings(**limits),
+    )
     text, content_type = await metrics.render(accept, ready=True)
     return text.decode(), content_type
 
