@@ -125,3 +125,4 @@ cdef void sessions_leave(reactor* r, endpoint* ep) noexcept nogil
 cdef void sessions_stay(reactor* r, endpoint* ep) noexcept nogil
 cdef void sessions_drain(reactor* r) noexcept nogil
 cdef bint is_leaving(const session* s) noexcept nogil
+cdef void session_end(session* s, int reason) noexcept nogil

@@ -947,6 +947,11 @@ cdef void finish(session* s, int reason) noexcept nogil:
     io_bury(&s.base)
 
 
+cdef void session_end(session* s, int reason) noexcept nogil:
+    """Somebody wants it to end."""
+    finish(s, reason)
+
+
 cdef void session_release(io* source) noexcept nogil:
     slab_free(&state_of(source.r).sessions, source)
 

@@ -44,10 +44,11 @@ cdef struct idle_pool:
     void* newest
     void* oldest
     void* shared  # conn*: those that speak HTTP/2 and take more streams; its reactor's only
-    void* flows  # conn*: those that carry bytes, linked by newer and older; its reactor's only
+    void* flows  # conn*: those that carry bytes or will, linked by newer and older, newest first; its reactor's only
+    void* resetting  # conn*: the newest of those flows that are being reset; NULL: none is
     void* sessions  # session*: UDP sessions with it; its reactor's only
     int streams  # how many the endpoint has last allowed on one connection; 0: not known. Its reactor's only
-    char padding[12]
+    char padding[4]
 
 cdef struct upstream_live:
     # control plane
@@ -88,5 +89,6 @@ cdef struct endpoint:
     int ejections_in_row
     int last_failure
     int answering  # The time of its ejection is over, and it has answered on a connection that was kept.
+    int resetting  # reactors that have not reset all flows yet which they had with it when it failed its checks
     # each reactor its own
     idle_pool* pools  # One a reactor.

@@ -141,7 +141,7 @@ class FlowLook:
     def waits_for(self) -> list[int]:
         """The threads that have not answered yet."""
     def cancel(self) -> None:
-        """Nobody wants to know any more: the reactors leave off."""
+        """Nobody wants to know any more: the reactors leave off, and end no more flows."""
     def result(self) -> tuple[list[CarriedFlow], int, list[CarriedTotal]]:
         """(the first of them in the order that was asked for, how many there are, totals by endpoint), when nothing is
         waited for. MemoryError when there was none for the totals."""
@@ -360,17 +360,19 @@ class Engine:
         client: tuple[bytes, int] | Literal["unix"] | None = None,
         order: str = "age",
         limit: int = 50,
+        ends: bool = False,
     ) -> FlowLook | None:
         """Have all reactors look at their flows and UDP sessions, bounded work in each turn; None while they still do
-        so for somebody else. `key`: of an endpoint; `client`: (16-byte address, leading bits). KeyError("listener") or
-        KeyError("upstream") when there has never been one of that name."""
+        so for somebody else. `key`: of an endpoint; `client`: (16-byte address, leading bits). With `ends` those that
+        are wanted end, with the reason `ended-by-operator`. KeyError("listener") or KeyError("upstream") when there has
+        never been one of that name."""
     def remembered_endpoint(self, upstream: str, client: bytes) -> tuple[str, int] | None:
         """(endpoint, milliseconds since it was chosen last) of what client affinity remembers for a client (16-byte
         address); None when it does not."""
     def set_endpoint(self, upstream: str, key: str, *, admin: str | None = None, weight: int | None = None) -> None:
         """Operator's say: admin is `ready`, `drain` (nothing new) or `down` (nothing new, idle connections closed);
         weight -1 returns to the model's. Survives reloads. KeyError when there is no such endpoint."""
-    def set_health(self, upstream: str, key: str, healthy: bool) -> None:
+    def set_health(self, upstream: str, key: str, healthy: bool, reset_flows: bool = False) -> None:
         """What health checks say, for all threads at once; an endpoint that is not checked is healthy. One that turns
-        unhealthy loses its unused connections, one that turns healthy is no longer ejected. One that has gone meanwhile
-        is passed over."""
+        unhealthy loses its unused connections and its UDP sessions, and with `reset_flows` its TCP connections; one
+        that turns healthy is no longer ejected. One that has gone meanwhile is passed over."""

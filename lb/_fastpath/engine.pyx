@@ -194,7 +194,7 @@ from lb._fastpath.table cimport (
     upstream_view,
     vhost,
 )
-from lb._fastpath.stream cimport flow, flows_drain, flows_stay, stream_install
+from lb._fastpath.stream cimport flow, flows_begin_reset, flows_drain, flows_reset, flows_stay, stream_install
 from lb._fastpath.tls cimport TICKET_KEYS, ticket_keys, tls_release
 from lb._fastpath.transport cimport conn, listener_heir, listening, proxied
 from lb._fastpath.upstream cimport pool_close
@@ -280,7 +280,9 @@ cdef class Endpoint:
             raise ValueError(f"not an IP address: {address}")
 
     cdef bint unused(self):
-        return lb_peek_int(&self.p.active) == 0 and lb_peek_int(&self.p.connections) == 0
+        return lb_peek_int(&self.p.active) == 0 and lb_peek_int(&self.p.connections) == 0 and (
+            lb_load_int(&self.p.resetting) == 0  # the reactors' last word: nothing of theirs comes after it
+        )
 
 
 cdef class Upstream:
@@ -884,7 +886,7 @@ cdef class FlowLook:
         return [i for i in range(self.count) if not lb_load_int(&self.parts[i].done)]
 
     def cancel(self):
-        """Nobody wants to know any more: the reactors leave off."""
+        """Nobody wants to know any more: the reactors leave off, and end no more flows."""
         lb_store_int(&self.question.cancelled, 1)
 
     def result(self):
@@ -969,6 +971,24 @@ cdef void run_close_pool(reactor* r, command* c) noexcept nogil:
     pool_close(r, <endpoint*>c.subject, 0x7fffffff)
     flows_drain(r, <endpoint*>c.subject)
     sessions_leave(r, <endpoint*>c.subject)
+
+
+cdef void run_reset_flows(reactor* r, command* c) noexcept nogil:
+    """Reset some flows of an endpoint, and go on in the next turn (then `number` is 1)."""
+    cdef endpoint* ep = <endpoint*>c.subject
+    cdef command* again
+    if c.number == 0:
+        flows_begin_reset(r, ep)
+    while not flows_reset(r, ep):
+        again = <command*>calloc(1, sizeof(command))
+        if again == NULL:
+            continue  # then all in this turn
+        again.run = run_reset_flows
+        again.subject = ep
+        again.number = 1
+        reactor_post(r, again)
+        return
+    lb_add_int(&ep.resetting, -1)  # the last that is done with it: it may be gone now
 
 
 cdef void run_serve_again(reactor* r, command* c) noexcept nogil:
@@ -2051,9 +2071,10 @@ cdef class Engine:
         return result
 
     def look_at_flows(self, *, str listener=None, str upstream=None, str key=None, client=None, str order="age",
-            int limit=50):
+            int limit=50, bint ends=False):
         """Have all reactors look at their flows and UDP sessions; None while they still do so for somebody else.
-        KeyError("listener") or KeyError("upstream") when there has never been one of that name.
+        With `ends` they end those that are wanted. KeyError("listener") or KeyError("upstream") when there has never
+        been one of that name.
         """
         cdef FlowLook look
         cdef int i
@@ -2073,6 +2094,7 @@ cdef class Engine:
             look.question.endpoint_size = <uint32_t>len(look.endpoint)
         if client is not None:
             look.ask_client(client)
+        look.question.ends = ends
         self.look = look
         for i in range(self.s.reactor_count):
             self.post_to(i, run_look, &look.parts[i], 0)
@@ -2113,8 +2135,10 @@ cdef class Engine:
             self.overrides.setdefault(upstream, {})[key] = weight
         self.republish(upstream)
 
-    def set_health(self, str upstream, str key, bint healthy):
-        """What health checks say, for all reactors at once. Passes over an endpoint that has gone meanwhile."""
+    def set_health(self, str upstream, str key, bint healthy, bint reset_flows=False):
+        """What health checks say, for all reactors at once; whether the flows of one that has just failed are reset.
+        Passes over an endpoint that has gone meanwhile.
+        """
         cdef Upstream live = self.upstreams.get(upstream)
         cdef Endpoint ep = live.endpoints.get(key) if live is not None else None
         cdef int before
@@ -2127,6 +2151,9 @@ cdef class Engine:
         if not healthy and before != HEALTH_FAILED:
             # Whatever broke the endpoint may have broken them: no request should have to find out.
             self.post(run_close_pool, ep.p, 0)
+            if reset_flows:
+                lb_add_int(&ep.p.resetting, self.s.reactor_count)
+                self.post(run_reset_flows, ep.p, 0)
         elif healthy and before == HEALTH_FAILED:
             # Checks have just connected, so connections that failed before say nothing any more (as in Envoy).
             endpoint_forgive(&self.s, ep.p)

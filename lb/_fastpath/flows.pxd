@@ -1,4 +1,4 @@
-"""Looking at what is carried right now: live flows and UDP sessions, copied to whoever asks.
+"""Looking at what is carried right now: live flows and UDP sessions, copied to whoever asks, or ended.
 
     command to each reactor -> its connections, some each turn -> its sessions, some each turn -> done
 
@@ -18,6 +18,7 @@ cdef enum:
     LOOK_PER_TURN = 1024  # connections of both sides, or buckets and sessions: some 0.2 ms
     LOOK_KEY = 128  # the key of an endpoint; a Unix socket's has 112 bytes
     LOOK_BUCKETS = 4096
+    LOOK_END = 8  # as much time as looking at so many takes ending one
 
 cdef enum:  # look_question.order
     LOOK_BY_AGE = 0
@@ -44,6 +45,7 @@ cdef struct look_question:
     network client  # of IPv6, where it is so wide that the addresses of IPv4 lie in it, those of IPv6 are meant
     int order
     uint32_t limit
+    bint ends  # not only looked at: those that are wanted end
     int cancelled  # atomic: nobody waits for the answer any more
 
 cdef struct carried_record:

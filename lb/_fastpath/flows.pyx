@@ -3,8 +3,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcmp, memcpy, memset
 
-from lb._fastpath.c.sys cimport lb_mix, lb_peek_int, lb_store_int
-from lb._fastpath.datagram cimport datagrams, is_leaving, session
+from lb._fastpath.c.sys cimport LB_R_ENDED_BY_OPERATOR, lb_mix, lb_peek_int, lb_store_int
+from lb._fastpath.datagram cimport datagrams, is_leaving, session, session_end
 from lb._fastpath.endpoint cimport endpoint, upstream_live
 from lb._fastpath.reactor cimport command, reactor, reactor_post
 from lb._fastpath.stream cimport (
@@ -14,6 +14,7 @@ from lb._fastpath.stream cimport (
     FLOW_ENDPOINT_ENDED,
     FLOW_ENDPOINT_RESET,
     flow,
+    flow_end,
     flow_of,
 )
 from lb._fastpath.table cimport in_networks
@@ -64,32 +65,39 @@ cdef bint look_on(reactor* r, look_part* p, int* left) noexcept nogil:
 
 
 cdef bint look_at_connections(reactor* r, look_part* p, int* left) noexcept nogil:
-    cdef conn* c = <conn*>r.looking
+    cdef conn* c
     cdef const flow* f
     cdef sight seen
-    while c != NULL and left[0] > 0:
+    while r.looking != NULL and left[0] > 0:
+        c = <conn*>r.looking
+        r.looking = c.next_all  # a flow that ends takes its connections off the list: the place stands behind them
         left[0] -= 1
         f = flow_of(c)
-        if f != NULL:
-            see_flow(f, &seen)
-            note(p, &seen)
-        c = c.next_all
-    r.looking = c
-    return c == NULL
+        if f == NULL:
+            continue
+        see_flow(f, &seen)
+        if note(p, &seen) and p.question.ends:
+            left[0] -= LOOK_END
+            flow_end(c, LB_R_ENDED_BY_OPERATOR)
+    return r.looking == NULL
 
 
 cdef bint look_at_sessions(reactor* r, look_part* p, int* left) noexcept nogil:
     cdef const datagrams* d = <const datagrams*>r.datagrams
-    cdef const session* s
+    cdef session* s
+    cdef session* following
     cdef sight seen
     while d != NULL and left[0] > 0:
         left[0] -= 1
         s = d.buckets[p.bucket & d.mask]
         while s != NULL:
+            following = s.next_same
             left[0] -= 1
             see_session(s, &seen)
-            note(p, &seen)
-            s = s.next_same
+            if note(p, &seen) and p.question.ends:
+                left[0] -= LOOK_END
+                session_end(s, LB_R_ENDED_BY_OPERATOR)
+            s = following
         p.bucket = bucket_after(p.bucket, d.mask)
         if p.bucket == 0:
             return True
@@ -165,12 +173,14 @@ cdef int64_t rank_of(const look_question* q, const sight* seen) noexcept nogil:
     return -seen.started_ns
 
 
-cdef void note(look_part* p, const sight* seen) noexcept nogil:
+cdef bint note(look_part* p, const sight* seen) noexcept nogil:
+    """Whether it is wanted."""
     if not is_wanted(p.question, seen):
-        return
+        return False
     p.matched += 1
     add_up(p, seen)
     keep(p, seen, rank_of(p.question, seen))
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------------- totals

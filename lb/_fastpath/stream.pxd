@@ -25,6 +25,9 @@ cdef enum:
     BULK_LEAST = 32768
     BULK_NEVER = 255
 
+cdef enum:
+    RESETS_PER_TURN = 128  # of an endpoint's flows: some 2 ms
+
 cdef enum:  # flow.flags
     FLOW_RESERVED = 1  # holds a place on its endpoint
     FLOW_CONNECTED = 2
@@ -79,4 +82,7 @@ cdef struct flow:
 cdef void stream_install(shared* s) noexcept nogil
 cdef void flows_drain(reactor* r, endpoint* ep) noexcept nogil
 cdef void flows_stay(reactor* r, endpoint* ep) noexcept nogil
+cdef void flows_begin_reset(reactor* r, endpoint* ep) noexcept nogil
+cdef bint flows_reset(reactor* r, endpoint* ep) noexcept nogil
+cdef void flow_end(conn* client, int reason) noexcept nogil
 cdef const flow* flow_of(const conn* c) noexcept nogil

@@ -22,6 +22,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_CONNECT_FAILED,
     LB_R_CONNECT_TIMEOUT,
     LB_R_ENDPOINT_REMOVED,
+    LB_R_ENDPOINT_UNHEALTHY,
     LB_R_FLOW_TIMEOUT,
     LB_R_HALF_CLOSED_TIMEOUT,
     LB_R_NO_ENDPOINT,
@@ -249,6 +250,7 @@ cdef void attempt(flow* f) noexcept nogil:
     if f.u == NULL:
         attempt_failed(f, reason)
         return
+    link(f)
     f.connect_deadline_ms = r.now_ms + f.up.connect_timeout_ms if f.up.connect_timeout_ms > 0 else INT64_MAX
     set_timer(f)
 
@@ -283,14 +285,18 @@ cdef void on_connect_failed(void* flow_pointer, int reason) noexcept nogil:
 
 
 cdef void attempt_failed(flow* f, int reason) noexcept nogil:
+    if f.stats.upstream != NULL and not is_ours(reason):
+        bump(&f.stats.upstream.connect_failures)
+    try_another(f, reason)
+
+
+cdef void try_another(flow* f, int reason) noexcept nogil:
     """Another endpoint, as long as some may be tried: nothing of the client's has been read yet."""
-    cdef upstream_traffic* stats = f.stats.upstream
-    cdef conn* u = f.u
-    f.u = NULL
-    if u != NULL:
-        upstream_end(u, False)
-    if stats != NULL and not is_ours(reason):
-        bump(&stats.connect_failures)
+    if f.u != NULL:
+        unlink(f)
+        upstream_end(f.u, False)
+        f.u = NULL
+    f.drain_deadline_ms = 0  # it was that endpoint which has been removed
     f.reason = <uint16_t>reason
     release_place(f)
     if f.retries_left:
@@ -320,7 +326,6 @@ cdef void on_connected(void* flow_pointer, leg* l) noexcept nogil:
     f.progress_ms = f.r.now_ms
     u.base.ready = flow_ready
     d.base.ready = flow_ready
-    link(f)
     leave_table(f)
     if d.tls != NULL or u.tls != NULL:
         f.client_bulk = BULK_NEVER
@@ -605,8 +610,31 @@ cdef void flows_stay(reactor* r, endpoint* ep) noexcept nogil:
         u = u.older
 
 
+cdef void flows_begin_reset(reactor* r, endpoint* ep) noexcept nogil:
+    """Its health checks have failed: the flows that it has now are to be reset. Those that come later, because all
+    fail and serve all the same, come in before them.
+    """
+    cdef idle_pool* pool = &ep.pools[r.index]
+    pool.resetting = pool.flows
+
+
+cdef bint flows_reset(reactor* r, endpoint* ep) noexcept nogil:
+    """Reset some of these flows; one that is not connected yet goes on to another endpoint. False: more are left."""
+    cdef idle_pool* pool = &ep.pools[r.index]
+    cdef int left = RESETS_PER_TURN
+    cdef flow* f
+    while pool.resetting != NULL and left > 0:
+        left -= 1
+        f = <flow*>(<conn*>pool.resetting).leg.exchange
+        if f.flags & FLOW_CONNECTED:
+            finish(f, LB_R_ENDPOINT_UNHEALTHY)
+        else:
+            try_another(f, LB_R_ENDPOINT_UNHEALTHY)
+    return pool.resetting == NULL
+
+
 cdef void link(flow* f) noexcept nogil:
-    """Among the flows of its endpoint on this reactor."""
+    """Among the flows of its endpoint on this reactor, as the newest."""
     cdef idle_pool* pool = &f.ep.pools[f.r.index]
     cdef conn* u = f.u
     u.newer = NULL
@@ -617,11 +645,14 @@ cdef void link(flow* f) noexcept nogil:
 
 
 cdef void unlink(flow* f) noexcept nogil:
+    cdef idle_pool* pool = &f.ep.pools[f.r.index]
     cdef conn* u = f.u
+    if pool.resetting == u:
+        pool.resetting = u.older
     if u.newer != NULL:
         u.newer.older = u.older
     else:
-        f.ep.pools[f.r.index].flows = u.older
+        pool.flows = u.older
     if u.older != NULL:
         u.older.newer = u.newer
 
@@ -638,8 +669,7 @@ cdef void finish(flow* f, int reason) noexcept nogil:
     batch_flush(r)
     account(f)  # before anything is given back: a removed endpoint may go with its last flow
     if u != NULL:
-        if f.flags & FLOW_CONNECTED:
-            unlink(f)
+        unlink(f)
         upstream_end(u, reset)
     release_place(f)
     leave_table(f)
@@ -651,6 +681,11 @@ cdef void finish(flow* f, int reason) noexcept nogil:
     d.leg.exchange = NULL
     conn_close(d, reset)
     client_gone(d)
+
+
+cdef void flow_end(conn* client, int reason) noexcept nogil:
+    """Somebody wants the flow of this client to end (flow_of)."""
+    finish(<flow*>client.leg.exchange, reason)
 
 
 cdef void account(flow* f) noexcept nogil:

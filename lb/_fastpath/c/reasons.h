@@ -98,6 +98,7 @@
     LB_REASON(NO_PORT, "no-port", 503)                                   \
     LB_REASON(NO_MEMORY, "no-memory", 503)                               \
     LB_REASON(PRESSURE, "pressure", 0)                                   \
+    LB_REASON(ENDED_BY_OPERATOR, "ended-by-operator", 0)                 \
     LB_REASON(DRAIN, "drain", 0)                                         \
     LB_REASON(SHUTDOWN, "shutdown", 503)
 
