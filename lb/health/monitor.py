@@ -28,8 +28,9 @@ from lb.model.upstream import Endpoint, Upstream
 
 log = structlog.stdlib.get_logger(__name__)
 
-SetHealth = Callable[[str, str, bool], None]
-"""Tells the data plane: upstream, endpoint, whether it is healthy (or not checked)."""
+SetHealth = Callable[[str, str, bool, bool], None]
+"""Tells the data plane: upstream, endpoint, whether it is healthy (or not checked), whether the flows of one that has
+just turned unhealthy are reset."""
 
 DECIDED: tuple[State, ...] = ("healthy", "unhealthy")
 
@@ -82,7 +83,7 @@ class Monitor:
 
     def __init__(self, set_health: SetHealth, limit: int) -> None:
         """At most `limit` checks are under way at once."""
-        self._set_health = set_health
+        self._tell_data_plane = set_health
         self._runner = Runner(limit)
         self._config = Config()
         self._probes: dict[Target, Probe] = {}
@@ -163,6 +164,10 @@ class Monitor:
         self.follow(Config())
 
     # -- What is found
+
+    def _set_health(self, upstream: str, key: str, healthy: bool) -> None:
+        resets = not healthy and self._config.upstreams[upstream].health_check.open_flows == "reset"
+        self._tell_data_plane(upstream, key, healthy, resets)
 
     def _report(self, probe: Probe, verdict: Verdict, before: State, seconds: float) -> None:
         self._results[verdict.result] += 1

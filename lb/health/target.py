@@ -72,7 +72,7 @@ class Target(NamedTuple):
 def target_of(upstream: Upstream, endpoint: Endpoint, pair: ClientPair | None) -> Target:
     """The target of an endpoint; `pair` is the upstream's own certificate."""
     # What follows from a result is the upstream's own business: those that differ in nothing else share the check.
-    check = msgspec.structs.replace(upstream.health_check, when_all_fail="serve")
+    check = msgspec.structs.replace(upstream.health_check, when_all_fail="serve", open_flows="keep")
     # Behind a port of its own is something else than what serves, and it expects no header (as in HAProxy).
     proxy_protocol = "none" if check.port else upstream.proxy_protocol
     return Target(endpoint.address, check.port or endpoint.port, check, _tls_of(upstream, pair), proxy_protocol)

@@ -17,6 +17,7 @@ from lb.model.units import format_duration
 CheckType = Literal["off", "http", "http2", "grpc", "tcp", "tls"]
 CheckTls = Literal["upstream", "off", "unverified"]
 WhenAllFail = Literal["serve", "refuse"]
+OpenFlows = Literal["keep", "reset"]
 
 SHORTEST_INTERVAL_MS = 100
 """More often than this nobody learns more, and endpoints have other things to do."""
@@ -62,6 +63,9 @@ class HealthCheck(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many checks in a row a healthy endpoint must fail to be unhealthy. The very first check decides alone."""
     when_all_fail: WhenAllFail = "serve"
     """When no endpoint is healthy: `serve`, all get requests as if they were; `refuse`, requests are answered 503."""
+    open_flows: OpenFlows = "keep"
+    """What becomes of TCP connections that are carried to an endpoint when it turns unhealthy: `keep`, they go on;
+    `reset`, they are reset at once."""
 
 
 _HTTP = frozenset({"http", "http2"})

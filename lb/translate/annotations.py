@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 
 from lb.model.address import is_ip_address
-from lb.model.health import CheckTls, CheckType, WhenAllFail, split_statuses
+from lb.model.health import CheckTls, CheckType, OpenFlows, WhenAllFail, split_statuses
 from lb.model.units import parse_duration, parse_size
 from lb.model.upstream import Balance, HashKey, ProxyProtocol, ProxyValue
 from lb.objects.fields import nearest
@@ -573,6 +573,13 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         "when_all_fail",
         _one_of(*get_args(WhenAllFail)),
         "When no endpoint is healthy: `serve`, all get requests; `refuse`, requests are answered 503.",
+    ),
+    _health(
+        "-open-flows",
+        "open_flows",
+        _one_of(*get_args(OpenFlows)),
+        "TCP connections that are carried to an endpoint when it turns unhealthy: `keep`, they go on; `reset`, they "
+        "are reset at once.",
     ),
 )
 

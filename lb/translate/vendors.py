@@ -228,6 +228,12 @@ _ATTRIBUTES: dict[str, Callable[[str], Iterable[Said]]] = {
     "deregistration_delay.connection_termination.enabled": lambda value: _only("true", value, "connection_termination"),
     "proxy_protocol_v2.enabled": lambda value: (Said("proxy_protocol", "", ("v2" if value == "true" else "none", ())),),
     "load_balancing.cross_zone.enabled": lambda value: _only("true", value, "cross_zone"),
+    "target_health_state.unhealthy.connection_termination.enabled": lambda value: (
+        Said("health", "open_flows", "reset" if value == "true" else "keep"),
+    ),
+    "target_health_state.unhealthy.draining_interval_seconds": lambda value: _only(
+        "0", value, "unhealthy.draining_interval_seconds"
+    ),
 }
 
 _INSIDE_AWS = "Means nothing outside of AWS."
@@ -265,8 +271,11 @@ VENDOR_ANNOTATIONS: tuple[VendorAnnotation, ...] = (
         f"{_AWS}target-group-attributes",
         _attributes,
         "`deregistration_delay.timeout_seconds` as `lb/tcp-drain-timeout` and `lb/udp-drain-timeout`; "
-        "`proxy_protocol_v2.enabled` as `lb/proxy-protocol`. Connections are ended when the delay is over, and targets "
-        "of all zones are used.",
+        "`proxy_protocol_v2.enabled` as `lb/proxy-protocol`; "
+        "`target_health_state.unhealthy.connection_termination.enabled` as `lb/health-check-open-flows`, `true` is "
+        "`reset`; where it is not set they are kept, which NLB does not do. Connections are ended when the delay is "
+        "over, those of unhealthy targets at once or never (not after `draining_interval_seconds`), and targets of all "
+        "zones are used.",
     ),
     VendorAnnotation(
         f"{_AWS}attributes",

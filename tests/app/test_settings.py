@@ -54,7 +54,7 @@ settings:
     http: {head_timeout: 5s, trusted_proxies: [10.0.0.0/8]}
     route: {response_timeout: 1m30s}
     upstream: {max_queue: 7}
-    health_check: {type: http, path: /healthz, interval: 10s, statuses: [200, 300-399], tls: off}
+    health_check: {type: http, path: /healthz, interval: 10s, statuses: [200, 300-399], tls: off, open_flows: reset}
 """,
     )
     assert settings.drain_timeout_ms == 90_000
@@ -64,7 +64,9 @@ settings:
     assert settings.defaults.http.trusted_proxies == ("10.0.0.0/8",)
     assert settings.defaults.route.response_timeout_ms == 90_000
     assert settings.defaults.upstream.max_queue == 7
-    check = HealthCheck("http", path="/healthz", interval_ms=10_000, statuses=(200, "300-399"), tls="off")
+    check = HealthCheck(
+        "http", path="/healthz", interval_ms=10_000, statuses=(200, "300-399"), tls="off", open_flows="reset"
+    )
     assert settings.defaults.health_check == check
 
 

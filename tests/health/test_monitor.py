@@ -86,11 +86,14 @@ class World:
 
     def __init__(self, limit: int = 64) -> None:
         self.words: dict[tuple[str, str], bool] = {}
+        self.resets: set[str] = set()
+        """Upstreams with endpoints whose flows are reset."""
         self.told = 0
         self.monitor = Monitor(self._set_health, limit)
 
-    def _set_health(self, upstream: str, key: str, healthy: bool) -> None:
+    def _set_health(self, upstream: str, key: str, healthy: bool, reset_flows: bool) -> None:
         self.words[upstream, key] = healthy
+        self.resets |= {upstream} if reset_flows else set()
         self.told += 1
 
     def follow(self, *upstreams: Upstream, certificates: Iterable[Certificate] = ()) -> None:
@@ -202,7 +205,7 @@ async def test_one_endpoint_of_several_upstreams_is_checked_once_for_all(world: 
     key = f"127.0.0.1:{site.port}"
     assert world.words == {("one", key): True, ("two", key): True}
     # One that comes later knows at once.
-    refusing = msgspec.structs.replace(slow, when_all_fail="refuse")
+    refusing = msgspec.structs.replace(slow, when_all_fail="refuse", open_flows="reset")
     world.follow(web(site.port, "one", slow), web(site.port, "two", slow), web(site.port, "three", refusing))
     assert world.words["three", key] is True
     other = msgspec.structs.replace(slow, host="other.test")
@@ -210,6 +213,28 @@ async def test_one_endpoint_of_several_upstreams_is_checked_once_for_all(world: 
     assert world.monitor.states("four") == {key: "untested"}
     await until(lambda: ("four", key) in world.words, "another check is another matter")
     assert site.asked == {key: 1, "other.test": 1}
+
+
+async def test_each_upstream_says_what_becomes_of_flows(world: World, site: Site) -> None:
+    """Also where they share a check, and from the change on that says so."""
+    resetting = msgspec.structs.replace(FAST, open_flows="reset", fall=1, rise=1)
+    keeping = msgspec.structs.replace(resetting, open_flows="keep")
+    world.follow(web(site.port, "one", resetting), web(site.port, "two", keeping))
+    await until(lambda: set(world.words.values()) == {True} and len(world.words) == 2, "all are healthy")
+    assert not world.resets
+    site.status = 503
+    await until(lambda: set(world.words.values()) == {False}, "all fail")
+    assert world.resets == {"one"}
+    world.resets.clear()
+    told = world.told
+    world.follow(web(site.port, "one", keeping), web(site.port, "two", resetting))
+    site.status = 200
+    await until(lambda: set(world.words.values()) == {True}, "all are healthy")
+    world.resets.clear()
+    site.status = 503
+    await until(lambda: set(world.words.values()) == {False}, "all fail")
+    assert world.resets == {"two"}
+    assert world.told > told
 
 
 async def test_state_survives_what_does_not_concern_it(world: World, site: Site) -> None:

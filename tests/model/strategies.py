@@ -128,6 +128,7 @@ _check_fields = {
     "rise": st.integers(1, 3),
     "fall": st.integers(1, 3),
     "when_all_fail": st.sampled_from(["serve", "refuse"]),
+    "open_flows": st.sampled_from(["keep", "reset"]),
 }
 health_checks = st.one_of(
     st.just(HealthCheck()),

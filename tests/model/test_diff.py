@@ -146,11 +146,13 @@ def test_effects(part: str, replacement: str, effects: list[str]) -> None:
 def test_a_health_check_that_changes() -> None:
     check = "{path: /a, interval: 5s, statuses: [200], headers: ['Authorization: secret']}"
     text = f"upstreams: {{web: {{health_check: {check}}}}}"
-    after = text.replace("secret", "hidden").replace("/a", "/b").replace("5s", "10s").replace("[200]", "[200, 300-399]")
+    after = text.replace("secret", "hidden").replace("/a", "/b").replace("5s", "10s")
+    after = after.replace("[200]", "[200, 300-399], open_flows: reset")
     assert [change.effect for change in diff(load(text), load(after))] == [
         "upstream web: health check: path /a -> /b",
         "upstream web: health check: statuses 200 -> 200, 300-399",
         "upstream web: health check: interval 5s -> 10s",
+        "upstream web: health check: open_flows keep -> reset",
         "upstream web: health check: other headers (Authorization)",
     ]
 

@@ -386,6 +386,7 @@ MISTAKES = [
             ("{type: http, fall: -1}", ".fall", ""),
             ("{type: http, port: 65536}", ".port", ""),
             ("{type: http, when_all_fail: panic}", ".when_all_fail", ""),
+            ("{type: http, open_flows: drop}", ".open_flows", ""),
             ("tls", ".tls", ""),
             ("{type: tls, tls: off}", ".tls", ""),
         )
@@ -427,10 +428,10 @@ def test_a_mistake_in_a_health_check_costs_the_whole_check() -> None:
         ),
         (
             "{type: grpc, service: shop.v1, port: 81, interval: 2s, fast_interval: 500ms, down_interval: 10s,"
-            " timeout: 250ms, rise: 1, fall: 2, when_all_fail: refuse}",
+            " timeout: 250ms, rise: 1, fall: 2, when_all_fail: refuse, open_flows: reset}",
             HealthCheck(
                 "grpc", 81, service="shop.v1", interval_ms=2_000, fast_interval_ms=500, down_interval_ms=10_000,
-                timeout_ms=250, rise=1, fall=2, when_all_fail="refuse",
+                timeout_ms=250, rise=1, fall=2, when_all_fail="refuse", open_flows="reset",
             ),
         ),
     ],

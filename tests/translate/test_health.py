@@ -50,10 +50,11 @@ def test_nothing_said() -> None:
             "{lb/health-check: grpc, lb/health-check-service: shop.v1, lb/health-check-tls: unverified,"
             " lb/health-check-interval: 2s, lb/health-check-fast-interval: 500ms, lb/health-check-down-interval: 9s,"
             " lb/health-check-timeout: 1s, lb/health-check-rise: '1', lb/health-check-fall: '5',"
-            " lb/health-check-when-all-fail: refuse}",
+            " lb/health-check-when-all-fail: refuse, lb/health-check-open-flows: reset}",
             HealthCheck(
                 "grpc", service="shop.v1", tls="unverified", interval_ms=2_000, fast_interval_ms=500,
                 down_interval_ms=9_000, timeout_ms=1_000, rise=1, fall=5, when_all_fail="refuse",
+                open_flows="reset",
             ),
         ),
         ("{lb/health-check: tls, lb/health-check-tls: unverified}", HealthCheck("tls", tls="unverified")),
@@ -82,6 +83,7 @@ def test_annotations_stand_over_the_default() -> None:
         ("{lb/health-check: http, lb/health-check-port: http}", "-port"),
         ("{lb/health-check: http, lb/health-check-headers: 'Host: a'}", "-headers"),
         ("{lb/health-check: http, lb/health-check-when-all-fail: panic}", "-when-all-fail"),
+        ("{lb/health-check: tcp, lb/health-check-open-flows: 'true'}", "-open-flows"),
         ("{lb/health-check: tls}", "-tls"),
     ],
 )
