@@ -8,7 +8,8 @@ decides who may).
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
@@ -137,15 +138,31 @@ async def upstream(daemon: Daemon, arguments: Arguments) -> schema.UpstreamDetai
 
 
 async def flows(daemon: Daemon, arguments: Arguments) -> schema.Flows:
-    query, config = arguments.query, daemon.pipeline.config
+    with _refusing(daemon, arguments.query):
+        return await carried.look(daemon.engine, arguments.query)
+
+
+async def end_flows(daemon: Daemon, arguments: Arguments) -> schema.FlowsEnded:
+    which: dict[str, str] = msgspec.structs.asdict(arguments.body)
+    with _refusing(daemon, which):
+        ended = await carried.end(daemon.engine, which)
+    filters = {name: value for name, value in which.items() if value}
+    log.info("flows ended", **filters, connections=ended.connections, sessions=ended.sessions)
+    return ended
+
+
+@contextmanager
+def _refusing(daemon: Daemon, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Says why a question about flows has no answer."""
+    config = daemon.pipeline.config
     try:
-        return await carried.look(daemon.engine, query)
+        yield
     except ValueError as error:
         raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
     except KeyError as error:
         what = error.args[0]
         known = config.listeners if what == "listener" else config.upstreams
-        name = query[what]
+        name = asked[what]
         raise Refused(HTTPStatus.NOT_FOUND, f"there is no {what} {name}{views.names_like(known, name)}") from None
     except carried.Unanswered as error:
         raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
@@ -283,6 +300,14 @@ OPERATIONS = (
         change_endpoint,
         schema.UpstreamDetail,
         body=schema.EndpointChange,
+    ),
+    Operation(
+        "POST",
+        "/v1/flows/end",
+        "End TCP connections and UDP sessions that are carried",
+        end_flows,
+        schema.FlowsEnded,
+        body=schema.FlowsEnd,
     ),
     Operation(
         "PUT", "/v1/log-level", "Level of lb's own log", change_log_level, schema.LevelChange, body=schema.LevelChange

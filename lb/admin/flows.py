@@ -1,10 +1,13 @@
-"""What lb carries right now, for the admin API: asks the reactors, waits for them, and says it in the API's words."""
+"""What lb carries right now, for the admin API: asks the reactors, waits for them, and says it in the API's words.
+
+Also ends it: the same question, and those that it finds are over.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +16,21 @@ from lb.admin import schema
 from lb.model.upstream import split_key
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import CarriedFlow, Engine, FlowLook
+    from lb._fastpath.engine import CarriedFlow, CarriedTotal, Engine
+
+    _Answer = tuple[list[CarriedFlow], int, list[CarriedTotal]]
 
 FLOWS_MOST = 1_000
 """How many are described at once; totals are of all of them."""
 DEFAULT_LIMIT = 50
 TIMEOUT_SECONDS = 5.0
+ENDING_SECONDS = 25.0
+"""Ending one takes longer than looking at it, and there may be a hundred thousand."""
 POLL_SECONDS = 0.005
 
 STUCK = "a thread gets no CPU time or is stuck, see lb_reactor_heartbeat_age_seconds of /metrics"
+
+IN_PART = ". Some that match have been ended, others not: asked again, lb goes on with them"
 
 Network = tuple[bytes, int] | Literal["unix"]
 """16 bytes, IPv4 as ::ffff:a.b.c.d, and how many leading bits count; or those without an address."""
@@ -35,28 +44,41 @@ async def look(engine: Engine, query: Mapping[str, Any], patience: float = TIMEO
     """The flows that `query` asks for. ValueError for a question that makes no sense, KeyError with `listener`
     or `upstream` when there has never been such a one, Unanswered after `patience` seconds.
     """
+    if query["sort"] not in LOOK_ORDERS:
+        raise ValueError(f"`sort` is one of {', '.join(LOOK_ORDERS)}, not `{query['sort']}`")
+    shown = {"order": query["sort"], "limit": min(query["limit"], FLOWS_MOST)}
+    found, matched, totals = await _ask(engine, {**_filters(query), **shown}, patience)
+    return schema.Flows(tuple(map(_flow_info, found)), matched, _endpoints(totals))
+
+
+async def end(engine: Engine, which: Mapping[str, str], patience: float = ENDING_SECONDS) -> schema.FlowsEnded:
+    """End the flows that pass these filters. Fails as `look` does; ValueError also when there is no filter."""
+    if not any(which.values()):
+        raise ValueError(f"say which: {', '.join(f'`{name}`' for name in which)}, or several of them")
+    _, _, totals = await _ask(engine, {**_filters(which), "limit": 0, "ends": True}, patience, IN_PART)
+    connections, sessions = sum(one["flows"] for one in totals), sum(one["sessions"] for one in totals)
+    return schema.FlowsEnded(connections, sessions, _endpoints(totals))
+
+
+async def _ask(engine: Engine, asked: Mapping[str, Any], patience: float, in_part: str = "") -> _Answer:
+    """What the reactors have found. `in_part`: what else to know when not all of them answer."""
     deadline = time.monotonic() + patience
-    asked = _question(query)
     while (started := engine.look_at_flows(**asked)) is None:
         await _wait(deadline, f"some threads have not ended looking for another request: {STUCK}")
     try:
         while threads := started.waits_for():
-            await _wait(deadline, f"{_threads(threads)} not answered for {patience:g} s: {STUCK}")
-        return _tell(started)
+            await _wait(deadline, f"{_threads(threads)} not answered for {patience:g} s: {STUCK}{in_part}")
+        return started.result()
     finally:
         started.cancel()
 
 
-def _question(query: Mapping[str, Any]) -> dict[str, Any]:
-    if query["sort"] not in LOOK_ORDERS:
-        raise ValueError(f"`sort` is one of {', '.join(LOOK_ORDERS)}, not `{query['sort']}`")
+def _filters(given: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "listener": query["listener"] or None,
-        "upstream": query["upstream"] or None,
-        "key": _endpoint(query["endpoint"]) or None,
-        "client": read_client(query["client"]) if query["client"] else None,
-        "order": query["sort"],
-        "limit": min(query["limit"], FLOWS_MOST),
+        "listener": given["listener"] or None,
+        "upstream": given["upstream"] or None,
+        "key": _endpoint(given["endpoint"]) or None,
+        "client": read_client(given["client"]) if given["client"] else None,
     }
 
 
@@ -94,8 +116,7 @@ def _threads(threads: list[int]) -> str:
     return f"thread {names} has" if len(threads) == 1 else f"threads {names} have"
 
 
-def _tell(ended: FlowLook) -> schema.Flows:
-    found, matched, totals = ended.result()
+def _endpoints(totals: Iterable[CarriedTotal]) -> tuple[schema.EndpointFlows, ...]:
     endpoints = [
         schema.EndpointFlows(
             upstream=one["upstream"],
@@ -110,7 +131,7 @@ def _tell(ended: FlowLook) -> schema.Flows:
         for one in totals
     ]
     endpoints.sort(key=lambda one: (-one.connections - one.sessions, one.upstream, one.endpoint))
-    return schema.Flows(tuple(map(_flow_info, found)), matched, tuple(endpoints))
+    return tuple(endpoints)
 
 
 def _flow_info(one: CarriedFlow) -> schema.FlowInfo:

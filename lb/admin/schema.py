@@ -364,6 +364,28 @@ class Flows(msgspec.Struct, frozen=True):
     """Of all that pass the filters, those with the most first."""
 
 
+class FlowsEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which TCP connections and UDP sessions an operator wants to end: all that pass these filters, of which there must
+    be one. They are those of GET /v1/flows."""
+
+    listener: str = ""
+    client: str = ""
+    """An address, a network, or `unix`."""
+    endpoint: str = ""
+    upstream: str = ""
+
+
+class FlowsEnded(msgspec.Struct, frozen=True):
+    """What an operator has ended."""
+
+    connections: int
+    """Of TCP."""
+    sessions: int
+    """Of UDP."""
+    endpoints: tuple[EndpointFlows, ...]
+    """Where they went, those with the most first."""
+
+
 class Page(msgspec.Struct, Generic[ItemT], frozen=True):
     """A part of a list."""
 

@@ -24,6 +24,8 @@ from lb.cli.terminal import Terminal, visible
 from lb.model.explanation import describe_failures
 from lb.settings import find_admin_socket
 
+Verb = Callable[..., None]
+
 Json = Any
 """A decoded answer: lb/admin/schema.py says what is in it."""
 
@@ -203,13 +205,21 @@ def upstreams(client: Client, name: str | None, offset: int) -> None:
         client.show(client.get(f"/v1/upstreams/{quote(name)}"), _show_upstream)
 
 
+def _which_flows(verb: Verb) -> Verb:
+    """The options that choose among what is carried."""
+    network = "Only of this address or network (CIDR), or `unix`."
+    for option in (
+        click.option("--upstream", default="", help="Only to this upstream."),
+        click.option("--endpoint", default="", metavar="ADDRESS:PORT", help="Only to this endpoint."),
+        click.option("--client", "who", default="", metavar="ADDRESS", help=network),
+        click.option("--listener", default="", help="Only of this listener."),
+    ):
+        verb = option(verb)
+    return verb
+
+
 @command.command()
-@click.option("--listener", default="", help="Only of this listener.")
-@click.option(
-    "--client", "who", default="", metavar="ADDRESS", help="Only of this address or network (CIDR), or `unix`."
-)
-@click.option("--endpoint", default="", metavar="ADDRESS:PORT", help="Only to this endpoint.")
-@click.option("--upstream", default="", help="Only to this upstream.")
+@_which_flows
 @click.option(
     "--sort", type=click.Choice(["age", "idle", "bytes"]), default="age", show_default=True, help="The greatest first."
 )
@@ -229,6 +239,21 @@ def flows(client: Client, listener: str, who: str, endpoint: str, upstream: str,
     """
     filters = {"listener": listener, "client": who, "endpoint": endpoint, "upstream": upstream}
     client.show(client.get("/v1/flows", **filters, sort=sort, limit=limit), _show_flows)
+
+
+@command.command("end-flows")
+@_which_flows
+@click.pass_obj
+def end_flows(client: Client, listener: str, who: str, endpoint: str, upstream: str) -> None:
+    """End the TCP connections and UDP sessions that match; `lb ctl flows` shows them before that.
+
+    At least one option must say which. Connections are reset on both sides. Clients may come again at once, and to the
+    same endpoint, unless it is drained; a UDP client that goes on sending has a new session with its next datagram.
+    """
+    which = {"listener": listener, "client": who, "endpoint": endpoint, "upstream": upstream}
+    if not any(which.values()):
+        raise click.UsageError("say which to end, with --listener, --client, --endpoint, --upstream or several of them")
+    client.show(client.call("POST", "/v1/flows/end", which), _show_ended)
 
 
 @command.command()
@@ -543,6 +568,31 @@ def _show_flows(console: Console, answer: Json) -> None:
         for one in answer["endpoints"][:MAX_ENDPOINTS]
     ]
     _table(console, ("ENDPOINT", "UPSTREAM", "CONNECTIONS#", "SESSIONS#", "IN#", "OUT#", "WAITING"), rows)
+    _show_more_endpoints(console, answer)
+
+
+def _show_ended(console: Console, answer: Json) -> None:
+    if not answer["endpoints"]:
+        console.print("no TCP connection and no UDP session matches", markup=False, highlight=False)
+        return
+    connections, sessions = answer["connections"], answer["sessions"]
+    parts = (_counted(connections, "TCP connection"), _counted(sessions, "UDP session"))
+    console.print(f"ended {' and '.join(filter(None, parts))}", markup=False, highlight=False)
+    rows = [
+        (one["endpoint"], one["upstream"], one["connections"], one["sessions"])
+        for one in answer["endpoints"][:MAX_ENDPOINTS]
+    ]
+    console.print()
+    _table(console, ("ENDPOINT", "UPSTREAM", "CONNECTIONS#", "SESSIONS#"), rows)
+    _show_more_endpoints(console, answer)
+
+
+def _counted(count: int, what: str) -> str:
+    """`2 UDP sessions`; empty for none."""
+    return f"{count} {what}{'' if count == 1 else 's'}" if count else ""
+
+
+def _show_more_endpoints(console: Console, answer: Json) -> None:
     rest = len(answer["endpoints"]) - MAX_ENDPOINTS
     if rest > 0:
         console.print(f"… {rest} more endpoints; -o json has all", markup=False, highlight=False)

@@ -20,9 +20,11 @@ import aiohttp
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from lb.admin.api import OPERATIONS
 from lb.admin.flows import Unanswered
+from lb.admin.flows import end as end_flows
 from lb.admin.flows import look as look_at_flows
 from lb.admin.server import AdminServer
 from lb.certs.expiry import Expiry
@@ -317,6 +319,10 @@ async def test_explain_tells_why_nothing_listens(api: Api, daemon: FakeDaemon) -
             404,
             "has no endpoint",
         ),
+        ("POST", "/v1/flows/end", {}, 400, "say which: `listener`, `client`, `endpoint`, `upstream`, or several"),
+        ("POST", "/v1/flows/end", {"ends": "x"}, 400, "unknown field `ends`"),
+        ("POST", "/v1/flows/end", {"listener": "htpp"}, 404, "there is no listener htpp"),
+        ("POST", "/v1/flows/end", {"client": "10.0.0.0/33"}, 400, "`client` is an address or network like"),
         ("PUT", "/v1/log-level", {"level": "loud"}, 400, "level"),
     ],
 )
@@ -516,6 +522,70 @@ async def test_flows_are_asked_for_by_their_clients(api: Api, daemon: FakeDaemon
     await api.get("/v1/flows?client=2001:db8::7/32")
     assert daemon.engine.asked.pop()["client"] == (bytes.fromhex("20010db8") + bytes(12), 32)
     assert (await api("GET", "/v1/flows?upstream=web"))[0] == 404
+
+
+def whole(number: int, flows: int, sessions: int) -> dict[str, Any]:
+    return {**total(number, flows), "sessions": sessions}
+
+
+async def test_flows_are_ended(server: AdminServer, daemon: FakeDaemon) -> None:
+    daemon.engine.looks = [None, FakeLook(2, totals=[whole(1, 2, 0), whole(2, 1, 1)])]
+    with capture_logs() as logs:
+        result = await ctl(server, "end-flows", "--client", "10.1.2.0/24", "--endpoint", "10.0.0.9:5")
+    assert [" ".join(line.split()) for line in result.output.splitlines()] == [
+        "ended 3 TCP connections and 1 UDP session",
+        "",
+        "ENDPOINT UPSTREAM CONNECTIONS SESSIONS",
+        "10.0.0.1:5 db 2 0",
+        "10.0.0.2:5 db 1 1",
+    ]
+    network = (b"\0" * 10 + b"\xff\xff\x0a\x01\x02\x00", 120)
+    filters = {"listener": None, "upstream": None, "key": "10.0.0.9:5", "client": network}
+    assert daemon.engine.asked == [{**filters, "limit": 0, "ends": True}] * 2
+    (line,) = (one for one in logs if one["event"] == "flows ended")
+    asked = {"client": "10.1.2.0/24", "endpoint": "10.0.0.9:5"}
+    assert {**line, **asked, "connections": 3, "sessions": 1} == line
+
+
+async def test_what_was_ended_is_counted(server: AdminServer, daemon: FakeDaemon) -> None:
+    many = [total(number, number) for number in range(1, 31)]
+
+    async def end(*options: str, totals: list[dict[str, Any]]) -> str:
+        daemon.engine.looks = [FakeLook(totals=totals)]
+        with capture_logs():  # which would stand in the output as well
+            result = await ctl(server, "end-flows", "--client", "unix", *options)
+        assert result.exit_code == 0
+        return result.output
+
+    assert (await end(totals=[whole(1, 1, 0)])).startswith("ended 1 TCP connection\n")
+    assert (await end(totals=[whole(1, 0, 2)])).startswith("ended 2 UDP sessions\n")
+    assert await end(totals=[]) == "no TCP connection and no UDP session matches\n"
+    assert (await end(totals=many)).splitlines()[-1] == "… 10 more endpoints; -o json has all"
+    answer = json.loads(await end("-o", "json", totals=many))
+    assert (answer["connections"], answer["sessions"], len(answer["endpoints"])) == (465, 0, 30)
+
+
+async def test_nothing_is_ended_unless_somebody_says_what(server: AdminServer, daemon: FakeDaemon) -> None:
+    result = await ctl(server, "end-flows")
+    assert result.exit_code == 2
+    assert "with --listener, --client, --endpoint, --upstream or several of them" in result.output
+    result = await ctl(server, "end-flows", "--upstream", "nobody")
+    assert result.exit_code == 2
+    assert "there is no upstream nobody" in result.output
+    assert all(asked["upstream"] == "nobody" for asked in daemon.engine.asked)
+
+
+async def test_flows_that_are_not_ended_in_time(daemon: FakeDaemon) -> None:
+    which = {"listener": "", "upstream": "", "endpoint": "", "client": "unix"}
+    look = FakeLook(1_000_000)
+    daemon.engine.looks = [look]
+    with pytest.raises(Unanswered, match=r"thread 1 has not answered .* Some that match have been ended, others not"):
+        await end_flows(daemon.engine, which, patience=0.02)  # type: ignore[arg-type]
+    assert look.cancelled
+    daemon.engine.looks = [None] * 1_000
+    with pytest.raises(Unanswered, match="looking for another request") as raised:
+        await end_flows(daemon.engine, which, patience=0.02)  # type: ignore[arg-type]
+    assert "have been ended" not in str(raised.value)
 
 
 async def test_flows_of_threads_that_do_not_answer(daemon: FakeDaemon) -> None:
