@@ -347,6 +347,20 @@ def _json_entries(data: bytes, file: str, item: str, depth: int) -> tuple[Entry,
 
 
 def _json_entry(data: bytes, file: str, item: str, depth: int) -> AnyEntry:
+    entry = _read_json_entry(data, file, item, depth)
+    if isinstance(entry, Stored) and (path := jsontext.repeated_key(data)) is not None:
+        return Rejected(_stands_twice(path, entry.origin), _key_of(entry.origin))
+    return entry
+
+
+def _stands_twice(path: Sequence[str | int], origin: Origin) -> Problem:
+    """As yamltext says it."""
+    what = f"the key `{path[-1]}` stands twice in this mapping"
+    why = f"nobody can tell which of the two is meant; {LEFT_OUT}"
+    return Problem("LB1002", origin, what, why, "remove one of the two", _write_path(path))
+
+
+def _read_json_entry(data: bytes, file: str, item: str, depth: int) -> AnyEntry:
     try:
         head = jsontext.read_head(data)
         kind = KINDS.get((head.api_version, head.kind))

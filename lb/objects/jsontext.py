@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -59,6 +61,7 @@ _outer = msgspec.json.Decoder(Outer)
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _head = msgspec.json.Decoder(Head)
 _raw = msgspec.json.Decoder(msgspec.Raw)
+_encode = msgspec.json.Encoder().encode
 
 
 def looks_like_json(data: bytes) -> bool:
@@ -119,6 +122,51 @@ def _end_before_trailing(message: str) -> int | None:
     found = re.search(r"trailing characters \(byte (\d+)\)", message)
     # msgspec has already stepped over the first trailing character when it complains.
     return int(found[1]) - 1 if found else None
+
+
+def repeated_key(data: bytes) -> tuple[str | int, ...] | None:
+    """The path of a key that stands twice in its map: decoders take the last one without a word. None: there is none,
+    or the text is no JSON, which others tell.
+
+    A text has as many colons as what was read from it, unless a member has gone: so the usual text costs one scan and
+    no look at its keys. (One that is escaped is a false alarm; encoders of Kubernetes objects write them as they are.)
+    """
+    try:
+        if _encode(msgspec.json.decode(data)).count(b":") == data.count(b":"):
+            return None
+        return _find_twice(_pairs.decode(data.decode()), ())
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+class _Twice(dict[str, object]):
+    """A map one of whose keys stands twice in the text."""
+
+    key = ""
+
+
+def _note_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    found = _Twice(values)
+    found.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return found
+
+
+_pairs = json.JSONDecoder(object_pairs_hook=_note_twice)
+
+
+def _find_twice(value: object, path: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
+    if isinstance(value, _Twice):
+        return (*path, value.key)
+    below: Iterable[tuple[str | int, object]] = ()
+    if isinstance(value, dict):
+        below = value.items()
+    elif isinstance(value, list):
+        below = enumerate(value)
+    found = (_find_twice(one, (*path, part)) for part, one in below)
+    return next((one for one in found if one is not None), None)
 
 
 def explain(data: bytes, error: Exception) -> JsonError:

@@ -170,6 +170,45 @@ def test_yaml_that_no_object_can_be_made_of(broken: Broken) -> None:
     assert len(decoded.parts().stored) == 1
 
 
+TWICE = {
+    "a field": ('"spec": {"clusterIP": "a", "clusterIP": "b"}', "spec.clusterIP"),
+    "a part of the object": ('"spec": {}, "spec": {"clusterIP": "b"}', "spec"),
+    "an annotation": (
+        '"metadata": {"name": "web", "annotations": {"a/b": "1", "a/b": "1"}}',
+        "metadata.annotations[a/b]",
+    ),
+    "in a list": ('"spec": {"ports": [{"port": 1}, {"port": 1, "name": "a", "port" :2}]}', "spec.ports[1].port"),
+    "spelled in another way": ('"spec": {"type": null, "clusterIP": "a", "cluster\\u0049P": "b"}', "spec.clusterIP"),
+    "in what lb does not read": ('"status": {"a": {"b": 1, "b": 2}}', "status.a.b"),
+}
+
+
+@pytest.mark.parametrize(("members", "field"), TWICE.values(), ids=TWICE.keys())
+def test_a_key_that_stands_twice_in_json(members: str, field: str) -> None:
+    """Decoders take the last one without a word."""
+    head = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "%s"}, '
+    named = head.replace('"metadata": {"name": "%s"}, ', "") if "metadata" in members else head % "web"
+    good = head % "good" + '"spec": {}}'
+    decoded = decode(f'{{"kind": "List", "items": [{named}{members}}}, {good}]}}'.encode(), "a.json")
+    (problem,) = problems(decoded)
+    assert (problem.code, problem.field, problem.fix) == ("LB1002", field, "remove one of the two")
+    assert "stands twice in this mapping" in problem.what
+    assert (problem.origin.item, problem.origin.object) == ("items[0]", "Service default/web")
+    assert [rejected.key for rejected in decoded.parts().rejected] == [Key("Service", "default", "web")]
+    assert [stored.object.metadata.name for stored in decoded.parts().stored] == ["good"]
+
+
+def test_a_key_that_stands_twice_in_a_native_json_file() -> None:
+    problem = only_problem('{"apiVersion": "lb/v1", "kind": "Config", "hosts": {"a": [], "a": []}}', "a.json")
+    assert (problem.code, problem.field) == ("LB1002", "hosts.a")
+
+
+def test_texts_that_only_look_like_keys_that_stand_twice() -> None:
+    looks = r'{"a\\u003ab": "\"x\": 1, \"x\":\u003a 2", "x": "x", "name": "x"}'
+    text = f'{{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "name"}}, "data": {looks}}}'
+    assert problems(decode(text.encode(), "a.json")) == []
+
+
 def test_a_bad_item_of_a_yaml_list_costs_only_itself() -> None:
     text = "kind: List\napiVersion: v1\nitems:\n"
     for port in ("80", "x", "81"):
