@@ -177,6 +177,10 @@ def _decode_json(data: bytes, file: str, previous: Decoded | None) -> Decoded:
         return Decoded([entry])
     prefix = "" if data.lstrip()[:1] == b"[" else "items"
     digests, entries = _decode_items(items, file, prefix, 0, _KnownItems(previous))
+    if prefix and jsontext.has_two_lists(data, items):
+        line, column = jsontext.line_and_column(data, jsontext.first_item_offset(data) or 0)
+        origin = Origin(file=file, line=line, column=column)
+        return Decoded(entries, (_stands_twice(("items",), origin),), digests=digests)
     return Decoded(entries, digests=digests, layout=measure(data, items))
 
 
@@ -356,7 +360,7 @@ def _json_entry(data: bytes, file: str, item: str, depth: int) -> AnyEntry:
 def _stands_twice(path: Sequence[str | int], origin: Origin) -> Problem:
     """As yamltext says it."""
     what = f"the key `{path[-1]}` stands twice in this mapping"
-    why = f"nobody can tell which of the two is meant; {LEFT_OUT}"
+    why = f"nobody can tell which of the two is meant; {LEFT_OUT}" if origin.kind else ""
     return Problem("LB1002", origin, what, why, "remove one of the two", _write_path(path))
 
 
@@ -506,7 +510,7 @@ def _yaml_entries(
 ) -> Iterator[Entry]:
     line, column = yamltext.position(root)
     origin = Origin(file=file, line=chunk.first_line + line, column=column)
-    items = yamltext.member(root, "items")
+    items = yamltext.only_member(root, "items")
     if (
         isinstance(items, SequenceNode)
         and depth < _MAX_LIST_DEPTH

@@ -210,6 +210,16 @@ def first_item_offset(data: bytes) -> int | None:
     return match.end() if match else None
 
 
+def has_two_lists(data: bytes, items: list[msgspec.Raw]) -> bool:
+    """Whether `items`, which a List was read to have, are not the ones that stand first in it: the key stands twice."""
+    start = first_item_offset(data)
+    if start is None:
+        return False
+    if not items:
+        return data[start : start + 1] != b"]"
+    return not data.startswith(bytes(items[0]), start)
+
+
 def salvage(data: bytes) -> list[Piece]:
     """The whole items of a List that is not JSON as a whole, and the broken ones with their errors.
 

@@ -151,7 +151,7 @@ class Converter:
                 continue
             key = _key(key_node)
             if key in values:
-                raise _error_at(key_node, f"the key `{key}` stands twice in this mapping", "remove one of the two")
+                raise _twice(key_node, key)
             if key == "managedFields":
                 continue
             below = Nulls.EMPTY if nulls is Nulls.DROP and key in TEXT_MAPS else nulls
@@ -210,6 +210,18 @@ def member(node: Node, name: str) -> Node | None:
                 found: Node = value_node
                 return found
     return None
+
+
+def only_member(node: Node, name: str) -> Node | None:
+    """The same. Raises YamlError when the key stands twice."""
+    keys = [key for key, _ in node.value if key.value == name] if isinstance(node, MappingNode) else []
+    if len(keys) > 1:
+        raise _twice(keys[1], name)
+    return member(node, name)
+
+
+def _twice(key_node: Node, key: str) -> YamlError:
+    return _error_at(key_node, f"the key `{key}` stands twice in this mapping", "remove one of the two")
 
 
 def member_text(node: Node, name: str) -> str:

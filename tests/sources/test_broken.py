@@ -203,6 +203,23 @@ def test_a_key_that_stands_twice_in_a_native_json_file() -> None:
     assert (problem.code, problem.field) == ("LB1002", "hosts.a")
 
 
+@pytest.mark.parametrize("lists", [("a", "b"), ("a b", ""), ("", "a b")])
+def test_a_list_whose_items_stand_twice(lists: tuple[str, str]) -> None:
+    """Half of the objects may not be there."""
+    items = [
+        ", ".join(
+            f'{{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "{name}"}}}}' for name in names.split()
+        )
+        for names in lists
+    ]
+    text = f'{{"apiVersion": "v1",\n"items": [{items[0]}],\n"items": [{items[1]}],\n"kind": "List"}}'
+    for file, data in (("a.json", text), ("a.yaml", text.replace("{", "{ # YAML\n", 1))):
+        problem = only_problem(data, file)
+        assert (problem.code, problem.fix) == ("LB1002", "remove one of the two")
+        assert "the key `items` stands twice" in problem.what
+        assert problem.origin.line > 1
+
+
 def test_texts_that_only_look_like_keys_that_stand_twice() -> None:
     looks = r'{"a\\u003ab": "\"x\": 1, \"x\":\u003a 2", "x": "x", "name": "x"}'
     text = f'{{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "name"}}, "data": {looks}}}'
