@@ -776,11 +776,14 @@ cdef void client_read(conn* c) noexcept nogil:
             if c.base.flags & IO_BROKEN:
                 client_failed(c, LB_R_UPSTREAM_RESET)
             return
-        if n == RECEIVE_ERROR or (n == RECEIVE_END and c.base.flags & IO_CUT):
-            client_failed(c, LB_R_UPSTREAM_RESET)
-            return
-        if n == RECEIVE_END:
+        if n == RECEIVE_END and not c.base.flags & IO_CUT:
             client_end_of_input(c)
+            return
+        if n == RECEIVE_END and not c.base.flags & IO_BROKEN:
+            client_failed(c, LB_R_UPSTREAM_CLOSED)  # without TLS's goodbye, as many servers do
+            return
+        if n == RECEIVE_END or n == RECEIVE_ERROR:
+            client_failed(c, LB_R_UPSTREAM_RESET)
             return
         budget -= n
         if not piped:

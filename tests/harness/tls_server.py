@@ -13,7 +13,9 @@ from tests.harness.certificates import Authority, Pair
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers with the headers it got, or with the digest of the body; `/bulk` with 4 MiB."""
+    """Answers with the headers it got, or with the digest of the body; `/bulk` with 4 MiB, a body for `?close` not at
+    all: it closes.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -27,6 +29,9 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("?close"):
+            self.close_connection = True
+            return
         self._answer(hashlib.sha256(body).hexdigest().encode())
 
     def _answer(self, body: bytes) -> None:

@@ -364,6 +364,14 @@ def test_operators_see_why_an_endpoint_is_not_trusted(world: World) -> None:
     assert endpoint["tls_error"] == ""
 
 
+def test_an_endpoint_that_closes_without_a_goodbye(world: World) -> None:
+    """It has closed, and not reset, whatever TLS wants to be said before (RFC 8446 6.1)."""
+    with world.client().connect() as connected:
+        answer = ask(connected, "shop.example.com", "/api?close", body=b"once")
+        assert answer.status == 502
+        assert b"upstream-closed" in answer.body
+
+
 def test_bytes_that_are_only_carried_offer_no_protocol(world: World) -> None:
     """What they are nobody knows (RFC 7301)."""
     with socket.create_connection(world.serving.address("carried"), 20) as client:
