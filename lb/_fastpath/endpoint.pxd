@@ -21,6 +21,7 @@ cdef enum:  # endpoint.last_failure, besides values of errno
     FAILED_TLS = -1  # tls_error tells more
     FAILED_NOT_HTTP2 = -2
     FAILED_NO_ANSWER = -3
+    FAILED_BEFORE_SETTINGS = -4  # it has ended the connection: because it restarts, or does not know HTTP/2
 
 cdef enum:  # health: what the control plane's checks say
     HEALTH_OK = 0  # or not checked

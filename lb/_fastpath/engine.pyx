@@ -98,6 +98,7 @@ from lb._fastpath.endpoint cimport (
     ADMIN_DRAIN,
     ADMIN_READY,
     CURSOR_WORDS,
+    FAILED_BEFORE_SETTINGS,
     FAILED_NO_ANSWER,
     FAILED_NOT_HTTP2,
     FAILED_TLS,
@@ -2183,6 +2184,8 @@ cdef str failure_text(endpoint* ep):
         return "no answer in time"
     if why == FAILED_NOT_HTTP2:
         return "it does not speak HTTP/2"
+    if why == FAILED_BEFORE_SETTINGS:
+        return "it ends the connection before HTTP/2 begins"
     if why == FAILED_TLS:
         return "TLS failed" + (f": {tls_error.decode()}" if tls_error != NULL else "")
     return os.strerror(why).lower()

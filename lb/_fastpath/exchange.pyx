@@ -17,6 +17,7 @@ from lb._fastpath.c.openssl cimport X509_V_OK
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_GRPC_WEB,
     LB_R_BAD_HEADER,
+    LB_R_BAD_RESPONSE,
     LB_R_BODY_TOO_LARGE,
     LB_R_CLIENT_CLOSED,
     LB_R_CLIENT_IDLE_TIMEOUT,
@@ -841,7 +842,8 @@ cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
     elif x.flags & X_CONNECTING:
         attempt_failed(x, reason)
     elif not x.flags & X_RESPONSE_STARTED and silent and reason in (
-        LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED
+        # Bad and silent: what another stream was sent has ended their connection.
+        LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED, LB_R_BAD_RESPONSE
     ):
         attempt_failed(x, reason)
     else:

@@ -12,7 +12,7 @@ cdef enum:
 cdef struct pool_calls:
     void (*begin)(leg* l) noexcept nogil  # its exchange's turn: the peer can be spoken to
     void (*no_room)(leg* l) noexcept nogil  # its exchange has waited in vain
-    void (*not_spoken)(conn* c) noexcept nogil  # it ends before the peer has said that it speaks HTTP/2
+    void (*not_spoken)(conn* c, int reason) noexcept nogil  # it ends before the peer has said that it speaks HTTP/2
     void (*stream_ended)(conn* c) noexcept nogil  # one at least, since the last time, or the limit has changed
     void (*going_away)(conn* c) noexcept nogil  # no stream can begin any more; those that have, go on
     void (*connection_ended)(conn* c) noexcept nogil  # no exchange has a stream on it: close it

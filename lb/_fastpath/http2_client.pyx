@@ -40,6 +40,7 @@ from lb._fastpath.c.nghttp2 cimport (
 )
 from lb._fastpath.c.sys cimport (
     LB_R_BAD_RESPONSE,
+    LB_R_H2_CONTINUATION_FLOOD,
     LB_R_NO_MEMORY,
     LB_R_RESPONSE_TOO_LARGE,
     LB_R_UPSTREAM_CLOSED,
@@ -338,7 +339,7 @@ cdef void end_session(session* s, int reason) noexcept nogil:
 cdef void lose_connection(session* s, int reason) noexcept nogil:
     """By the peer's doing, or by what it has sent."""
     if not s.flags & S_BEGUN:
-        pool.not_spoken(s.c)
+        pool.not_spoken(s.c, reason)
     end_session(s, reason)
 
 
@@ -349,7 +350,7 @@ cdef void tell_away(session* s) noexcept nogil:
 
 
 cdef void fail(stream* st, int reason) noexcept nogil:
-    if st.flags & ST_ANSWERED and (reason == LB_R_UPSTREAM_RESET or reason == LB_R_UPSTREAM_CLOSED):
+    if st.flags & ST_ANSWERED and reason in (LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_REFUSED):
         reason = LB_R_UPSTREAM_TRUNCATED
     if st.leg.exchange != NULL:
         calls.response_failed(st.leg.exchange, reason)
@@ -379,6 +380,7 @@ cdef void client_ready(io* source) noexcept nogil:
     if source.flags & IO_BROKEN:
         return  # and enqueued
     if s.reason:
+        blame(s)
         lose_connection(s, reason_of(s))
         return
     if s.flags & S_PEER_AWAY:
@@ -389,6 +391,15 @@ cdef void client_ready(io* source) noexcept nogil:
     if s.flags & S_STREAM_ENDED:
         s.flags &= ~<uint32_t>S_STREAM_ENDED
         pool.stream_ended(c)
+
+
+cdef void blame(session* s) noexcept nogil:
+    """A head that was not even begun to be read is an answer as well: whose it is, is not asked for again."""
+    cdef stream* st
+    if s.reason == LB_R_H2_CONTINUATION_FLOOD:
+        st = <stream*>nghttp2_session_get_stream_user_data(s.ng, s.meter.block_id)
+        if st != NULL:
+            st.leg.flags |= LEG_GOT_BYTES
 
 
 cdef int reason_of(const session* s) noexcept nogil:

@@ -35,6 +35,7 @@ cdef struct meter:
     int32_t reset_ids[RESET_IDS]  # streams that we have reset: what still comes on them is no fault
     uint32_t reset_count
     int32_t newest_id  # of the streams that the peer has begun
+    int32_t block_id  # whose header block came last
     bint reset_seen  # among the bytes that nghttp2 has not had yet
     uint8_t begun[FRAME_HEAD]  # a frame's head that reads have cut: nghttp2 gets heads whole
     uint8_t begun_size

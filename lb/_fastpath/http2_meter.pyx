@@ -186,6 +186,7 @@ cdef int begin_frame(meter* m, const uint8_t* h, int64_t now_ms, int* heads_left
         heads_left[0] -= 1
         if stream_id > m.newest_id:
             m.newest_id = stream_id
+        m.block_id = stream_id
         m.continuations = 0
         m.block_bytes = length
         m.in_block = not h[4] & NGHTTP2_FLAG_END_HEADERS

@@ -22,8 +22,10 @@ from lb._fastpath.c.sys cimport (
     LB_R_NO_PORT,
     LB_R_NO_MEMORY,
     LB_R_OK,
+    LB_R_UPSTREAM_CLOSED,
     LB_R_UPSTREAM_PROTOCOL,
     LB_R_UPSTREAM_REFUSED,
+    LB_R_UPSTREAM_RESET,
     LB_R_UPSTREAM_TLS_FAILED,
     SO_ERROR,
     SOCK_CLOEXEC,
@@ -53,7 +55,14 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.balance cimport endpoint_connect_failed, endpoint_connected, endpoint_connecting
 from lb._fastpath.counters cimport bump
-from lb._fastpath.endpoint cimport ADMIN_DOWN, FAILED_NO_ANSWER, FAILED_NOT_HTTP2, FAILED_TLS, idle_pool
+from lb._fastpath.endpoint cimport (
+    ADMIN_DOWN,
+    FAILED_BEFORE_SETTINGS,
+    FAILED_NO_ANSWER,
+    FAILED_NOT_HTTP2,
+    FAILED_TLS,
+    idle_pool,
+)
 from lb._fastpath.http1 cimport (
     CLIENT_UNUSED,
     client_resume,
@@ -283,8 +292,9 @@ cdef void shared_is_full(leg* l) noexcept nogil:
     calls.connect_failed(l.exchange, LB_R_UPSTREAM_REFUSED)
 
 
-cdef void shared_not_spoken(conn* c) noexcept nogil:
-    endpoint_connect_failed(c.ep, c.base.r, FAILED_NOT_HTTP2)
+cdef void shared_not_spoken(conn* c, int reason) noexcept nogil:
+    cdef bint ended = reason == LB_R_UPSTREAM_CLOSED or reason == LB_R_UPSTREAM_RESET
+    endpoint_connect_failed(c.ep, c.base.r, FAILED_BEFORE_SETTINGS if ended else FAILED_NOT_HTTP2)
 
 
 cdef void tell_failed(leg* l, int reason) noexcept nogil:
@@ -700,6 +710,7 @@ cdef void established(conn* c) noexcept nogil:
         not_connected(c, LB_R_UPSTREAM_REFUSED)  # HTTP/2 is what it spoke before: they try again without expecting it
         return
     if c.session != NULL and c.tls != NULL and not h2:
+        endpoint_connect_failed(c.ep, r, FAILED_NOT_HTTP2)
         not_connected(c, LB_R_UPSTREAM_PROTOCOL)  # HTTP/2 is what was asked for
         return
     if c.session == NULL and http and not h2 and c.parked != NULL:

@@ -281,9 +281,9 @@ class World:
     def client(self, version: str = "2") -> HttpClient:
         return HttpClient(self.serving.address(), version)
 
-    def hold(self, client: HttpClient) -> Exchange:
+    def hold(self, client: HttpClient, method: str = "GET") -> Exchange:
         """A request that has reached the endpoint and waits there."""
-        exchange = client.start(HOST, "/hold")
+        exchange = client.start(HOST, "/hold", method)
         assert self.endpoint.held.acquire(timeout=DEADLINE)
         return exchange
 
@@ -354,9 +354,9 @@ def test_body_where_there_is_none(world: World, name: str, version: str) -> None
 @pytest.mark.parametrize("name", CONNECTION_FAULTS)
 def test_broken_connection_is_left_with_goaway(world: World, name: str) -> None:
     with world.client() as neighbour, world.client() as client:
-        waiting = world.hold(neighbour)
+        waiting = world.hold(neighbour, "POST")
         peer = world.endpoint.peers[-1]
-        exchange = client.start(HOST, path(name))
+        exchange = client.start(HOST, path(name), "POST")
         try:
             assert exchange.rest().status == 502
         except Reset:
@@ -366,3 +366,18 @@ def test_broken_connection_is_left_with_goaway(world: World, name: str) -> None:
         assert world.endpoint.peers[-1] is not peer
     wait_until(lambda: peer.ended, "the connection ends")
     assert [frame.error_code != 0 for frame in peer.frames if isinstance(frame, GoAwayFrame)] == [True]
+
+
+@pytest.mark.parametrize("name", ["undecodable block", "large frame", "continuations without end"])
+def test_who_was_not_answered_yet_begins_again(world: World, name: str) -> None:
+    """The answer that breaks the connection is somebody else's: the endpoint may well have a good one for this."""
+    with world.client() as neighbour, world.client() as client:
+        assert client.ask(HOST).body == b"ok"
+        waiting = world.hold(neighbour)
+        peer = world.endpoint.peers[-1]
+        with contextlib.suppress(Reset):
+            assert client.ask(HOST, path(name)).status == 502
+        assert world.endpoint.held.acquire(timeout=DEADLINE)
+        assert world.endpoint.peers[-1] is not peer
+        assert client.ask(HOST).body == b"ok"
+        assert waiting.rest().body == b"held"

@@ -110,6 +110,11 @@ class Setup:
     def metric(self, name: str) -> float:
         return self.serving.lb.metric(name, upstream=self.host)
 
+    def last_failure(self, address: str) -> str:
+        """Why connections to an endpoint fail, as operators see it."""
+        endpoints = self.serving.lb.get(f"/v1/upstreams/{self.host}")["endpoints"]
+        return str(next(one["last_failure"] for one in endpoints if one["endpoint"] == address))
+
 
 class Client(HttpClient):
     """Asks the host of its set-up."""
@@ -333,6 +338,18 @@ def test_goaway_that_leaves_streams_out(make: Make, method: str, code: ErrorCode
         assert setup.endpoint.server.accepted == 2
 
 
+def test_goaway_that_leaves_out_what_has_begun_to_be_answered(make: Make) -> None:
+    """Nobody may pretend that it was not looked at."""
+    setup = make(Endpoint())
+    with setup.client() as client:
+        (begun,) = held(setup, client, 1, "/begin")
+        assert begun.read() == b"begun "
+        setup.endpoint.go_away(0)
+        with pytest.raises(Reset):
+            begun.rest()
+    assert setup.reason("/begin/0") == "upstream-truncated"
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_left_out_by_one_connection_after_the_other(make: Make, method: str) -> None:
     """As behind a server that ends each after so many requests, when others are always first."""
@@ -468,6 +485,23 @@ def test_endpoint_that_says_nothing(make: Make) -> None:
         with setup.client() as client:
             assert client.get("/silent").status == 504
         assert setup.reason("/silent") == "connect-timeout"
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_endpoint_that_ends_before_its_settings(make: Make, how: str) -> None:
+    """As one that restarts. Why it is passed over from then on does not read as if its configuration were wrong."""
+
+    def go(connection: BackendConnection) -> None:
+        connection.reader.take(24)
+        if how == "reset":
+            connection.reset()
+
+    with RawBackend(go) as restarting:
+        setup = make(Endpoint("there"))
+        setup.use(restarting.key, setup.endpoint.key, protocol="http2")
+        with setup.client() as client:
+            assert bodies([client.begin("/", "POST") for _ in range(10)]) == [b"there"] * 10
+        assert setup.last_failure(restarting.key) == "it ends the connection before HTTP/2 begins"
 
 
 def test_response_timeout_resets_the_stream_only(make: Make) -> None:
@@ -779,6 +813,7 @@ def test_endpoint_that_must_speak_http2_and_does_not(make: Make, security: Secur
         assert answer.status == 502
         assert b"upstream-protocol" in answer.body
     assert not setup.endpoint.server.calls
+    assert setup.last_failure(setup.endpoint.key) == "it does not speak HTTP/2"
 
 
 def test_plain_endpoint_that_speaks_only_http1(make: Make) -> None:
