@@ -5,6 +5,10 @@ from libc.string cimport memcpy
 from lb._fastpath.affinity cimport affinity_find, affinity_key, affinity_note
 from lb._fastpath.c.sys cimport (
     LB_GOLDEN,
+    LB_R_NO_CLIENT_ADDRESS,
+    LB_R_NO_ENDPOINT,
+    LB_R_NO_HEALTHY_ENDPOINT,
+    LB_R_QUEUE_FULL,
     lb_add_int,
     lb_add_ordered_int,
     lb_add_u64,
@@ -23,7 +27,6 @@ from lb._fastpath.c.sys cimport (
 )
 from lb._fastpath.endpoint cimport (
     ADMIN_READY,
-    CURSOR_WORDS,
     EJECT_AFTER,
     EJECT_MOST_MS,
     EJECT_MS,
@@ -57,6 +60,7 @@ cdef enum:
 cdef struct willing:
     # Who comes into question.
     uint64_t tried  # endpoints that this exchange has tried before, and those that share their bits (tried_bit)
+    int family
     int worst_health
     bint ejected  # those as well
     bint with_place  # only those that no limit keeps from serving at once
@@ -73,7 +77,7 @@ cdef inline bint may_serve(reactor* r, upstream_view* up, uint32_t i, willing* w
     cdef endpoint* ep = up.endpoints[i]
     if not is_in_service(up, i) or lb_peek_int(&ep.health) > who.worst_health:
         return False
-    if who.tried & tried_bit(i):
+    if who.tried & tried_bit(i) or (who.family != ANY_FAMILY and ep.family != who.family):
         return False
     if not who.ejected and lb_peek_i64(&ep.ejected_until_ms) > r.now_ms:
         return False
@@ -110,7 +114,7 @@ cdef void balance_release(upstream_live* live, endpoint* ep) noexcept nogil:
 
 cdef int pick_in_turn(reactor* r, upstream_view* up, willing* who) noexcept nogil:
     """Smooth weighted round-robin: the period is laid out in the view, each reactor walks it from its own place."""
-    cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
+    cdef uint32_t* cursor = cursors_of(r, up, who.family)
     cdef uint32_t step, i
     cdef uint32_t offset = <uint32_t>r.index * up.sequence_size // <uint32_t>r.s.reactor_count
     cdef int result = PICK_NONE
@@ -137,7 +141,7 @@ cdef inline int64_t load_of(reactor* r, upstream_view* up, uint32_t i) noexcept 
 
 cdef int pick_least(reactor* r, upstream_view* up, willing* who) noexcept nogil:
     """The lowest (active + 1) / weight; equals take turns."""
-    cdef uint32_t* cursor = &up.live.cursors[r.index * CURSOR_WORDS]
+    cdef uint32_t* cursor = cursors_of(r, up, who.family)
     cdef uint32_t step, i, best
     cdef int64_t load, weight, best_load, best_weight
     cdef bint full
@@ -293,12 +297,20 @@ cdef int choose(reactor* r, upstream_view* up, willing* who, uint64_t client) no
     return pick_in_turn(r, up, who)
 
 
-cdef bint all_failed(upstream_view* up) noexcept nogil:
+cdef bint has_family(const upstream_view* up, int family) noexcept nogil:
+    cdef uint32_t i
+    for i in range(up.count):
+        if up.endpoints[i].family == family:
+            return True
+    return False
+
+
+cdef bint all_failed(upstream_view* up, int family) noexcept nogil:
     """Whether everybody in service fails their health checks, whomever this exchange has tried."""
     cdef uint32_t i
     cdef bint any = False
     for i in range(up.count):
-        if not is_in_service(up, i):
+        if not is_in_service(up, i) or (family != ANY_FAMILY and up.endpoints[i].family != family):
             continue
         if lb_peek_int(&up.endpoints[i].health) != HEALTH_FAILED:
             return False
@@ -315,7 +327,7 @@ cdef int pick_worse(reactor* r, upstream_view* up, willing* who, uint64_t client
     who.ejected = True
     if result == PICK_NONE:
         result = pick(r, up, who, client)
-    if result != PICK_NONE or up.checked == CHECKED_NOT or not all_failed(up):
+    if result != PICK_NONE or up.checked == CHECKED_NOT or not all_failed(up, who.family):
         return result
     if up.checked == CHECKED_REFUSE:
         return PICK_UNHEALTHY
@@ -329,8 +341,10 @@ cdef int pick_worse(reactor* r, upstream_view* up, willing* who, uint64_t client
     return result
 
 
-cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t client) noexcept nogil:
-    """Index of the endpoint, with a place on it and on the upstream reserved, or one of PICK_…."""
+cdef int balance_pick(reactor* r, upstream_view* up, int family, uint64_t tried, uint64_t client) noexcept nogil:
+    """Index of the endpoint, with a place on it and on the upstream reserved, or one of PICK_…. `family`: what it has
+    to be of, unless ANY_FAMILY.
+    """
     cdef int result
     cdef willing who
     if up.count == 0:
@@ -339,6 +353,7 @@ cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t cl
         lb_add_ordered_int(&up.live.active, -1)
         return PICK_FULL
     who.tried = tried
+    who.family = family
     who.worst_health = HEALTH_OK
     who.ejected = False
     who.with_place = False
@@ -347,11 +362,22 @@ cdef int balance_pick(reactor* r, upstream_view* up, uint64_t tried, uint64_t cl
     result = pick(r, up, &who, client)
     if result == PICK_NONE:
         result = pick_worse(r, up, &who, client)
+    if result == PICK_NONE and family != ANY_FAMILY and not has_family(up, family):
+        result = PICK_NO_FAMILY
     if result < 0:
         lb_add_ordered_int(&up.live.active, -1)
     else:
         lb_add_u64(&up.endpoints[result].requests, 1)
     return result
+
+
+cdef int pick_reason(int picked) noexcept nogil:
+    """Why somebody for whom there is no endpoint is not served."""
+    if picked == PICK_FULL:
+        return LB_R_QUEUE_FULL
+    if picked == PICK_UNHEALTHY:
+        return LB_R_NO_HEALTHY_ENDPOINT
+    return LB_R_NO_CLIENT_ADDRESS if picked == PICK_NO_FAMILY else LB_R_NO_ENDPOINT
 
 
 cdef uint64_t flow_hash(const upstream_view* up, const unsigned char* client, uint16_t client_port,

@@ -5,13 +5,12 @@ from libc.string cimport memcmp, memcpy
 
 from lb._fastpath.access cimport log_refusal, log_session, note_failed_attempt
 from lb._fastpath.balance cimport (
-    PICK_FULL,
-    PICK_UNHEALTHY,
     balance_pick,
     balance_release,
     endpoint_connect_failed,
     endpoint_connected,
     flow_hash,
+    pick_reason,
     tried_bit,
 )
 from lb._fastpath.batches cimport (
@@ -61,12 +60,9 @@ from lb._fastpath.c.sys cimport (
     LB_R_LISTENER_REMOVED,
     LB_R_NO_CLIENT_ADDRESS,
     LB_R_NO_DESCRIPTORS,
-    LB_R_NO_ENDPOINT,
-    LB_R_NO_HEALTHY_ENDPOINT,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
     LB_R_OK,
-    LB_R_QUEUE_FULL,
     LB_R_SEND_BUFFER_FULL,
     LB_R_SESSION_EVICTED,
     LB_R_SESSION_TIMEOUT,
@@ -135,7 +131,7 @@ from lb._fastpath.table cimport (
     upstream_view,
 )
 from lb._fastpath.timers cimport timer_cancel, timer_set
-from lb._fastpath.transport cimport listener_heir, note_address, socket_as_client
+from lb._fastpath.transport cimport family_for, listener_heir, note_address, socket_as_client
 
 
 cdef void datagram_install(shared* s) noexcept nogil:
@@ -506,11 +502,9 @@ cdef int choose_endpoint(session* s) noexcept nogil:
     if s.generation != t.generation:  # the places of endpoints may be others
         s.tried = 0
         s.generation = t.generation
-    i = balance_pick(r, up, s.tried, s.client_hash)
-    if i == PICK_FULL:
-        return LB_R_QUEUE_FULL
+    i = balance_pick(r, up, family_for(up, s.peer), s.tried, s.client_hash)
     if i < 0:
-        return LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
+        return pick_reason(i)
     s.ep = up.endpoints[i]
     s.flags |= SESSION_RESERVED
     if up.transparent:

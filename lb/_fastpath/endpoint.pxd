@@ -6,6 +6,7 @@ from lb._fastpath.c.sys cimport sockaddr_storage, socklen_t
 cdef enum:
     MAX_REACTORS = 64
     CURSOR_WORDS = 16  # one cache line
+    FAMILY_WORDS = 2  # of them, those that each family of clients has for itself
     # Connect failures in a row before an endpoint rests (HAProxy `observe layer4` fall 3, nginx max_fails).
     EJECT_AFTER = 3
     EJECT_MS = 10000  # For how long (nginx fail_timeout) ...

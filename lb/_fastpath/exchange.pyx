@@ -7,10 +7,11 @@ from lb._fastpath.announce cimport announce_client
 from lb._fastpath.answers cimport http_date, send_answer, send_redirect
 from lb._fastpath.balance cimport (
     PICK_FULL,
-    PICK_UNHEALTHY,
     balance_pick,
     balance_release,
+    cursors_of,
     endpoint_answered,
+    pick_reason,
     tried_bit,
 )
 from lb._fastpath.c.openssl cimport X509_V_OK
@@ -27,8 +28,6 @@ from lb._fastpath.c.sys cimport (
     LB_R_GRPC_DEADLINE,
     LB_R_LOCAL_ANSWER,
     LB_R_MISDIRECTED,
-    LB_R_NO_ENDPOINT,
-    LB_R_NO_HEALTHY_ENDPOINT,
     LB_R_NO_HOST,
     LB_R_NO_MEMORY,
     LB_R_NO_ROUTE,
@@ -106,7 +105,6 @@ from lb._fastpath.message cimport (
     pack_head,
     packed_size,
 )
-from lb._fastpath.endpoint cimport CURSOR_WORDS
 from lb._fastpath.reactor cimport (
     IO_BROKEN,
     IO_DEAD,
@@ -151,6 +149,7 @@ from lb._fastpath.transport cimport (
     conn_write_pipe,
     connect_calls,
     exchange_calls,
+    family_for,
     outgoing,
 )
 from lb._fastpath.upstream cimport (
@@ -420,24 +419,29 @@ cdef bint prepare_request(exchange* x, head* h) noexcept nogil:
 cdef void dispatch(exchange* x) noexcept nogil:
     """Choose an endpoint and start an attempt; queue when all are full; answer when there is none."""
     cdef reactor* r = x.r
-    cdef int i = balance_pick(r, x.up, x.tried, x.client_hash)
+    cdef int family = family_of(x)
+    cdef int i = balance_pick(r, x.up, family, x.tried, x.client_hash)
     if i < 0 and i != PICK_FULL and x.tried and x.reason == LB_R_UPSTREAM_REFUSED:
         # All have refused it, and none has looked at it. On a new connection the next one may have better luck: an
         # endpoint that ends its connections every now and then refuses whatever crosses its goodbye.
         x.tried = 0
-        i = balance_pick(r, x.up, x.tried, x.client_hash)
+        i = balance_pick(r, x.up, family, x.tried, x.client_hash)
     if i == PICK_FULL:
         wait_for_place(x)
     else:
         start_on(x, i)
 
 
+cdef int family_of(const exchange* x) noexcept nogil:
+    """Of the endpoints that can serve it."""
+    return family_for(x.up, NULL if x.d == NULL or x.d.c.local else &x.d.c.peer[0])
+
+
 cdef void start_on(exchange* x, int i) noexcept nogil:
     """Start an attempt on the endpoint that was chosen, if any was."""
-    cdef int nobody = LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
     if i < 0:
         # After failures their reason says more than that nobody is left.
-        refuse(x, x.reason if x.reason != LB_R_OK else nobody)
+        refuse(x, x.reason if x.reason != LB_R_OK else pick_reason(i))
         return
     x.ep = x.up.endpoints[i]
     x.flags |= X_RESERVED
@@ -645,19 +649,20 @@ cdef void retry_waiting(reactor* r) noexcept nogil:
     cdef exchange* x = <exchange*>r.waiting_first
     cdef exchange* following
     cdef uint32_t* full_in
-    cdef int i
+    cdef int i, family
     r.waiting_pass += 1
     while x != NULL:
         following = x.next_waiting
-        full_in = &x.live.cursors[r.index * CURSOR_WORDS + 1]
+        family = family_of(x)
+        full_in = &cursors_of(r, x.up, family)[1]
         if full_in[0] != r.waiting_pass:
-            i = balance_pick(r, x.up, x.tried, x.client_hash)
-            if i == PICK_FULL:
-                full_in[0] = r.waiting_pass  # nor is there a place for those behind it
-            else:
+            i = balance_pick(r, x.up, family, x.tried, x.client_hash)
+            if i != PICK_FULL:
                 leave_line(x)
                 start_on(x, i)
                 batch_flush(r)
+            else:
+                full_in[0] = r.waiting_pass  # nor is there a place for those behind it
         x = following
 
 

@@ -6,12 +6,11 @@ from lb._fastpath.accept cimport client_gone, log_refused
 from lb._fastpath.access cimport log_flow, note_failed_attempt
 from lb._fastpath.announce cimport announce_client, target_of
 from lb._fastpath.balance cimport (
-    PICK_FULL,
-    PICK_UNHEALTHY,
     balance_pick,
     balance_release,
     flow_hash,
     hashes_destination,
+    pick_reason,
     tried_bit,
 )
 from lb._fastpath.c.sys cimport (
@@ -25,12 +24,9 @@ from lb._fastpath.c.sys cimport (
     LB_R_ENDPOINT_UNHEALTHY,
     LB_R_FLOW_TIMEOUT,
     LB_R_HALF_CLOSED_TIMEOUT,
-    LB_R_NO_ENDPOINT,
-    LB_R_NO_HEALTHY_ENDPOINT,
     LB_R_NO_MEMORY,
     LB_R_NO_UPSTREAM,
     LB_R_OK,
-    LB_R_QUEUE_FULL,
     LB_R_SHUTDOWN,
     LB_R_SOURCE_REFUSED,
     LB_R_UPSTREAM_IDLE_TIMEOUT,
@@ -106,6 +102,7 @@ from lb._fastpath.transport cimport (
     conn_write,
     conn_write_pipe,
     connect_calls,
+    family_for,
     kept_values,
     leg,
 )
@@ -220,13 +217,12 @@ cdef void waiting_ready(io* source) noexcept nogil:
 
 cdef void dispatch(flow* f) noexcept nogil:
     """Choose an endpoint and connect to it."""
-    cdef int i = balance_pick(f.r, f.up, f.tried, f.client_hash)
+    cdef int family = family_for(f.up, NULL if f.d.local else &f.d.peer[0])
+    cdef int i = balance_pick(f.r, f.up, family, f.tried, f.client_hash)
     if i < 0:
         # After failures their reason says more than that nobody is left.
-        if f.reason == LB_R_OK and i == PICK_FULL:
-            f.reason = LB_R_QUEUE_FULL
-        elif f.reason == LB_R_OK:
-            f.reason = LB_R_NO_HEALTHY_ENDPOINT if i == PICK_UNHEALTHY else LB_R_NO_ENDPOINT
+        if f.reason == LB_R_OK:
+            f.reason = <uint16_t>pick_reason(i)
         finish(f, f.reason)
         return
     f.ep = f.up.endpoints[i]

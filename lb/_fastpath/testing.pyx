@@ -8,6 +8,7 @@ from libc.string cimport memcpy, memset
 
 from lb._fastpath.affinity cimport AFFINITY_SETS, AFFINITY_WAYS
 from lb._fastpath.balance cimport (
+    ANY_FAMILY,
     balance_pick,
     balance_release,
     endpoint_answered,
@@ -18,7 +19,7 @@ from lb._fastpath.balance cimport (
     flow_hash,
     tried_bit,
 )
-from lb._fastpath.c.sys cimport lb_hash, lb_huge_alloc, lb_line_alloc, lb_reason_names, ssize_t
+from lb._fastpath.c.sys cimport AF_INET, AF_INET6, lb_hash, lb_huge_alloc, lb_line_alloc, lb_reason_names, ssize_t
 from lb._fastpath.client_hello cimport HELLO_BAD, HELLO_MOST, HELLO_OK, client_hello, hello_read
 from lb._fastpath.clock cimport monotonic_ns
 from lb._fastpath.endpoint cimport CURSOR_WORDS, FAILED_NO_ANSWER, affinity_entry, endpoint, upstream_live
@@ -386,6 +387,7 @@ cdef class Balancer:
                     raise MemoryError
                 raw = key.encode()
                 ep.hash = lb_hash(raw, len(raw))
+                ep.family = AF_INET6 if b"[" in raw else AF_INET
                 ep.upstream = &self.live
                 self.endpoints[key] = <size_t>ep
             self.view.endpoints[i] = self.at(key)
@@ -398,12 +400,14 @@ cdef class Balancer:
             raise MemoryError
         free(hashes)
 
-    def pick(self, uint64_t hash=0, tried=(), int by=0):
-        """The key of the endpoint that is chosen, with a place reserved on it, or one of PICK_…. `tried`: keys."""
+    def pick(self, uint64_t hash=0, tried=(), int by=0, int family=ANY_FAMILY):
+        """The key of the endpoint that is chosen, with a place reserved on it, or one of PICK_…. `tried`: keys;
+        `family`: AF_….
+        """
         cdef uint64_t bits = 0
         for key in tried:
             bits |= tried_bit(<uint32_t>self.keys.index(key))
-        i = balance_pick(&self.reactors[by], self.view, bits, hash)
+        i = balance_pick(&self.reactors[by], self.view, family, bits, hash)
         return self.keys[i] if i >= 0 else i
 
     def release(self, str key):
@@ -417,7 +421,7 @@ cdef class Balancer:
         counts = [0] * (self.view.count + 1)
         for number in range(picks):
             n = first_hash + <uint64_t>number
-            chosen = balance_pick(&self.reactors[number % self.s.reactor_count], self.view, 0,
+            chosen = balance_pick(&self.reactors[number % self.s.reactor_count], self.view, ANY_FAMILY, 0,
                     lb_hash(<const char*>&n, sizeof(n)))
             counts[chosen] += 1
             if chosen >= 0:
@@ -432,7 +436,7 @@ cdef class Balancer:
         with nogil:
             for _ in range(picks):
                 hash = lb_hash(<const char*>&hash, sizeof(hash))
-                chosen = balance_pick(&self.reactors[0], self.view, 0, hash)
+                chosen = balance_pick(&self.reactors[0], self.view, ANY_FAMILY, 0, hash)
                 balance_release(&self.live, self.view.endpoints[chosen])
         return (monotonic_ns() - started) / <double>picks
 
@@ -451,7 +455,7 @@ cdef class Balancer:
             for _ in range(rounds):
                 self.reactors[by].now_ms += 64
                 for i in range(count):
-                    chosen = balance_pick(&self.reactors[by], self.view, 0, i)
+                    chosen = balance_pick(&self.reactors[by], self.view, ANY_FAMILY, 0, i)
                     balance_release(&self.live, self.view.endpoints[chosen])
                     moved += <uint32_t>chosen != wanted[i]
         free(wanted)

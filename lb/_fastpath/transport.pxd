@@ -15,7 +15,7 @@ from lb._fastpath.message cimport head
 from lb._fastpath.pipes cimport pipe
 from lb._fastpath.proxy_protocol cimport proxy_value
 from lb._fastpath.reactor cimport IO_DEAD, IO_QUEUED, IO_READABLE, IO_WRITABLE, io, reactor
-from lb._fastpath.table cimport listener_view, stream_view, table, tls_view
+from lb._fastpath.table cimport listener_view, stream_view, table, tls_view, upstream_view
 from lb._fastpath.timers cimport timer
 from lb._fastpath.tls cimport tls
 
@@ -213,6 +213,7 @@ cdef bint conn_quiet(conn* c) noexcept nogil
 cdef bint conn_open(const conn* c) noexcept nogil
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
 cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, uint16_t* port) noexcept nogil
+cdef int family_for(const upstream_view* up, const unsigned char* client) noexcept nogil
 cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
         uint16_t port) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil

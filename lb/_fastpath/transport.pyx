@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from lb._fastpath.balance cimport ANY_FAMILY, NO_FAMILY
 from lb._fastpath.c.sys cimport (
     AF_INET,
     AF_INET6,
@@ -120,6 +121,10 @@ cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, ui
     return True
 
 
+cdef bint is_ipv4(const unsigned char* address) noexcept nogil:
+    return memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+
+
 cdef bint is_nobodys(const unsigned char* address, bint ipv4) noexcept nogil:
     """Of no one host: unspecified, multicast, broadcast. A socket that is bound to it leaves with lb's own address."""
     if not ipv4:
@@ -129,13 +134,24 @@ cdef bint is_nobodys(const unsigned char* address, bint ipv4) noexcept nogil:
     )
 
 
+cdef int family_for(const upstream_view* up, const unsigned char* client) noexcept nogil:
+    """Of the endpoints that can serve a client with this address (16 bytes; NULL: it has none): where connections leave
+    with it, one family's cannot go to the other's.
+    """
+    if not up.transparent:
+        return ANY_FAMILY
+    if client == NULL or is_nobodys(client, is_ipv4(client)):
+        return NO_FAMILY
+    return AF_INET if is_ipv4(client) else AF_INET6
+
+
 cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
         uint16_t port) noexcept nogil:
     """Have a new socket leave with a client's address (16 bytes) and, when it is free, its port (0: any): LB_R_OK, or
     why it cannot (IP_TRANSPARENT, ip(7)).
     """
     cdef sockaddr_storage own
-    cdef bint ipv4 = memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+    cdef bint ipv4 = is_ipv4(address)
     cdef socklen_t size = sizeof(sockaddr_in) if ipv4 else sizeof(sockaddr_in6)
     cdef int one = 1
     cdef bint refused

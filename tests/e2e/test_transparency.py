@@ -96,13 +96,25 @@ class Site:
             if name != "http":
                 native.carry(name, free_port(), name, proxy_protocol=[f"{SECOND}/32"])
                 native.listeners[name]["address"] = ""
+        for name, endpoint in {"mostly-ipv4": keys[1], "mostly-ipv6": keys[0]}.items():
+            others = SERVER if name == "mostly-ipv4" else f"[{SERVER6}]"
+            native.upstream(name, [*(f"{others}:{port}" for port in range(1, 9)), endpoint], transparent=True)
+            native.carry(name, free_port(), name)
+            native.listeners[name]["address"] = ""
         native.listen("http", free_port(), address="")
         native.host("shop.test", {"path": "/", "forward": "http"})
+        native.host("few.test", {"path": "/", "forward": "http-mostly-ipv4"})
+        native.upstream("http-mostly-ipv4", [*(f"{SERVER}:{port}" for port in range(1, 9)), keys[3]], transparent=True)
         with self.server.entered():
             self.udp = {address: UdpServer(address=address) for address in (SERVER, SERVER6)}
         stack.callback(self.close)
-        for name, address in {"udp-ipv4": SERVER, "udp-ipv6": SERVER6}.items():
-            native.upstream(name, [self.udp[address].key], transparent=True)
+        others = [f"{SERVER}:{port}" for port in range(1, 9)]
+        for name, endpoints in {
+            "udp-ipv4": [self.udp[SERVER].key],
+            "udp-ipv6": [self.udp[SERVER6].key],
+            "udp-mostly-ipv4": [*others, self.udp[SERVER6].key],
+        }.items():
+            native.upstream(name, endpoints, transparent=True)
             native.carry_datagrams(name, free_port(), name, address="", idle_timeout="500ms")
         self.native = native
         native.write(directory / "lb.yaml")
@@ -151,6 +163,23 @@ def test_the_endpoint_is_of_the_clients_family(site: Site, source: str) -> None:
             assert read_line(client.socket).split()[0] == source
 
 
+@pytest.mark.parametrize(("listener", "source"), [("mostly-ipv4", CLIENT6), ("mostly-ipv6", CLIENT)])
+def test_endpoints_of_the_other_family_are_no_attempts(site: Site, listener: str, source: str) -> None:
+    """There are more of them than may be tried, and each is as good as not there."""
+    for _ in range(4):
+        with site.connect(listener, source) as client:
+            assert read_line(client.socket).split()[0] == source
+    records = site.lb.wait_log(4, listener=listener, client=source)
+    assert {(one["reason"], one["attempts"]) for one in records} <= {("ok", 1), ("client-reset", 1)}
+
+
+def test_endpoints_of_the_other_family_are_no_attempts_of_requests(site: Site) -> None:
+    with site.connect("http", CLIENT6) as client:
+        for _ in range(4):
+            assert client.ask(get("few.test")).body == CLIENT6.encode()
+    assert {one["attempts"] for one in site.lb.wait_log(4, host="few.test")} == {1}
+
+
 @pytest.mark.parametrize(("listener", "source"), [("ipv4", CLIENT6), ("ipv6", CLIENT)])
 def test_no_endpoint_of_its_family(site: Site, listener: str, source: str) -> None:
     with contextlib.suppress(ConnectionResetError), site.connect(listener, source) as client:
@@ -177,6 +206,15 @@ def test_a_udp_server_sees_the_client(site: Site, listener: str, source: str, ad
             assert server.receive() == (b"%d" % number, (source, one.getsockname()[1]))
             server.send(b"answer", (source, one.getsockname()[1]))
             assert one.recv(100) == b"answer"
+
+
+def test_udp_endpoints_of_the_other_family_are_no_attempts(site: Site) -> None:
+    server = site.udp[SERVER6]
+    for _ in range(4):
+        with site.talk("udp-mostly-ipv4", CLIENT6) as client:
+            client.send(b"hello")
+            assert server.receive() == (b"hello", (CLIENT6, client.getsockname()[1]))
+    assert {one["attempts"] for one in site.lb.wait_log(4, listener="udp-mostly-ipv4")} == {1}
 
 
 def test_a_udp_endpoint_of_the_other_family(site: Site) -> None:

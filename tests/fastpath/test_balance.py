@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from socket import AF_INET, AF_INET6
 
 import pytest
 from hypothesis import given, settings
@@ -25,9 +26,10 @@ from lb.model.config import Config
 from lb.model.health import HealthCheck
 from lb.model.upstream import Balance, Endpoint, Upstream, UpstreamOptions
 
-NONE, FULL, UNHEALTHY = -1, -2, -3
+NONE, FULL, UNHEALTHY, NO_FAMILY = -1, -2, -3, -4
 READY, DRAIN, DOWN = 0, 1, 2
 OK, UNTESTED, FAILED = 0, 1, 2
+REFUSE = 2
 EJECT_AFTER, EJECT_MS = 3, 10_000
 
 KEYS = [f"10.0.0.{number}:80" for number in range(1, 101)]
@@ -62,6 +64,50 @@ def chi_square(counts: Counter[str], weights: Sequence[int]) -> float:
     wanted = {key: total * weight / all_weights for key, weight in zip(KEYS, weights, strict=False) if weight}
     assert counts.keys() <= wanted.keys()
     return sum((counts[key] - many) ** 2 / many for key, many in wanted.items())
+
+
+# -- Families
+
+
+IPV6_KEYS = [f"[fd00::{number}]:80" for number in range(1, 4)]
+
+
+def of_both_families(balance: str, **policy: int) -> Balancer:
+    """Three endpoints of IPv4 before three of IPv6."""
+    made = Balancer()
+    made.swap([(key, 1) for key in [*KEYS[:3], *IPV6_KEYS]], BALANCES[balance], **policy)
+    return made
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-connections", "random-two", "maglev"])
+def test_who_needs_a_family_gets_nobody_else(balance: str) -> None:
+    one = of_both_families(balance)
+    for family, keys in ((AF_INET, KEYS[:3]), (AF_INET6, IPV6_KEYS)):
+        chosen = {one.pick(hash_, family=family) for hash_ in hashes(100)}
+        assert chosen == set(keys)
+        assert one.pick(1, tried=keys, family=family) == NONE
+    assert one.pick(1, family=-1) == NO_FAMILY
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-connections"])
+def test_families_take_turns_apart(balance: str) -> None:
+    """Clients of both that come in turn must not meet the same endpoint each time."""
+    one = of_both_families(balance)
+    counts: Counter[str | int] = Counter()
+    for number in range(60):
+        key = one.pick(family=(AF_INET, AF_INET6)[number % 2])
+        assert isinstance(key, str)
+        one.release(key)
+        counts[key] += 1
+    assert set(counts.values()) == {10}
+
+
+def test_a_family_that_fails_its_checks_is_judged_alone() -> None:
+    one = of_both_families("round-robin", checked=REFUSE)
+    for key in IPV6_KEYS:
+        one.set(key, health=FAILED)
+    assert one.pick(family=AF_INET6) == UNHEALTHY
+    assert one.pick(family=AF_INET) in KEYS[:3]
 
 
 # -- Random two
