@@ -661,7 +661,7 @@ cdef void retry_waiting(reactor* r) noexcept nogil:
                 leave_line(x)
                 start_on(x, i)
                 batch_flush(r)
-            else:
+            elif not (x.tried or x.up.client_affinity):
                 full_in[0] = r.waiting_pass  # nor is there a place for those behind it
         x = following
 

@@ -14,7 +14,7 @@ import pytest
 
 from lb.model.balance import Share, choose_by_maglev, hash_bytes, hash_client, maglev_table
 from tests.harness.backend import BackendConnection, RawBackend
-from tests.harness.client import get
+from tests.harness.client import RawClient, get
 from tests.harness.native import Native, forward
 from tests.harness.ports import free_port
 from tests.harness.serving import Serving, serving
@@ -371,3 +371,35 @@ def _answers(name: bytes) -> Callable[[bytes], tuple[bytes, ...]]:
 
 def _packed(address: str) -> bytes:
     return b"\0" * 10 + b"\xff\xff" + bytes(map(int, address.split(".")))
+
+
+def test_who_waits_for_its_own_endpoint_holds_up_nobody(tmp_path: Path) -> None:
+    """Clients that belong to different endpoints stand in one line."""
+    holds = {name: Hold(name) for name in "ab"}
+    servers = {name: RawBackend(hold) for name, hold in holds.items()}
+    native = Native()
+    native.serve(
+        "sticky.test", *servers.values(), affinity="client-ip",
+        max_connections_per_endpoint=1, max_queue=10, queue_timeout="20s",
+    )  # fmt: skip
+    with serving(tmp_path, native, servers, threads=1) as site, contextlib.ExitStack() as stack:
+        clients: dict[str, list[RawClient]] = {"a": [], "b": []}
+        for number in range(2, 100):
+            client = stack.enter_context(site.connect(source=f"127.0.0.{number}"))
+            clients[client.ask(get("sticky.test")).body.decode()].append(client)
+            if min(map(len, clients.values())) == 2:
+                break
+
+        def under_way(state: str, count: int) -> None:
+            wait_until(lambda: site.lb.metric(f"lb_upstream_requests_{state}") == count, f"{count} {state}")
+
+        for name in "ab":
+            clients[name][0].send(get("sticky.test", "/hold"))
+        under_way("active", 2)
+        for count, name in enumerate("ab", 1):
+            clients[name][1].send(get("sticky.test"))
+            under_way("queued", count)
+        for name in "ba":
+            holds[name].release.set()
+            for client in clients[name][:2]:
+                assert client.response().body == name.encode()
