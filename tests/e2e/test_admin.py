@@ -56,7 +56,7 @@ class TestCounters:
         lb = site.lb
         wait_until(lambda: lb.metric("lb_listener_responses_total", code_class="4xx") >= 6, "all are counted")
         assert lb.metric("lb_listener_connections_total", listener="http") == 6
-        assert lb.metric("lb_listener_connections_active", listener="http") == 5
+        wait_until(lambda: lb.metric("lb_listener_connections_active", listener="http") == 5, "the sixth has ended")
         assert lb.metric("lb_listener_responses_total", listener="http", code_class="2xx") == 115
         assert lb.metric("lb_listener_responses_total", listener="http", code_class="4xx") == 6
         assert lb.metric("lb_listener_responses_total", listener="http", code_class="5xx") == 10
@@ -90,6 +90,7 @@ class TestCounters:
     def test_the_exposition_is_well_formed(self, site: Serving) -> None:
         with site.connect() as client:
             client.ask(get("shop.test"))
+        site.lb.wait_turns()
         status, body = site.lb.admin("/metrics")
         assert status == 200
         families = {family.name: family for family in text_string_to_metric_families(body.decode())}

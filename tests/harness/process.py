@@ -111,7 +111,8 @@ class LbProcess:
             connection.close()
 
     def get(self, path: str) -> Any:
-        """Decoded JSON of the admin API; AssertionError unless 200."""
+        """Decoded JSON of the admin API, with all that has been answered before; AssertionError unless 200."""
+        self.wait_turns()
         status, body = self.admin(path)
         assert status == 200, f"{path}: {status} {body[:500]!r}"
         return json.loads(body)
@@ -127,6 +128,12 @@ class LbProcess:
     def endpoints(self, upstream: str) -> set[str]:
         return {one["endpoint"] for one in self.get(f"/v1/upstreams/{upstream}")["endpoints"]}
 
+    def wait_turns(self) -> None:
+        """Every reactor has ended the turn it was in. It counts after it has sent, so that whoever has an answer is not
+        sure to find it counted before.
+        """
+        self.admin("/v1/flows?limit=1")  # which each of them answers between its turns
+
     def metrics(self) -> dict[str, float]:
         """Every sample by its name with labels, as /metrics writes it."""
         status, body = self.admin("/metrics")
@@ -140,7 +147,9 @@ class LbProcess:
         return samples
 
     def metric(self, name: str, **labels: str) -> float:
-        """Sum over all samples of `name` that have these labels."""
+        """Sum over all samples of `name` that have these labels, with all that has been answered before."""
+        if not name.startswith("lb_reactor_"):  # asking makes turns and events, which these count
+            self.wait_turns()
         total = 0.0
         for key, value in self.metrics().items():
             if key.split("{", 1)[0] == name and all(f'{label}="{wanted}"' in key for label, wanted in labels.items()):
