@@ -41,6 +41,7 @@ def site(tmp_path: Path, servers: list[EchoServer]) -> Iterator[Serving]:
     native.serve("shop.test", *keys, connect_timeout="500ms")
     native.serve("hanging.test", *keys, connect_timeout="500ms", route={"response_timeout": "500ms"})
     native.host("local.test", respond("local", 200, "from lb"))
+    native.listen("http", free_port(), head_timeout="2m")  # half-sent requests wait for the others here
     with serving(tmp_path, native) as started:
         yield started
 
