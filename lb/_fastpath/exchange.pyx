@@ -43,6 +43,7 @@ from lb._fastpath.c.sys cimport (
     LB_R_UPSTREAM_IDLE_TIMEOUT,
     LB_R_UPSTREAM_REFUSED,
     LB_R_UPSTREAM_RESET,
+    LB_R_UPSTREAM_TLS_FAILED,
     LB_TOKEN,
     lb_add_int,
     lb_class,
@@ -838,17 +839,29 @@ cdef void on_response_end(void* exchange_pointer, head* trailers) noexcept nogil
     finish(x, LB_R_OK)
 
 
+cdef bint tls_refused(const exchange* x) noexcept nogil:
+    """Whether TLS has failed before an endpoint said anything. With TLS 1.3 the handshake is over for us before the
+    other side has looked at our certificate, or has missed it (RFC 8446 4.4.2.4).
+    """
+    cdef const conn* u = x.u.c
+    if u.requests > 1 and not x.flags & X_CONNECTING:
+        return False
+    return u.tls != NULL and u.tls.failed and u.tls.why != NULL
+
+
 cdef void on_response_failed(void* exchange_pointer, int reason) noexcept nogil:
     """The endpoint cannot go on."""
     cdef exchange* x = <exchange*>exchange_pointer
     cdef bint silent = (x.u.flags & LEG_GOT_BYTES) == 0
+    if reason == LB_R_UPSTREAM_RESET and silent and tls_refused(x):
+        reason = LB_R_UPSTREAM_TLS_FAILED
     if x.flags & X_TUNNEL:
         finish(x, LB_R_OK if x.flags & (X_UPSTREAM_ENDED | X_CLIENT_ENDED) else reason)
     elif x.flags & X_CONNECTING:
         attempt_failed(x, reason)
     elif not x.flags & X_RESPONSE_STARTED and silent and reason in (
         # Bad and silent: what another stream was sent has ended their connection.
-        LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED, LB_R_BAD_RESPONSE
+        LB_R_UPSTREAM_CLOSED, LB_R_UPSTREAM_RESET, LB_R_UPSTREAM_REFUSED, LB_R_BAD_RESPONSE, LB_R_UPSTREAM_TLS_FAILED
     ):
         attempt_failed(x, reason)
     else:

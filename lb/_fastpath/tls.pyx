@@ -771,6 +771,7 @@ cdef ssize_t tls_decrypt(tls* t, char* out, size_t room) noexcept nogil:
             if error == SSL_ERROR_ZERO_RETURN:
                 t.closed = True
             elif error != SSL_ERROR_WANT_READ:
+                t.why = mistake(t)
                 ERR_clear_error()
                 t.failed = True
                 return <ssize_t>total if total else TLS_FAILED

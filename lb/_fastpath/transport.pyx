@@ -32,6 +32,7 @@ from lb._fastpath.c.sys cimport (
     htons,
     iovec,
     lb_add_int,
+    lb_store_ptr,
     linger_option,
     msghdr,
     ntohs,
@@ -312,6 +313,8 @@ cdef ssize_t receive_tls(conn* c, char* buffer, size_t size) noexcept nogil:
             return RECEIVE_AGAIN
     c.base.flags &= ~<uint32_t>IO_READABLE
     if t.failed:
+        if c.ep != NULL and t.why != NULL:
+            lb_store_ptr(&c.ep.tls_error, <void*>t.why)  # with TLS 1.3 it refuses us when the handshake seems over
         c.base.flags |= IO_BROKEN
         return RECEIVE_ERROR
     c.base.flags |= IO_HALF_CLOSED

@@ -293,8 +293,12 @@ cdef void shared_is_full(leg* l) noexcept nogil:
 
 
 cdef void shared_not_spoken(conn* c, int reason) noexcept nogil:
-    cdef bint ended = reason == LB_R_UPSTREAM_CLOSED or reason == LB_R_UPSTREAM_RESET
-    endpoint_connect_failed(c.ep, c.base.r, FAILED_BEFORE_SETTINGS if ended else FAILED_NOT_HTTP2)
+    cdef int why = FAILED_NOT_HTTP2
+    if c.tls != NULL and c.tls.failed:
+        why = FAILED_TLS
+    elif reason == LB_R_UPSTREAM_CLOSED or reason == LB_R_UPSTREAM_RESET:
+        why = FAILED_BEFORE_SETTINGS
+    endpoint_connect_failed(c.ep, c.base.r, why)
 
 
 cdef void tell_failed(leg* l, int reason) noexcept nogil:
