@@ -37,6 +37,10 @@ Case = Callable[[FrameConnection, int], None]
 OK_HEAD: Field = (":status", "200")
 
 
+def goaway(last: int) -> bytes:
+    return frame_bytes(7, 0, 0, struct.pack(">II", last, 0))
+
+
 def head(*fields: Field, end: bool = False) -> Case:
     """A response that begins with these fields, in this order."""
     return lambda peer, stream: peer.send(peer.head(stream, *fields, end=end))
@@ -176,6 +180,8 @@ CONNECTION_FAULTS: dict[str, Case] = {
     "short ping": raw(frame_bytes(6, 0, 0, bytes(7))),
     "ping on a stream": lambda peer, stream: peer.send(frame_bytes(6, 0, stream, bytes(8))),
     "short goaway": raw(frame_bytes(7, 0, 0, bytes(7))),
+    "goaway that takes back": raw(goaway(0x7FFFFFFD), goaway(0x7FFFFFFF)),
+    "goaway that names a stream of its own": raw(goaway(0x7FFFFFFE)),
     "continuation of nothing": lambda peer, stream: peer.send(frame_bytes(9, 4, stream, b"")),
     "interrupted block": interrupted,
     "padding longer than its frame": lambda peer, stream: peer.send(
