@@ -531,7 +531,7 @@ cdef int attach(session* s) noexcept nogil:
     if fd < 0:
         return LB_R_NO_DESCRIPTORS if errno == EMFILE or errno == ENFILE else LB_R_NO_MEMORY
     if s.flags & SESSION_TRANSPARENT:
-        error = socket_as_client(fd, s.ep.family, False, s.peer, s.peer_port)
+        error = socket_as_client(fd, s.ep, False, s.peer, s.peer_port)
         if error != LB_R_OK:
             close(fd)
             return error

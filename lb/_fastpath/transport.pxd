@@ -214,7 +214,7 @@ cdef bint conn_open(const conn* c) noexcept nogil
 cdef int conn_handshake(conn* c, const tls_view* view) noexcept nogil
 cdef bint note_address(const sockaddr_storage* address, unsigned char* bytes, uint16_t* port) noexcept nogil
 cdef int family_for(const upstream_view* up, const unsigned char* client) noexcept nogil
-cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
+cdef int socket_as_client(int fd, const endpoint* ep, bint is_stream, const unsigned char* address,
         uint16_t port) noexcept nogil
 cdef conn* conn_new(reactor* r, int fd) noexcept nogil
 cdef void conn_leave(conn* c) noexcept nogil

@@ -127,9 +127,13 @@ cdef bint is_ipv4(const unsigned char* address) noexcept nogil:
 
 
 cdef bint is_nobodys(const unsigned char* address, bint ipv4) noexcept nogil:
-    """Of no one host: unspecified, multicast, broadcast. A socket that is bound to it leaves with lb's own address."""
+    """Of no one host: unspecified, multicast, broadcast (a socket that is bound to it leaves with lb's own address), or
+    of IPv6 on one link, nobody knows which.
+    """
     if not ipv4:
-        return address[0] == 0xff or memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0
+        return address[0] == 0xff or (address[0] == 0xfe and address[1] & 0xc0 == 0x80) or (
+            memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16) == 0
+        )
     return address[12] & 0xf0 == 0xe0 or memcmp(address + 12, <const char*>b"\0\0\0\0", 4) == 0 or (
         memcmp(address + 12, <const char*>b"\xff\xff\xff\xff", 4) == 0
     )
@@ -146,7 +150,11 @@ cdef int family_for(const upstream_view* up, const unsigned char* client) noexce
     return AF_INET if is_ipv4(client) else AF_INET6
 
 
-cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned char* address,
+cdef bint is_loopback6(const void* address) noexcept nogil:
+    return memcmp(address, <const char*>b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1", 16) == 0
+
+
+cdef int socket_as_client(int fd, const endpoint* ep, bint is_stream, const unsigned char* address,
         uint16_t port) noexcept nogil:
     """Have a new socket leave with a client's address (16 bytes) and, when it is free, its port (0: any): LB_R_OK, or
     why it cannot (IP_TRANSPARENT, ip(7)).
@@ -156,12 +164,15 @@ cdef int socket_as_client(int fd, int family, bint is_stream, const unsigned cha
     cdef socklen_t size = sizeof(sockaddr_in) if ipv4 else sizeof(sockaddr_in6)
     cdef int one = 1
     cdef bint refused
-    if family != (AF_INET if ipv4 else AF_INET6):
+    if ep.family != (AF_INET if ipv4 else AF_INET6):
         return LB_R_NO_CLIENT_ADDRESS  # one family's addresses cannot go to the other's
     if is_nobodys(address, ipv4):
         return LB_R_NO_CLIENT_ADDRESS
+    # IPv4's loopback addresses connect refuses to leave with. IPv6's would leave, and nothing would ever come back.
+    if is_loopback6(address) and not is_loopback6(&(<const sockaddr_in6*>&ep.address).sin6_addr):
+        return LB_R_NO_CLIENT_ADDRESS
     memset(&own, 0, sizeof(own))
-    own.ss_family = <unsigned short>family
+    own.ss_family = <unsigned short>ep.family
     if ipv4:
         memcpy(&(<sockaddr_in*>&own).sin_addr, address + 12, 4)
         (<sockaddr_in*>&own).sin_port = htons(port)

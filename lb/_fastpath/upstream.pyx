@@ -544,7 +544,7 @@ cdef int new_socket(const upstream_view* view, const endpoint* ep, const conn* c
     if view.transparent:
         reason[0] = LB_R_NO_CLIENT_ADDRESS
         if client != NULL and not client.local:
-            reason[0] = socket_as_client(fd, ep.family, True, client.peer, client.peer_port if same_port else 0)
+            reason[0] = socket_as_client(fd, ep, True, client.peer, client.peer_port if same_port else 0)
         if reason[0] != LB_R_OK:
             close(fd)
             return -1

@@ -230,16 +230,19 @@ def test_the_client_of_a_proxy_is_shown(site: Site) -> None:
         assert read_line(client.socket) == "192.0.2.9 4711"
 
 
-@pytest.mark.parametrize("shown", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"])
+@pytest.mark.parametrize(
+    "shown", ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1", "::", "::1", "ff02::1", "fe80::1"]
+)
 def test_what_no_connection_can_come_from(site: Site, shown: str) -> None:
     """A socket with the address of nobody or of a group leaves with lb's own, which says something else to a server;
-    and that loopback leads nowhere is not the endpoint's fault.
+    that loopback leads nowhere is not the endpoint's fault; and an address of one link is none beyond it.
     """
+    listener = "ipv6" if ":" in shown else "ipv4"
     for _ in range(3):
-        with contextlib.suppress(ConnectionResetError), site.connect("ipv4", SECOND) as client:
+        with contextlib.suppress(ConnectionResetError), site.connect(listener, SECOND) as client:
             client.send(v2(shown, 4711))
             assert ends_by_reset(client.socket)
-    told = site.lb.wait_log(3, listener="ipv4", client=shown)
+    told = site.lb.wait_log(3, listener=listener, client=shown)
     assert {one["reason"] for one in told} == {"no-client-address"}
 
 
