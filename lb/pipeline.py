@@ -28,7 +28,8 @@ from lb.problems import CODES, SEVERITIES, Origin, Problem, Severity
 from lb.translate.translation import Options, Translation, translate
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import Engine, Table
+    from lb._fastpath.compiled import Table
+    from lb._fastpath.engine import Engine
     from lb.compile.table import Compiler
     from lb.sources.store import Store
 

@@ -1,4 +1,4 @@
-"""The whole Python surface of the data plane.
+"""What the control plane drives. What it puts into tables is in compiled and credentials, looks at flows in flow_look.
 
 Under the GIL, one call at a time: `compile_host` and the `make_` and `change_` calls come from the worker thread of a
 build, all others from the event loop. What both touch (live endpoints) is guarded by the pipeline's lock.
@@ -7,7 +7,9 @@ build, all others from the event loop. What both touch (live endpoints) is guard
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
+from lb._fastpath.compiled import HostIndex, HostProgram, ListenerView, Table, TlsIndex, UpstreamView
 from lb._fastpath.credentials import ClientTls, TlsHost
+from lb._fastpath.flow_look import FlowLook
 
 REASONS: tuple[str, ...]
 """Why an exchange or a connection ended (`ok`, `no-route`, `no-endpoint`, `connect-failed`, `head-timeout`, …): log
@@ -84,111 +86,6 @@ class EndpointStats(TypedDict):
     last_failure: str
     """Why the last connection failed; empty since one has succeeded."""
 
-class CarriedFlow(TypedDict):
-    """A live TCP flow or UDP session, as it was when its reactor looked at it."""
-
-    kind: str
-    """`tcp` or `udp`."""
-    state: str
-    """One of CARRIED_STATES."""
-    thread: int
-    listener: str
-    peer: bytes | None
-    """16 bytes, IPv4 as ::ffff:a.b.c.d, after a PROXY header; None: it has come by a Unix socket."""
-    peer_port: int
-    has_proxy: bool
-    """A PROXY header has told who the client is."""
-    proxy: bytes | None
-    """Who sent it; None: it came by a Unix socket."""
-    server_name: str
-    """What its first TLS message said, where somebody has looked."""
-    route: str
-    upstream: str
-    endpoint: str
-    attempts: int
-    age_ms: int
-    idle_ms: int
-    """Since the last byte; while it connects, since that began."""
-    drain_ms: int | None
-    """What its removed endpoint's time has left; None: it is not removed."""
-    bytes_in: int
-    bytes_out: int
-    datagrams_in: int
-    datagrams_out: int
-    waits_for_endpoint: int
-    """Bytes in lb that it has not taken yet."""
-    waits_for_client: int
-
-class CarriedTotal(TypedDict):
-    """All that was asked for and goes to one endpoint."""
-
-    upstream: str
-    endpoint: str
-    flows: int
-    sessions: int
-    bytes_in: int
-    bytes_out: int
-    waits_for_endpoint: int
-    waits_for_client: int
-
-CARRIED_STATES: tuple[str, ...]
-LOOK_ORDERS: Mapping[str, int]
-"""`age`, `idle`, `bytes`: the greatest first."""
-
-class FlowLook:
-    """A question about what is carried; asked by Engine.look_at_flows."""
-
-    def waits_for(self) -> list[int]:
-        """The threads that have not answered yet."""
-    def cancel(self) -> None:
-        """Nobody wants to know any more: the reactors leave off, and end no more flows."""
-    def result(self) -> tuple[list[CarriedFlow], int, list[CarriedTotal]]:
-        """(the first of them in the order that was asked for, how many there are, totals by endpoint), when nothing is
-        waited for. MemoryError when there was none for the totals."""
-
-class HostProgram:
-    """One compiled virtual host. Immutable."""
-
-    hostname: str
-    route_count: int
-    size_bytes: int
-
-class HostIndex:
-    """Hostnames to virtual hosts, for one host set."""
-
-    hosts: dict[str, HostProgram]
-
-class TlsIndex:
-    """Server names to what they are served with, for one listener."""
-
-    index: HostIndex
-    hosts: dict[str, TlsHost]
-
-class ListenerView:
-    """A listener as a table sees it."""
-
-    name: str
-    index: HostIndex
-    tls: TlsIndex | None
-    https_port: int
-
-class Endpoint:
-    """Live state of one endpoint; keeps its identity over every table."""
-
-    upstream: str
-    key: str
-    admin: str
-    weight_override: int | None
-
-class UpstreamView:
-    """An upstream as a table sees it."""
-
-    endpoints: tuple[Endpoint, ...]
-    weights: tuple[int, ...]
-    tls: ClientTls | None
-    maglev: object
-    """Its Maglev table, which may be that of other views as well; None with other algorithms."""
-
 RouteSpec = tuple[str, int, bytes, Sequence[bytes], Sequence[Condition], Sequence[Condition], object, tuple[int, ...]]
 """Name, path kind (0 exact, 1 prefix, 2 string-prefix), path key, methods, headers, query parameters, action (a list of
 (upstream, weight), or (status, body)), options (max body bytes or -1; response, idle, tunnel and request timeout in
@@ -200,31 +97,6 @@ NameSpec = tuple[StreamSpec, bool, bytes]
 """Where the connections of a server name go: as above; whether lb terminates TLS; the ALPN protocols of which the
 client must offer one, each behind its length."""
 Condition = tuple[bytes, bytes | None]
-
-class Table:
-    """Everything a request needs, as one immutable value. Made by lb.compile.table."""
-
-    listeners: dict[str, ListenerView]
-    upstreams: dict[str, UpstreamView]
-
-    generation: int
-    host_count: int
-    route_count: int
-    size_bytes: int
-    def match(
-        self,
-        listener: str,
-        host: bytes,
-        path: bytes,
-        method: bytes = b"GET",
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        query: bytes | None = None,
-    ) -> tuple[str | None, str | None]:
-        """(hostname of the virtual host, name of the route) that serve the request. `path` must be normalised."""
-
-    def match_name(self, listener: str, server_name: bytes, offered: bytes = b"") -> str | None:
-        """Name of the route that a TLS connection goes to; None: it is for the hosts of HTTP, or for nobody.
-        `offered`: ALPN protocols, each behind its length."""
 
 class Engine:
     """N reactor threads and what they share."""

@@ -218,7 +218,7 @@ cdef struct upstream_view:
     uint32_t* sequence  # Smooth weighted round-robin, one period of indexes.
     uint32_t sequence_size
     lot* lots  # random-two: `count` of them; NULL: nobody has weight
-    const uint32_t* maglev  # belongs to a MaglevTable (engine.pyx): many views share it
+    const uint32_t* maglev  # belongs to a MaglevTable (compiled.pyx): many views share it
     uint32_t maglev_size
     uint32_t* seats  # client affinity: indexes by what stands for them in the table of affinity.pxd
     uint32_t seat_mask

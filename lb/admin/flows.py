@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Literal
 
-from lb._fastpath.engine import LOOK_ORDERS
+from lb._fastpath.flow_look import LOOK_ORDERS
 from lb.admin import schema
 from lb.model.upstream import split_key
 
 if TYPE_CHECKING:
-    from lb._fastpath.engine import CarriedFlow, CarriedTotal, Engine
+    from lb._fastpath.engine import Engine
+    from lb._fastpath.flow_look import CarriedFlow, CarriedTotal
 
     _Answer = tuple[list[CarriedFlow], int, list[CarriedTotal]]
 

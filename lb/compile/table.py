@@ -14,7 +14,8 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from lb._fastpath.engine import Engine, HostIndex, HostProgram, ListenerView, Table, UpstreamView
+from lb._fastpath.compiled import HostIndex, HostProgram, ListenerView, Table, UpstreamView
+from lb._fastpath.engine import Engine
 from lb.compile.tls import TlsParts
 from lb.model.address import address_mistake
 from lb.model.config import Config

@@ -34,7 +34,7 @@ def traffic(ok: int = 0, failed: int = 0) -> dict[str, Any]:
 
 
 class FakeLook:
-    """Implements lb._fastpath.engine.FlowLook; `turns` times some thread has not answered, and then there is this."""
+    """Implements lb._fastpath.flow_look.FlowLook: `turns` times some thread has not answered, then there is this."""
 
     def __init__(self, turns: int = 0, *flows: dict[str, Any], matched: int = 0, totals: Sequence[Any] = ()) -> None:
         self.turns = turns

@@ -22,8 +22,9 @@ import pytest
 
 from tests.guards.sources import FASTPATH, ROOT, files, name
 
-PYTHON_SURFACE = frozenset({"engine", "credentials", "testing"})
-"""Who talks to Python: the daemon's engine, the certificates it is given, and what tests call the parser through."""
+PYTHON_SURFACE = frozenset({"engine", "compiled", "credentials", "flow_look", "testing"})
+"""Who talks to Python: the daemon's engine, the parts of tables and the certificates in them, looks at flows, and what
+tests call the parser through."""
 
 LAYERS = (
     ("c", "reasons"),
@@ -44,6 +45,7 @@ LAYERS = (
     ("exchange", "forwarded", "replay", "grpc", "grpc_web", "answers", "access", "stream", "datagram"),
     ("flows",),
     ("credentials",),
+    ("compiled", "flow_look"),
     ("engine", "testing"),
 )
 """From the ground up: a file cimports only from its own layer and the ones before it."""
