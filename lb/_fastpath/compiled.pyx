@@ -239,8 +239,7 @@ cdef class UpstreamView:
 
 
 # Programs of up to 4 KiB lie side by side on huge pages, by size in steps of a cache line. Only the control plane
-# makes and
-# frees them, under the GIL; a place that is given back is used for the next program of its size.
+# makes and frees them, under the GIL; a place that is given back is used for the next program of its size.
 cdef enum:
     PROGRAM_STEP = 64
     PROGRAM_STEPS = 64
