@@ -19,6 +19,7 @@ _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?$")
 _BLANKS = b" \t\r\n"
 _BLANK_RUN = re.compile(rb"[ \t\r\n]*")
 _HEAD = re.compile(rb'\{\s*"apiVersion"\s*:\s*"([^"\\]{1,100})"\s*,\s*"kind"\s*:\s*"([^"\\]{1,100})"\s*[,}]')
+_ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _ITEMS = re.compile(
     rb'\s*\{(?:\s*"(?!items")[^"\\]*"\s*:\s*(?:"[^"\\]*"|\{(?:\s*"[^"\\]*"\s*:\s*"[^"\\]*"\s*,?)*\s*\})\s*,)*\s*"items"\s*:\s*\[\s*'
 )
@@ -129,10 +130,11 @@ def repeated_key(data: bytes) -> tuple[str | int, ...] | None:
     or the text is no JSON, which others tell.
 
     A text has as many colons as what was read from it, unless a member has gone: so the usual text costs one scan and
-    no look at its keys. (One that is escaped is a false alarm; encoders of Kubernetes objects write them as they are.)
+    no look at its keys. (An escaped one could hide a member that has gone: it is read as one, and is none in the text.)
     """
     try:
-        if _encode(msgspec.json.decode(data)).count(b":") == data.count(b":"):
+        as_many = _encode(msgspec.json.decode(data)).count(b":") == data.count(b":")
+        if as_many and not _ESCAPED_COLON.search(data):
             return None
         return _find_twice(_pairs.decode(data.decode()), ())
     except (msgspec.DecodeError, ValueError, RecursionError):
