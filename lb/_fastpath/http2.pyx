@@ -252,7 +252,8 @@ cdef int session_read(session* s) noexcept nogil:
         batch_flush(r)
         n = conn_receive(c, r.scratch_in, SCRATCH_BYTES)
         if n == RECEIVE_END:
-            return RECEIVE_ERROR if c.base.flags & IO_CUT else RECEIVE_END
+            # Cut off by TLS's measure only (no goodbye) it has ended: HTTP/2 itself says what is whole.
+            return RECEIVE_ERROR if c.base.flags & IO_CUT and c.base.flags & IO_BROKEN else RECEIVE_END
         if n == RECEIVE_AGAIN:
             return RECEIVE_ERROR if c.base.flags & IO_BROKEN else RECEIVE_AGAIN
         if n < 0:

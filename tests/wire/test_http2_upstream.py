@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -803,6 +804,22 @@ def test_what_is_sent_again_by_http1_has_its_end(make: Make, security: Security,
         head = get(setup.host, "/", "Transfer-Encoding: chunked", method="POST")
         assert client.ask(head + chunked(*chunks)).body == b"got " + b"".join(chunks)
     assert [call.version for call in server.calls] == ["2", "1.1"]
+
+
+def test_an_endpoint_that_closes_without_a_goodbye(make: Make, security: Security) -> None:
+    """Neither HTTP/2's nor TLS's. It has closed all the same, and not reset."""
+
+    async def close(call: Call) -> None:
+        await call.body()
+        for one in server.open:
+            one.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+    setup = make(security.endpoint("h2", handler=close), protocol="http2", **security.fields)
+    server = setup.endpoint.server
+    with setup.client() as client:
+        (body,) = bodies([client.begin("/", "POST")])
+    assert b"upstream-closed" in body
+    assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ()])
