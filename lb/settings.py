@@ -301,7 +301,7 @@ def load_settings(path: str | Path) -> Settings:
     if node is None:
         return Settings()
     try:
-        return parse_settings(_content_of(node))
+        return parse_settings(_content_of(node, path))
     except FieldError as error:
         raise SettingsError(f"{path}:{_line_of(node, error.path)}: {error}") from None
 
@@ -439,10 +439,17 @@ def _documents(path: str | Path) -> list[dict[str, yaml.Node]]:
     return [top for top in tops if "apiVersion" in top and str(top["apiVersion"].value).startswith("lb/")]
 
 
-def _content_of(node: yaml.Node) -> object:
+def _content_of(node: yaml.Node, path: str | Path) -> object:
+    """SettingsError for a value that is not what it looks like, or what its tag says."""
     loader = yaml.CSafeLoader("")
+    line = node.start_mark.line + 1
     try:
         return loader.construct_object(node, deep=True)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else line
+        raise SettingsError(f"{path}:{line}: {error.problem}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path}:{line}: a value cannot be read: {error}") from None
     finally:
         loader.dispose()
 

@@ -368,6 +368,9 @@ def test_settings_that_change_are_told_without_a_reload(site: Site) -> None:
         assert "lb goes on with the settings that it was started with" in told
         assert lb.metric("lb_config_problems", severity="error") == 1
         assert lb.get("/v1/status")["problems"]["error"] == 1
+        settings.write_text(head + "{drain_timeout: !long 1h}\n")
+        lb.ctl("reload")
+        assert "the tag '!long'" in lb.ctl("problems")
         settings.unlink()
         lb.ctl("reload")
         assert "the settings cannot be read" in lb.ctl("problems")

@@ -128,6 +128,16 @@ def test_settings_are_taken_from_native_documents_only(tmp_path: Path) -> None:
             "settings:\n  session_tickets: {secret: a/b/c}\n",
             ":4: settings.session_tickets.secret: `a/b/c` is not NAMESPACE/NAME",
         ),
+        ("settings:\n  threads: !many 1\n", ":4: could not determine a constructor for the tag '!many'"),
+        ("settings:\n  threads: 1\n  [a]: 1\n", ":5: found unhashable key"),
+        (
+            "settings:\n  drain_timeout: 2026-13-01\n",
+            ":4: a value cannot be read: month must be in 1..12",
+        ),
+        (
+            "settings:\n  threads: !!int x\n",
+            ":4: a value cannot be read: invalid literal for int() with base 10: 'x'",
+        ),
     ],
 )
 def test_refusals_name_line_field_and_fix(tmp_path: Path, text: str, message: str) -> None:
