@@ -50,7 +50,7 @@ class Ejections:
         _tell_rest("more endpoints are ejected", begun)
         back = self._those_there(sorted(self._told - ejected.keys()))
         for upstream, endpoint in back[:MOST_TOLD]:
-            log.info("endpoint is no longer ejected: it can be connected to", upstream=upstream, endpoint=endpoint)
+            log.info("endpoint is no longer ejected: it serves again", upstream=upstream, endpoint=endpoint)
         _tell_rest("more endpoints are no longer ejected", back)
         self._told = set(ejected)
 

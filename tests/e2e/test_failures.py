@@ -217,7 +217,7 @@ def test_an_endpoint_that_serves_on_kept_connections_is_ejected_no_longer(tmp_pa
         assert ejected() == 1
         assert first.ask(get("shop.test")).status == 200
         assert ejected() == 0
-        wait_until(lambda: bool(told(site, "endpoint is no longer ejected")), "the log tells of it")
+        wait_until(lambda: bool(told(site, "endpoint is no longer ejected: it serves again")), "the log tells of it")
 
 
 def told(site: Serving, event: str) -> list[dict[str, Any]]:
