@@ -129,16 +129,24 @@ def repeated_key(data: bytes) -> tuple[str | int, ...] | None:
     """The path of a key that stands twice in its map: decoders take the last one without a word. None: there is none,
     or the text is no JSON, which others tell.
 
-    A text has as many colons as what was read from it, unless a member has gone: so the usual text costs one scan and
-    no look at its keys. (An escaped one could hide a member that has gone: it is read as one, and is none in the text.)
+    The usual text costs one scan and no look at its keys (_keeps_all).
+    """
+    try:
+        return None if _keeps_all(data) else _find_twice(_pairs.decode(data.decode()), ())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _keeps_all(data: bytes) -> bool:
+    """Whether no member is lost when a text is read: what was read has as many colons then. An escaped one could hide
+    that a member has gone: it is read as one, and is none in the text. False also when nobody can tell, because of a
+    number that is too large in a part that lb does not read.
     """
     try:
         as_many = _encode(msgspec.json.decode(data)).count(b":") == data.count(b":")
-        if as_many and not _ESCAPED_COLON.search(data):
-            return None
-        return _find_twice(_pairs.decode(data.decode()), ())
     except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
+        return False
+    return as_many and not _ESCAPED_COLON.search(data)
 
 
 class _Twice(dict[str, object]):

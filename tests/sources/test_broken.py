@@ -180,6 +180,7 @@ TWICE = {
     "in a list": ('"spec": {"ports": [{"port": 1}, {"port": 1, "name": "a", "port" :2}]}', "spec.ports[1].port"),
     "spelled in another way": ('"spec": {"type": null, "clusterIP": "a", "cluster\\u0049P": "b"}', "spec.clusterIP"),
     "in what lb does not read": ('"status": {"a": {"b": 1, "b": 2}}', "status.a.b"),
+    "beside a huge number": ('"spec": {"clusterIP": "a", "clusterIP": "b"}, "status": {"x": 1e999}', "spec.clusterIP"),
     "beside an escaped colon": ('"spec": {"clusterIP": "a", "clusterIP": "b", "x": "\\u003a"}', "spec.clusterIP"),
     "beside another one": ('"spec": {"clusterIP": "a", "clusterIP": "b", "x": "\\u003A"}', "spec.clusterIP"),
 }
