@@ -144,9 +144,13 @@ async def flows(daemon: Daemon, arguments: Arguments) -> schema.Flows:
 
 async def end_flows(daemon: Daemon, arguments: Arguments) -> schema.FlowsEnded:
     which: dict[str, str] = msgspec.structs.asdict(arguments.body)
-    with _refusing(daemon, which):
-        ended = await carried.end(daemon.engine, which)
     filters = {name: value for name, value in which.items() if value}
+    with _refusing(daemon, which):
+        try:
+            ended = await carried.end(daemon.engine, which)
+        except carried.Unanswered as error:
+            log.warning("flows not all ended", **filters, why=str(error))
+            raise
     log.info("flows ended", **filters, connections=ended.connections, sessions=ended.sessions)
     return ended
 

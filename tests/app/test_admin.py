@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -586,6 +587,20 @@ async def test_flows_that_are_not_ended_in_time(daemon: FakeDaemon) -> None:
     with pytest.raises(Unanswered, match="looking for another request") as raised:
         await end_flows(daemon.engine, which, patience=0.02)  # type: ignore[arg-type]
     assert "have been ended" not in str(raised.value)
+
+
+async def test_the_log_knows_of_flows_that_were_not_all_ended(
+    api: Api, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for what has ended those that were is to find it."""
+    monkeypatch.setattr("lb.admin.flows.end", partial(end_flows, patience=0.02))
+    daemon.engine.looks = [FakeLook(1_000_000)]
+    with capture_logs() as logs:
+        status, answer = await api("POST", "/v1/flows/end", {"client": "unix"})
+    assert status == 503
+    (line,) = (one for one in logs if one["event"] == "flows not all ended")
+    assert (line["client"], line["why"]) == ("unix", answer["detail"])
+    assert "listener" not in line
 
 
 async def test_flows_of_threads_that_do_not_answer(daemon: FakeDaemon) -> None:
