@@ -128,7 +128,7 @@ cdef struct tls:
     bint named  # client side: the endpoint's certificate has one of the wanted names
     bint failed  # what came behind the last plaintext is no TLS, or far too little of what came was plaintext
     uint32_t fruitless  # bytes since a read has brought plaintext worth its size
-    const char* why  # a handshake has failed, NULL when the peer has just closed the connection
+    const char* why  # the handshake has failed, or what came after it; NULL: the peer has just closed the connection
     bint established
     bint h2
     bint by_kernel  # the kernel encrypts what is sent: it is written plain

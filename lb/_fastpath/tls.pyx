@@ -470,8 +470,8 @@ cdef int tls_handshake(tls* t, const tls_view* view) noexcept nogil:
 
 
 cdef const char* mistake(const tls* t) noexcept nogil:
-    """OpenSSL's own words for what has ended a handshake, which live as long as the process; of a certificate that is
-    not accepted, why not.
+    """OpenSSL's own words for what has ended a handshake or a connection, which live as long as the process; of a
+    certificate that is not accepted, why not.
     """
     cdef unsigned long error = ERR_peek_last_error()
     if ERR_GET_REASON(error) == SSL_R_CERTIFICATE_VERIFY_FAILED:
