@@ -1,1 +1,1 @@
-"""The data plane: compiled, without the GIL, without Python objects but in engine.pyx and those it is made of."""
+"""The data plane: compiled, without the GIL. Python objects stand in the engine and in the files it is made of only."""

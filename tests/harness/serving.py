@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.harness.backend import RawBackend
 from tests.harness.client import Address, RawClient
@@ -36,6 +37,14 @@ class Serving:
         before = self.lb.generation
         self.native.write(self.path)
         return self.lb.wait_generation_after(before)
+
+
+def flows(site: Serving, **filters: object) -> dict[str, Any]:
+    """What is carried now, as the admin API tells it."""
+    query = "&".join(f"{name}={value}" for name, value in filters.items())
+    answer: dict[str, Any] = site.lb.get(f"/v1/flows?{query}")
+    assert sum(one["connections"] + one["sessions"] for one in answer["endpoints"]) == answer["total"]
+    return answer
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.harness.waiting import DEADLINE
+from tests.harness.waiting import DEADLINE, wait_until
 
 Answer = Callable[[bytes], Iterable[bytes]]
 ROOM = 4 << 20
@@ -27,6 +27,14 @@ def udp_socket(address: str = "127.0.0.1", port: int = 0) -> socket.socket:
     made.bind((address, port))
     made.settimeout(DEADLINE)
     return made
+
+
+def begin_sessions(client: socket.socket, port: int, count: int, begun: Callable[[], int]) -> None:
+    """Each address of lb that is asked makes a session of its own. No faster than they begin: `begun` counts them."""
+    for number in range(count):
+        client.sendto(b"x", (f"127.1.{number // 250}.{number % 250 + 1}", port))
+        if number % 100 == 99:
+            wait_until(lambda sent=number + 1: begun() == sent, "they have begun")  # type: ignore[misc]
 
 
 class UdpServer:

@@ -20,20 +20,14 @@ from tests.harness.native import Native
 from tests.harness.payload import payload
 from tests.harness.ports import free_port
 from tests.harness.process import LbProcess
-from tests.harness.serving import Serving, serving
+from tests.harness.serving import Serving, flows, serving
 from tests.harness.tcp import TcpServer, black_hole, ends_by_reset, named, read_exactly, reset
 from tests.harness.tcp import echo as tcp_echo
-from tests.harness.udp import UdpServer, ask, echo, udp_client, udp_socket
+from tests.harness.udp import UdpServer, ask, begin_sessions, echo, udp_client, udp_socket
 from tests.harness.waiting import SANITIZED, wait_until
 
 FAST: dict[str, Any] = {"type": "tcp", "interval": "100ms", "fast_interval": "100ms", "fall": 1, "rise": 1}
 RESETS = {**FAST, "open_flows": "reset"}
-
-
-def flows(site: Serving, **filters: object) -> dict[str, Any]:
-    query = "&".join(f"{name}={value}" for name, value in filters.items())
-    answer: dict[str, Any] = site.lb.get(f"/v1/flows?{query}")
-    return answer
 
 
 def total(site: Serving, **filters: object) -> int:
@@ -483,14 +477,7 @@ def test_thousands_end_in_many_turns_and_each_once(tmp_path: Path) -> None:
         others = [stack.enter_context(site.connect("web", source="127.0.8.1")) for _ in range(50)]
         port = site.address("dns")[1]
         sender = stack.enter_context(udp_socket("127.0.7.1"))
-        # Each address that is asked is a session of its own.
-        for number in range(count):
-            sender.sendto(b"x", (f"127.1.{number // 250}.{number % 250 + 1}", port))
-            if number % 100 == 99:
-                wait_until(
-                    lambda number=number: total(site, listener="dns") == number + 1,  # type: ignore[misc]
-                    "they have begun",
-                )
+        begin_sessions(sender, port, count, lambda: total(site, listener="dns"))
         wait_until(lambda: total(site, listener="web") == count + 50, "all have been let in")
         over = threading.Event()
 

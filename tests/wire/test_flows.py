@@ -21,9 +21,9 @@ from tests.harness.native import Native
 from tests.harness.payload import payload
 from tests.harness.ports import free_port
 from tests.harness.proxy_header import v1, v2
-from tests.harness.serving import Serving, serving
+from tests.harness.serving import Serving, flows, serving
 from tests.harness.tcp import TcpServer, black_hole, read_all, read_exactly, reset
-from tests.harness.udp import UdpServer, ask, echo, udp_client, udp_socket
+from tests.harness.udp import UdpServer, ask, begin_sessions, echo, udp_client, udp_socket
 from tests.harness.waiting import SANITIZED, wait_until
 
 PROXY = "127.0.0.9"
@@ -71,13 +71,6 @@ def site(
         native.carry_datagrams("dns6", free_port(), "echo6", address="::1")
         native.carry_datagrams("unheard", free_port(), "silent")
         yield stack.enter_context(serving(directory, native, threads=request.param))
-
-
-def flows(site: Serving, **filters: object) -> dict[str, Any]:
-    query = "&".join(f"{name}={value}" for name, value in filters.items())
-    answer: dict[str, Any] = site.lb.get(f"/v1/flows?{query}")
-    assert sum(one["connections"] + one["sessions"] for one in answer["endpoints"]) == answer["total"]
-    return answer
 
 
 def only(site: Serving, **filters: object) -> dict[str, Any]:
@@ -542,14 +535,7 @@ def test_sessions_that_begin_while_they_are_listed(tmp_path: Path) -> None:
         site = stack.enter_context(serving(tmp_path, native, None, threads=1, open_files=given))
         port = site.address("dns")[1]
         client = stack.enter_context(udp_socket("127.0.0.41"))
-        # Each address that is asked is a session of its own.
-        for number in range(stay):
-            client.sendto(b"x", (f"127.1.{number // 250}.{number % 250 + 1}", port))
-            if number % 100 == 99:
-                wait_until(
-                    lambda number=number: flows(site, limit=0)["total"] == number + 1,  # type: ignore[misc]
-                    "they have begun",
-                )
+        begin_sessions(client, port, stay, lambda: flows(site, limit=0)["total"])
         wait_until(lambda: flows(site, client="127.0.0.41", limit=0)["total"] == stay, "all of them have begun")
 
         def begin() -> None:
